@@ -1,0 +1,130 @@
+"""The command line: one verb, one function, no logic. Types, defaults and help come from the dataclasses in `config`.
+
+torch is imported by what a verb calls and not before, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from . import __version__
+from .config import PRESETS, CheckConfig, DemoConfig, EvalConfig, PredictConfig, preset
+from .errors import ConfigError, RetinaNetError, unknown
+
+Config = TypeVar("Config")
+
+
+def demo(arguments: list[str]) -> int:
+    """The offline first run: generated scenes, five minutes of training, AP and a page with pictures."""
+    config = parse("demo", demo, arguments, DemoConfig())
+    from .demo import run
+
+    run(config)
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    """Every problem of a data set, once, with file and id; and the boxes that no anchor can match."""
+    data, config = parse("check", check, arguments, CheckConfig(), "data")
+    from .engine.check import run
+
+    return 0 if run(data, config) else 1
+
+
+def train(arguments: list[str]) -> int:
+    """Train a detector on a folder of annotated images. --preset is read first and sets all other defaults."""
+    name, rest = take("--preset", arguments)
+    if name is None and not {"-h", "--help"} & set(rest):
+        from .engine.train import default_preset
+
+        device, _ = take("--device", rest)
+        name = default_preset(device or "auto")
+    data, config = parse("train", train, rest, preset(name or "tiny"), "data")
+    from .engine.train import run
+
+    run(data, config, name)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """The 12 COCO numbers of a model (or of a COCO results file) on a data set, per class, with curves."""
+    model, data, config = parse("eval", evaluate, arguments, EvalConfig(), "model", "data")
+    from .engine.evaluate import run
+
+    run(model, data, config)
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """Objects in images, folders, globs, lists, or a split of a data set, as COCO results and as pictures."""
+    model, paths, config = parse("predict", predict, arguments, PredictConfig(), "model", "paths")
+    from .engine.predict import run
+
+    return 0 if run(model, paths, config) else 1
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "check": check, "train": train, "eval": evaluate, "predict": predict}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"retinanet {__version__}")
+        return 0
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING)
+    logging.getLogger("retinanet").setLevel(logging.INFO)
+    try:
+        if words[0] not in VERBS:
+            raise unknown("verb", words[0], VERBS)
+        return VERBS[words[0]](words[1:])
+    except (RetinaNetError, OSError) as error:
+        print(f"retinanet: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("retinanet: interrupted", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """The verbs and what they do."""
+    lines = ["usage: retinanet VERB ...", "", *(f"  {name:9s}{(verb.__doc__ or '').strip()}" for name, verb in VERBS.items())]
+    return "\n".join([*lines, "", "retinanet VERB --help lists the settings of a verb. Presets of train: " + ", ".join(PRESETS) + "."])
+
+
+def take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of a flag that is read before the others, and the other words."""
+    for position, word in enumerate(arguments):
+        if word == flag:
+            if position + 1 == len(arguments):
+                raise ConfigError(f"{flag} needs a value")
+            return arguments[position + 1], arguments[:position] + arguments[position + 2 :]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1], arguments[:position] + arguments[position + 1 :]
+    return None, arguments
+
+
+def parse(verb: str, function: Any, arguments: list[str], default: Config, *positionals: str) -> Any:
+    """The words of a verb: its positionals, then its config; only the config when there are no positionals."""
+    import tyro
+    from tyro.conf import OmitArgPrefixes, Positional, arg
+
+    data = Annotated[str, arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")]
+    model = Annotated[str, arg(metavar="MODEL", help="A run folder or a file of weights.")]
+    paths = Annotated[tuple[str, ...], arg(metavar="PATH", help="Images, folders, globs, .txt lists; with --split a data set.")]
+    kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths}
+    fields = {name: Positional[kinds[name]] for name in positionals}
+    words = dataclass(type("Words", (), {"__annotations__": {**fields, "config": type(default)}, "config": default}))
+    parsed: Any = tyro.cli(
+        words, args=arguments, prog=f"retinanet {verb}", description=function.__doc__, config=(OmitArgPrefixes,), add_help=True
+    )
+    values = [getattr(parsed, name) for name in (*positionals, "config")]
+    return values if positionals else values[0]
+

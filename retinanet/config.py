@@ -1,0 +1,328 @@
+"""Every setting: its type, its default, its help. These dataclasses are the command line (tyro reads them); presets are values.
+
+Nothing here imports torch, so that `retinanet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from .errors import ConfigError, unknown
+
+Precision = Literal["auto", "fp32", "bf16"]
+Invalid = Literal["error", "drop", "clip"]
+Layout = Literal["coco", "voc", "yolo"]
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, what happens before it and what after: all of it is stored in the checkpoint. The defaults are the paper's."""
+
+    backbone: str = "resnet50"
+    """A timm model with maps at 1/8, 1/16 and 1/32."""
+    backbone_norm: Literal["frozen", "batch", "group"] = "frozen"
+    """Normalisation of the backbone; from scratch frozen becomes batch, since frozen random statistics do not learn."""
+    channels: int = 256
+    """Width of the pyramid and of the subnets."""
+    depth: int = 4
+    """3x3 convolutions of a subnet before its last."""
+    subnet_norm: Literal["none", "group"] = "none"
+    """Normalisation of the subnets."""
+    prior: float = 0.01
+    """pi: the probability with which every anchor first says "object"."""
+    anchor_size: float = 4.0
+    """Side of a level's smallest anchor, in strides: 4 gives 32 px on P3; lower it for small objects."""
+    anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    """Octave steps of the anchors' sides."""
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width of the anchors."""
+    anchor_center: float = 0.5
+    """Where in its cell an anchor stands."""
+    scale: int = 600
+    """Short side of a picture in pixels after resizing ..."""
+    max_side: int | None = None
+    """... unless the long side would exceed this. None: 5/3 of the scale."""
+    score_threshold: float = 0.05
+    """Answers must score above this."""
+    per_level: int = 1000
+    """Candidates of each pyramid level that are decoded."""
+    nms_threshold: float = 0.5
+    """IoU above which the lower of two boxes of a class goes."""
+    max_detections: int = 100
+    """Answers of one picture at most."""
+
+
+@dataclass(frozen=True)
+class CriterionConfig:
+    """The losses and the assignment. The defaults are the paper's."""
+
+    loss: Literal["cross_entropy", "balanced", "focal", "focal_star"] = "focal"
+    """Class loss: Eq. 1, 3, 5 or 8."""
+    alpha: float | None = 0.25
+    """Weight of the positives in the class loss, 1 - alpha that of the negatives; None for 1 and 1."""
+    gamma: float = 2.0
+    """Focusing parameter of the focal loss."""
+    beta: float = 1.0
+    """Shift of focal_star."""
+    box_loss: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
+    """Loss of the positives' boxes."""
+    smooth_l1_beta: float = 1 / 9
+    """Where smooth_l1 turns from square to straight."""
+    box_weight: float = 1.0
+    """Factor of the box loss."""
+    positive: float = 0.5
+    """IoU from which an anchor is a positive."""
+    negative: float = 0.4
+    """IoU below which it is background; between the two it is ignored."""
+    force_above: float | None = 0.4
+    """A box's best anchor is a positive from this IoU; 0: at any, None: never."""
+    normalize: Literal["step", "image"] = "step"
+    """Divide by the positives of the whole step, or of each picture."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The defaults are the paper's ResNet-50 row of Table 1; presets change them."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    criterion: CriterionConfig = field(default_factory=CriterionConfig)
+
+    out: Path | None = None
+    """Folder of the run; an existing run is never overwritten. None: runs/<data>-<preset>, numbered."""
+    budget: str | None = None
+    """How long: 7min, 2h, 300it or 12ep. None: a length that fits the data."""
+    weights: Literal["imagenet", "none"] = "imagenet"
+    """Where the backbone starts: ImageNet weights through timm, or from scratch with everything live."""
+    batch: int = 16
+    """Images per optimiser step."""
+    lr: float = 0.01
+    """Learning rate for `lr_batch` images per step; it is scaled linearly with the batch."""
+    lr_batch: int = 16
+    """The batch that `lr` is meant for."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay; none on biases and normalisation layers."""
+    schedule: Literal["drops", "cosine"] = "drops"
+    """Learning rate divided by 10 after 2/3 and 8/9 of the run (60k and 80k of 90k), or a cosine to 0."""
+    warmup: int = 500
+    """Iterations of linear warm-up, at most a tenth of the run."""
+    clip: float | None = None
+    """Largest norm of the gradient; None: no clipping."""
+    ema: float | None = None
+    """Decay of the running average of the weights, which is then what is evaluated and shipped; None: no average."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: tuple[float, float] = (1.0, 1.0)
+    """Range of the factor on the scale; above 1 pictures are cropped at random to the usual size."""
+    photometric: float = 0.0
+    """Probability of a change of brightness, contrast, saturation and hue."""
+    precision: Precision = "auto"
+    """bf16: autocast with the losses in fp32; auto: bf16 where the machine computes in it."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
+    workers: int | None = None
+    """Loader processes. None: one on a CPU, up to eight beside a GPU."""
+    seed: int = 0
+    """The same seed, data and settings give the same run on the same machine."""
+    validations: int = 8
+    """How often validation loss and AP are measured, the end included."""
+    log_every: int = 20
+    """Iterations between two lines of the log."""
+    layout: Layout | None = None
+    """Annotation format; None: recognised."""
+    images: Path | None = None
+    """Folder of the pictures, when it is elsewhere."""
+    invalid: Invalid = "error"
+    """What bad annotations and pictures get: error lists all and stops, drop leaves them out, clip cuts boxes at the border."""
+    max_pixels: int = 178_956_970
+    """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a model is run: shared by eval and predict."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
+    batch: int = 8
+    """Pictures per batch; only pictures of the same padded shape share one."""
+    workers: int | None = None
+    """Loader processes. None: one on a CPU, up to eight beside a GPU."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is faster and costs a little AP."""
+    scale: int | None = None
+    """Short side in pixels, when it is not to be the model's own."""
+    layout: Layout | None = None
+    """Annotation format of a data set; None: recognised."""
+    images: Path | None = None
+    """Folder of the pictures of a data set, when it is elsewhere."""
+    invalid: Invalid = "error"
+    """What bad annotations and pictures get: error, drop or clip."""
+    max_pixels: int = 178_956_970
+    """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class EvalConfig(RunConfig):
+    """An evaluation."""
+
+    split: str | None = None
+    """train, val or test. None: val if there is one, else the only one."""
+    out: Path | None = None
+    """Folder for metrics.json, predictions.json and plots. None: nothing is written."""
+
+
+@dataclass(frozen=True)
+class PredictConfig(RunConfig):
+    """Answers for pictures."""
+
+    out: Path | None = None
+    """Folder for predictions.json and pictures. None: the answers are printed."""
+    split: str | None = None
+    """For a data set: which split."""
+    threshold: float | None = None
+    """Score from which a box is drawn and printed. None: the model's own (best F1 in validation). predictions.json has all."""
+    pictures: bool = True
+    """Write a picture with labelled boxes of each image."""
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """A look at a data set before anything is trained on it."""
+
+    deep: bool = False
+    """Decode every picture too."""
+    layout: Layout | None = None
+    """Annotation format; None: recognised."""
+    images: Path | None = None
+    """Folder of the pictures, when it is elsewhere."""
+    scale: int = 600
+    """Short side in pixels at which anchors are compared with boxes ..."""
+    max_side: int | None = None
+    """... and the limit of the long side."""
+    anchor_size: float = 4.0
+    """Side of a level's smallest anchor, in strides."""
+    max_pixels: int = 178_956_970
+    """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The offline first run."""
+
+    out: Path = Path("runs/demo")
+    """Folder for scenes, run and page; a number is added when it exists."""
+    budget: str = "4min"
+    """How long to train: 4min, 300it."""
+    device: str = "auto"
+    """cpu, cuda; auto: a GPU if there is one."""
+    seed: int = 0
+    """Scenes and training follow from it."""
+
+
+_PAPER = TrainConfig(budget="90000it")
+
+PRESETS: dict[str, TrainConfig] = {
+    # A laptop without a GPU, minutes, no download. Measured: docs/results.md.
+    "tiny": TrainConfig(
+        model=ModelConfig(backbone="resnet18", backbone_norm="batch", channels=128, depth=2, subnet_norm="group", anchor_size=3.0, scale=320),
+        criterion=CriterionConfig(box_loss="giou", box_weight=2.0),
+        weights="none",
+        batch=4,
+        lr=1e-3,
+        lr_batch=4,
+        optimizer="adamw",
+        weight_decay=0.05,
+        schedule="cosine",
+        warmup=100,
+        clip=10.0,
+        ema=0.998,
+        jitter=(0.8, 1.25),
+        photometric=0.5,
+    ),
+    # Table 1b's best row: 8 GPUs, 16 images, 90k iterations, AP 34.0 on COCO minival (Lin et al., 2017). Not run by us.
+    "r50-600": _PAPER,
+    # What torchvision's second version showed to work (41.5 AP on COCO val2017 after 26 epochs of 8 x 2 images). Not run by us.
+    "r50-modern": TrainConfig(
+        model=ModelConfig(subnet_norm="group", scale=800),
+        criterion=CriterionConfig(box_loss="giou", box_weight=2.0),
+        batch=16,
+        lr=1e-4,
+        optimizer="adamw",
+        weight_decay=0.05,
+        schedule="cosine",
+        clip=1.0,
+        ema=0.9998,
+        jitter=(0.6, 1.0),
+        photometric=0.5,
+    ),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The preset of that name; ConfigError with the nearest names when there is none."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+def override(config: Config, settings: Mapping[str, Any]) -> Config:
+    """`config` with the settings changed, wherever among its parts they live; ConfigError with the nearest names for an unknown one."""
+    assert is_dataclass(config)
+    left = dict(settings)
+    changes: dict[str, Any] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if is_dataclass(value):
+            own = {entry.name for entry in fields(value)} & left.keys()
+            changes[part.name] = override(value, {name: left.pop(name) for name in sorted(own)})
+        elif part.name in left:
+            changes[part.name] = left.pop(part.name)
+    if left:
+        raise unknown("setting", next(iter(left)), flat(config))
+    return replace(config, **changes)  # type: ignore[return-value]
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """All settings of a config and its parts by name; the names are unique (a test holds it so)."""
+    settings: dict[str, Any] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        settings |= flat(value) if is_dataclass(value) else {part.name: value}
+    return settings
+
+
+def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A dataclass from what `asdict` and JSON left of it; an unknown name is a ConfigError."""
+    assert is_dataclass(kind)
+    known = {entry.name for entry in fields(kind)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A dataclass as plain values for JSON."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def parse_budget(budget: str) -> tuple[float, Literal["s", "it", "ep"]]:
+    """'7min' -> (420, 's'), '300it' -> (300, 'it'), '12ep' -> (12, 'ep')."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|it|ep)\s*", budget)
+    if not found or float(found[1]) <= 0:
+        raise ConfigError(f"budget {budget!r} is not a length; write 7min, 2h, 90s, 300it or 12ep")
+    number, unit = float(found[1]), found[2]
+    if unit in ("it", "ep"):
+        return number, unit  # type: ignore[return-value]
+    return number * {"s": 1, "min": 60, "h": 3600}[unit], "s"

@@ -1,0 +1,171 @@
+"""A data set as columns: a few flat arrays, shared by all workers, instead of a million small objects."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Problem
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split: N images, M boxes, K classes. The boxes of image i are the rows first[i]:first[i+1]."""
+
+    source: Path
+    """The annotation file or folder it was read from."""
+    root: Path
+    """The folder that `files` are relative to."""
+    split: str
+    """train, val, test, or the name the source goes by."""
+    names: tuple[str, ...]
+    """[K] class names."""
+    category_ids: tuple[int, ...]
+    """[K] the source's id of each class (COCO's are sparse)."""
+    files: NDArray[np.str_]
+    """[N] picture of each image, relative to `root`, with forward slashes."""
+    image_ids: Integers
+    """[N] the source's id of each image."""
+    sizes: Integers
+    """[N, 2] height and width in pixels, as shown (after any EXIF rotation); 0 where the source does not say."""
+    first: Integers
+    """[N + 1] row of each image's first box."""
+    boxes: Floats
+    """[M, 4] xyxy in pixels; float64, since the metric is computed from them."""
+    labels: Integers
+    """[M] 0..K-1."""
+    crowd: Flags
+    """[M] regions that are not for training and that evaluation does not count (COCO's iscrowd, VOC's difficult)."""
+    areas: Floats
+    """[M] object area in pixels: COCO's own (of the mask), else width x height."""
+    annotation_ids: Integers
+    """[M] the source's id of each box."""
+    problems: tuple[Problem, ...] = ()
+    """What the reader could not turn into columns, and left out."""
+
+    def __post_init__(self) -> None:
+        images, boxes = len(self.files), len(self.labels)
+        assert self.image_ids.shape == (images,) and self.sizes.shape == (images, 2)
+        assert self.first.shape == (images + 1,) and self.first[0] == 0 and self.first[-1] == boxes
+        assert self.boxes.shape == (boxes, 4)
+        assert self.crowd.shape == self.areas.shape == self.annotation_ids.shape == (boxes,)
+        assert len(self.names) == len(self.category_ids)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, index: int) -> Path:
+        """Where the picture of image `index` lies."""
+        return self.root / str(self.files[index])
+
+    def rows(self, index: int) -> slice:
+        """The rows of the boxes of image `index`."""
+        return slice(int(self.first[index]), int(self.first[index + 1]))
+
+    def image_of_box(self) -> Integers:
+        """[M] the index of the image that each box belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first))
+
+    def keep_boxes(self, keep: Flags) -> Dataset:
+        """The same images with only the boxes where keep [M] is true."""
+        counts = np.bincount(self.image_of_box()[keep], minlength=len(self))
+        return replace(
+            self,
+            first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            crowd=self.crowd[keep],
+            areas=self.areas[keep],
+            annotation_ids=self.annotation_ids[keep],
+        )
+
+    def subset(self, indices: Integers, split: str | None = None) -> Dataset:
+        """The images at `indices`, in that order, with their boxes."""
+        rows = [np.arange(self.first[i], self.first[i + 1]) for i in indices]
+        order = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        counts = np.diff(self.first)[indices] if len(indices) else np.empty(0, dtype=np.int64)
+        return replace(
+            self,
+            split=split or self.split,
+            files=self.files[indices],
+            image_ids=self.image_ids[indices],
+            sizes=self.sizes[indices],
+            first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            boxes=self.boxes[order],
+            labels=self.labels[order],
+            crowd=self.crowd[order],
+            areas=self.areas[order],
+            annotation_ids=self.annotation_ids[order],
+        )
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change whenever the index changes (not the pixels)."""
+        digest = hashlib.sha256(repr((self.names, self.category_ids)).encode())
+        for column in (self.files, self.image_ids, self.sizes, self.first, self.boxes, self.labels, self.crowd):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()[:16]
+
+
+class Columns:
+    """Grows the columns image by image; the readers fill it and call `build`."""
+
+    def __init__(self) -> None:
+        self.files: list[str] = []
+        self.image_ids: list[int] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.counts: list[int] = []
+        self.boxes: list[tuple[float, float, float, float]] = []
+        self.labels: list[int] = []
+        self.crowd: list[bool] = []
+        self.areas: list[float] = []
+        self.annotation_ids: list[int] = []
+        self.problems: list[Problem] = []
+
+    def image(self, file: str, image_id: int, height: int, width: int) -> None:
+        """Begin an image; the boxes that follow are its own."""
+        self.files.append(file)
+        self.image_ids.append(image_id)
+        self.sizes.append((height, width))
+        self.counts.append(0)
+
+    def box(self, xyxy: tuple[float, float, float, float], label: int, annotation_id: int, *, crowd: bool = False, area: float | None = None) -> None:
+        """Add a box to the image begun last."""
+        self.counts[-1] += 1
+        self.boxes.append(xyxy)
+        self.labels.append(label)
+        self.crowd.append(crowd)
+        self.areas.append((xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1]) if area is None else area)
+        self.annotation_ids.append(annotation_id)
+
+    def problem(self, kind: str, file: str, detail: str) -> None:
+        """Note what cannot be a row."""
+        self.problems.append(Problem(kind, file, detail))
+
+    def build(self, source: Path, root: Path, split: str, names: Any, category_ids: Any) -> Dataset:
+        """The finished columns."""
+        return Dataset(
+            source=source,
+            root=root,
+            split=split,
+            names=tuple(names),
+            category_ids=tuple(int(i) for i in category_ids),
+            files=np.array(self.files, dtype=np.str_),
+            image_ids=np.array(self.image_ids, dtype=np.int64),
+            sizes=np.array(self.sizes, dtype=np.int64).reshape(-1, 2),
+            first=np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64),
+            boxes=np.array(self.boxes, dtype=np.float64).reshape(-1, 4),
+            labels=np.array(self.labels, dtype=np.int64),
+            crowd=np.array(self.crowd, dtype=np.bool_),
+            areas=np.array(self.areas, dtype=np.float64),
+            annotation_ids=np.array(self.annotation_ids, dtype=np.int64),
+            problems=tuple(self.problems),
+        )

@@ -1,0 +1,158 @@
+"""A picture file -> uint8 RGB pixels as a person sees it, or an error that names the file; never a wrong picture.
+
+Pillow decodes everything. (torchvision's decoders gave the same pixels in the same time, 3.0 against 3.2 ms for a 900x600 JPEG, but
+torchvision 0.29 deprecates them and says that they will go.) The plug-ins are chosen by the file's own first bytes and not by `Image.open`:
+a wrong suffix does no harm, formats that run other programs (EPS) stay shut, and the limit on pixels is ours alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import BmpImagePlugin, GifImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 178_956_970
+"""Above this many pixels a picture is refused: half a gigabyte of RGB, the limit at which Pillow suspects an attack."""
+
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pnm", ".ppm", ".pgm", ".pbm"]
+)
+
+SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    (b"RIFF", WebPImagePlugin.WebPImageFile),
+    (b"GIF8", GifImagePlugin.GifImageFile),
+    (b"II*\0", TiffImagePlugin.TiffImageFile),
+    (b"MM\0*", TiffImagePlugin.TiffImageFile),
+    (b"II+\0", TiffImagePlugin.TiffImageFile),
+    (b"MM\0+", TiffImagePlugin.TiffImageFile),
+    *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
+)
+EIGHT_BIT = frozenset(["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
+ORIENTATION, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 274, 256, 257, 258, 262  # tags of EXIF and TIFF
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The picture as uint8 [3, H, W], RGB, as shown (after any EXIF rotation); the memory is [H, W, 3], like channels_last.
+
+    Grey is repeated over the channels, alpha is dropped and not blended (what a labelling tool shows below it is not known), the first
+    of several frames is taken. 16-bit grey is divided by 257, so that 65535 becomes 255; of 16-bit colour the high byte is taken, which
+    differs by at most 1. Pictures of 32-bit numbers have no agreed range and are refused.
+    """
+    import torch
+
+    return torch.from_numpy(read_pixels(path, max_pixels)).permute(2, 0, 1)
+
+
+def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """The same without torch: uint8 [H, W, 3]."""
+    with _opened(path) as image:
+        height, width = _shown_size(image)
+        if height * width > max_pixels:
+            raise DataError(f"{path}: {width} x {height} pixels are more than the limit of {max_pixels}; --max-pixels raises it")
+        tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+        orientation = 1 if tiff else _orientation(image)  # Pillow turns a TIFF by itself while it loads it
+        image.load()
+        pixels = _upright(_rgb(image), orientation)
+        if pixels.shape != (height, width, 3):
+            raise DataError(f"{path}: the header says {width} x {height}, the picture is {pixels.shape[1]} x {pixels.shape[0]}")
+    return pixels
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) as shown (after any EXIF rotation), from the header alone: 40 microseconds, where decoding takes milliseconds."""
+    with _opened(path) as image:
+        return _shown_size(image)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """The picture with its header read; whatever goes wrong inside the block is told as a DataError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+            reader = next((reader for signature, reader in SIGNATURES if head.startswith(signature)), None)
+            if reader is None:
+                what = "the file is empty" if not head else "not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM picture"
+                raise DataError(f"{path}: {what}")
+            file.seek(0)
+            yield reader(file, str(path))
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # a broken file makes Pillow raise anything from SyntaxError to zlib.error
+        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+
+
+def _shown_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # image.size is turned already, or not, depending on Pillow's version
+        width, height, orientation = image.tag_v2[WIDTH], image.tag_v2[HEIGHT], image.tag_v2.get(ORIENTATION, 1)
+    else:
+        (width, height), orientation = image.size, _orientation(image)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF's 1..8. Read here, since Pillow decodes the whole of a PNG to find it, and warns about broken blocks."""
+    data = image.info.get("exif", b"")
+    data = data.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", data, 4)
+        (count,) = struct.unpack_from(order + "H", data, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", data, entry)
+            if tag == ORIENTATION:
+                (value,) = struct.unpack_from(order + ("I" if kind == 4 else "H"), data, entry + 8)
+                return int(value) if 1 <= value <= 8 else 1
+    except struct.error:  # a block that ends too early says nothing
+        pass
+    return 1
+
+
+def _rgb(image: ImageFile.ImageFile) -> Pixels:
+    """The loaded picture as [H, W, 3], not yet turned."""
+    if image.mode in EIGHT_BIT:
+        image.info.pop("transparency", None)  # one palette colour that is transparent: Pillow warns when it has to drop it
+        if image.mode in ("La", "RGBa"):
+            return np.array(image.convert(image.mode.upper()).convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        full, inverted = 65535, False
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            full, inverted = (1 << image.tag_v2[BITS][0]) - 1, image.tag_v2.get(PHOTOMETRIC) == 0  # 0: white is zero
+        grey = np.asarray(image).astype(np.uint32)
+        grey = (np.minimum(grey, full) * 255 + full // 2) // full
+        grey = 255 - grey if inverted else grey
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    kind = {"I": "32-bit or signed integers", "F": "floating point numbers", "LAB": "CIE Lab"}.get(image.mode, image.mode)
+    raise DataError(f"{image.filename!s}: holds {kind}, whose range is not agreed on; save it with 8 or 16 bits a channel")
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """[H, W, 3] turned so that the first row is the top: EXIF's eight cases are a transposition, a mirror and a flip, each or not."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

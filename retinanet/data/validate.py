@@ -1,0 +1,201 @@
+"""Every problem of a data set at once, before the first step: found, told with file and id, and only on request dropped or cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from ..errors import DataError, Problem, report, unknown
+from .dataset import Dataset, Flags, Floats, Integers
+from .headers import MISSING, UNREADABLE, read_sizes
+from .images import MAX_PIXELS, read_pixels
+
+Invalid = Literal["error", "drop", "clip"]
+CHOICES = ("error", "drop", "clip")
+TOLERANCE = 1.0
+"""Pixels by which a box may leave the image: the rounding of most tools. Such a box is no problem; it is cut at the border."""
+ADVICE = (
+    "Fix the files, or pass --invalid drop to leave these boxes and images out, "
+    "or --invalid clip to cut boxes at the border first and leave out the rest."
+)
+
+
+def validate(
+    dataset: Dataset, invalid: Invalid = "error", headers: bool = True, deep: bool = False, max_pixels: int = MAX_PIXELS
+) -> tuple[Dataset, list[Problem]]:
+    """The data set as it can be used, and everything that is wrong with it, with what the reader could not turn into rows.
+
+    invalid  error  any problem raises DataError, whose `problems` lists all of them
+             drop   boxes and images with a problem are left out
+             clip   boxes that leave their image are cut at its border; what has no area then, and all other faults, are left out
+    headers  look at the pictures: are they there, and as large as the annotations say (cached by time and length)
+    deep     decode every picture
+
+    Boxes that leave their image by at most one pixel are cut at the border in any case, and sizes that the annotations do not give are
+    filled in. A data set without images, boxes or pictures is always an error.
+    """
+    if invalid not in CHOICES:
+        raise unknown("--invalid", invalid, CHOICES)
+    problems = list(dataset.problems)
+    _require_some(dataset, problems)
+    sizes, good_images, measured = dataset.sizes.copy(), np.ones(len(dataset), dtype=np.bool_), np.ones(len(dataset), dtype=np.bool_)
+    for index in _listed_again(dataset):
+        problems.append(_image_problem(dataset, "pictures that are listed twice", index))
+        good_images[index] = False
+    if headers or deep:
+        sizes, measured = _check_headers(dataset, max_pixels, problems, good_images)
+    if deep:
+        _decode(dataset, max_pixels, problems, good_images)
+    boxes, good_boxes = _check_boxes(dataset, sizes, measured, invalid == "clip", problems)
+
+    if problems and invalid == "error":
+        raise DataError(f"{dataset.source}: {_count(len(problems), 'problem')}\n{report(problems, limit=10)}\n{ADVICE}", problems)
+    areas = np.where(_area_follows(dataset, boxes), _area(boxes), dataset.areas)
+    clean = replace(dataset, boxes=boxes, areas=areas, sizes=sizes).keep_boxes(good_boxes)
+    if not good_images.all():
+        clean = clean.subset(np.flatnonzero(good_images))
+    _require_some(clean, problems)
+    return clean, problems
+
+
+def _require_some(dataset: Dataset, problems: list[Problem]) -> None:
+    lacks = "images" if len(dataset) == 0 else "boxes" if len(dataset.labels) == 0 else None
+    if lacks is not None:
+        reasons = f"\n{report(problems, limit=10)}" if problems else ""
+        raise DataError(
+            f"{dataset.source}: there are no {lacks} in {dataset.split}, so there is nothing to learn or to measure{reasons}", problems
+        )
+
+
+def _image_problem(dataset: Dataset, kind: str, index: int, what: str = "") -> Problem:
+    detail = f"image {dataset.image_ids[index]} ({dataset.files[index]})"
+    return Problem(kind, dataset.source.name, f"{detail}: {what}" if what else detail)
+
+
+def _listed_again(dataset: Dataset) -> Iterable[int]:
+    """Indices of images whose picture an earlier image has already."""
+    _, first, inverse = np.unique(dataset.files, return_index=True, return_inverse=True)
+    return [int(index) for index in np.flatnonzero(first[inverse] != np.arange(len(dataset)))]
+
+
+def _check_headers(dataset: Dataset, max_pixels: int, problems: list[Problem], good: Flags) -> tuple[Integers, Flags]:
+    """-> [N, 2] sizes, and [N] where they are sure, so that boxes can be held against them; marks bad images in `good`."""
+    found, failures = read_sizes(dataset.root, dataset.files.tolist())
+    if failures and len(failures) == len(dataset) and all(kind == MISSING for kind, _ in failures.values()):
+        example = dataset.root / str(dataset.files[0])
+        raise DataError(
+            f"{dataset.source}: none of its {len(dataset)} pictures was found; the first was looked for at {example}; "
+            "pass the folder of the pictures with --images",
+            [*problems, *(_image_problem(dataset, MISSING, index) for index in failures)],
+        )
+    stated, seen = _known(dataset.sizes), _known(found)
+    differs = stated & seen & (found != dataset.sizes).any(axis=1)
+    large = seen & (found.prod(axis=1) > max_pixels)
+    for index, (kind, reason) in failures.items():
+        problems.append(_image_problem(dataset, kind, index, reason))
+    for index in np.flatnonzero(differs).tolist():
+        (height, width), (said_height, said_width) = found[index].tolist(), dataset.sizes[index].tolist()
+        hint = " (the annotation ignores the EXIF rotation)" if (height, width) == (said_width, said_height) else ""
+        what = f"the annotation says {said_width} x {said_height}, the picture is {width} x {height}{hint}"
+        problems.append(_image_problem(dataset, "pictures whose size disagrees with the annotation", index, what))
+    for index in np.flatnonzero(large).tolist():
+        what = f"{found[index, 1]} x {found[index, 0]} pixels, the limit is {max_pixels} (--max-pixels)"
+        problems.append(_image_problem(dataset, "pictures above the limit of pixels", index, what))
+    good &= seen & ~large & ~differs
+    return np.where(seen[:, None], found, dataset.sizes), ~differs
+
+
+def _decode(dataset: Dataset, max_pixels: int, problems: list[Problem], good: Flags) -> None:
+    """Decodes every picture whose header is sound; marks the bad ones in `good`."""
+
+    def fault(index: int) -> str | None:
+        try:
+            read_pixels(dataset.path(index), max_pixels)
+        except DataError as error:
+            return str(error).removeprefix(f"{dataset.path(index)}: ")
+        return None
+
+    sound = [int(index) for index in np.flatnonzero(good)]
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        for index, reason in zip(sound, pool.map(fault, sound), strict=True):
+            if reason is not None:
+                problems.append(_image_problem(dataset, UNREADABLE, index, reason))
+                good[index] = False
+
+
+def _check_boxes(dataset: Dataset, sizes: Integers, measured: Flags, clip: bool, problems: list[Problem]) -> tuple[Floats, Flags]:
+    """-> [M, 4] boxes, cut where that is allowed, and [M] which of them can be used."""
+    image = dataset.image_of_box()
+    known = measured[image] & _known(sizes)[image]
+    border = np.where(known[:, None], np.tile(sizes[image][:, ::-1], 2), np.inf)  # width, height, width, height
+    origin = np.where(known, 0.0, -np.inf)[:, None]
+    finite: Flags = np.asarray(np.isfinite(dataset.boxes).all(axis=1))
+    boxes = np.where(finite[:, None], dataset.boxes, 0.0)
+    flat = finite & _flat(boxes)
+    outside = finite & ~flat & ((boxes < origin - TOLERANCE) | (boxes > border + TOLERANCE)).any(axis=1)
+    cut = np.clip(boxes, origin, border)
+    vanishes = finite & ~flat & ~outside & _flat(cut)  # lies within the pixel of tolerance
+    repeated = _repeated(image, dataset.labels, boxes) & finite
+
+    for kind, where in (
+        ("boxes that are not finite", ~finite),
+        ("boxes without area", flat | vanishes),
+        ("boxes outside the image", outside),
+        ("duplicate boxes", repeated),
+    ):
+        problems += [_box_problem(dataset, kind, row, int(image[row]), sizes) for row in np.flatnonzero(where).tolist()]
+    usable = finite & ~repeated & ~_flat(cut)
+    return cut, usable if clip else usable & ~outside
+
+
+def _known(sizes: Integers) -> Flags:
+    """[N, 2] -> [N] whether the size is given."""
+    return np.asarray((sizes > 0).all(axis=1))
+
+
+def _flat(boxes: Floats) -> Flags:
+    """[M, 4] -> [M] without width or height, or inside out."""
+    return np.asarray((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
+
+
+def _area(boxes: Floats) -> Floats:
+    """[M, 4] -> [M] width x height."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+
+
+def _area_follows(dataset: Dataset, cut: Floats) -> Flags:
+    """[M] boxes that were cut, and whose area was that of the box and not of a mask."""
+    changed = (cut != dataset.boxes).any(axis=1) & np.isfinite(dataset.boxes).all(axis=1)
+    follows = np.zeros(len(changed), dtype=np.bool_)
+    follows[changed] = np.isclose(dataset.areas[changed], _area(dataset.boxes[changed]))
+    return follows
+
+
+def _repeated(image: Integers, labels: Integers, boxes: Floats) -> Flags:
+    """[M] true for a box that equals an earlier one of the same image and class."""
+    keys = (*boxes.T, labels, image)
+    order = np.lexsort(keys)  # stable: equal boxes stay in the order of the file
+    same = np.ones(max(len(order) - 1, 0), dtype=np.bool_)
+    for key in keys:
+        same &= key[order][1:] == key[order][:-1]
+    repeated = np.zeros(len(order), dtype=np.bool_)
+    repeated[order[1:]] = same
+    return repeated
+
+
+def _box_problem(dataset: Dataset, kind: str, row: int, index: int, sizes: Integers) -> Problem:
+    x1, y1, x2, y2 = dataset.boxes[row].tolist()
+    xywh = ", ".join(f"{value:.10g}" for value in (x1, y1, x2 - x1, y2 - y1))
+    height, width = sizes[index].tolist()
+    size = f" of {width} x {height}" if kind == "boxes outside the image" else ""
+    what = f"annotation {dataset.annotation_ids[row]}, image {dataset.image_ids[index]} ({dataset.files[index]}){size}"
+    return Problem(kind, dataset.source.name, f"{what}: [x, y, w, h] = [{xywh}]")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

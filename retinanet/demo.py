@@ -1,0 +1,95 @@
+"""The offline first run: generated scenes, a training of minutes, AP on scenes never seen, a page that shows it all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .config import DemoConfig, EvalConfig, preset
+from .data.images import read_image
+from .data.layout import open_dataset
+from .data.scenes import write_scenes
+from .engine import evaluate, train
+from .engine.detector import Detector, load
+from .engine.metrics import Metrics
+from .engine.record import duration
+from .view.draw import draw, save, sheet
+from .view.page import write_page
+
+log = logging.getLogger("retinanet")
+
+SCENES = {"train": 600, "val": 50, "test": 100}
+SHOWN = 12
+
+
+def run(config: DemoConfig) -> Path:
+    """Scenes, training, evaluation and page.html in a new folder; returns the folder."""
+    started = time.perf_counter()
+    folder = free(config.out)
+    log.info("generating %d scenes in %s", sum(SCENES.values()), folder / "scenes")
+    scenes = write_scenes(folder / "scenes", SCENES, seed=config.seed)
+    settings = replace(preset("tiny"), budget=config.budget, device=config.device, seed=config.seed, validations=3, out=folder / "run")
+    log.info("training for %s", config.budget)
+    train.run(scenes, settings, "tiny")
+    log.info("evaluating on %d scenes that were not trained on", SCENES["test"])
+    metrics = evaluate.run(str(folder / "run"), str(scenes), EvalConfig(split="test", device=config.device, out=folder))
+    detector = load(folder / "run", config.device)
+    save(folder / "detections.jpg", detections(detector, scenes))
+    took = duration(time.perf_counter() - started)
+    page(folder, metrics, took, config)
+    log.info("AP %.3f on unseen scenes, after %s in all", metrics["AP"] or 0.0, took)
+    log.info("look at %s\nthen train on your own images:  retinanet train YOUR_FOLDER --out runs/mine", folder / "page.html")
+    return folder
+
+
+def free(out: Path) -> Path:
+    """`out`, or the first of out-2, out-3 ... that does not exist: a second demo never overwrites the first."""
+    number, folder = 1, out
+    while folder.exists():
+        number += 1
+        folder = out.with_name(f"{out.name}-{number}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def detections(detector: Detector, scenes: Path) -> torch.Tensor:
+    """A sheet of unseen scenes with what was found in them, above the threshold that validation chose."""
+    test = open_dataset(scenes)["test"]
+    images = [read_image(test.path(index)) for index in range(SHOWN)]
+    found = detector.predict(images)
+    return sheet([draw(image, answer.above(detector.threshold)) for image, answer in zip(images, found, strict=True)], columns=4)
+
+
+def page(folder: Path, metrics: Metrics, took: str, config: DemoConfig) -> None:
+    """page.html: the numbers, the pictures, and what to do next."""
+    about = json.loads((folder / "run" / "config.json").read_text())
+    shown = {name: "-" if metrics[name] is None else f"{metrics[name]:.3f}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    numbers = [(f"COCO {name}" if name == "AP" else name, value) for name, value in shown.items()]
+    write_page(
+        folder / "page.html",
+        "A detector, trained here",
+        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a RetinaNet with {about['config']['model']['backbone']} "
+        f"from scratch for {about['iterations']} steps, and measured it on {metrics.images} scenes that it never saw, with "
+        f"{metrics.boxes} objects in them.\n\nAP is COCO's: the mean over IoU thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; "
+        "s, m and l are objects below 32 px, up to 96 px and above.",
+        numbers,
+        [
+            ("Detections on unseen scenes, above the score of best F1 in validation", folder / "detections.jpg"),
+            ("Training: losses", folder / "run" / "plots" / "losses.png"),
+            ("Validation: AP", folder / "run" / "plots" / "ap.png"),
+            ("Precision and recall on unseen scenes at IoU 0.5", folder / "plots" / "precision_recall.png"),
+            ("Who is taken for whom", folder / "plots" / "confusion.png"),
+            ("What the network sees: a first batch, its boxes, and the anchors that answer for them", folder / "run" / "plots" / "first_batch.jpg"),
+        ],
+        [
+            ("Look your own data set over: a folder with COCO, VOC or YOLO annotations.", "retinanet check YOUR_FOLDER"),
+            ("Train on it; the minutes are yours to choose.", "retinanet train YOUR_FOLDER --budget 30min --out runs/mine"),
+            ("Measure it.", "retinanet eval runs/mine YOUR_FOLDER --split test --out runs/mine-test"),
+            ("Use it.", "retinanet predict runs/mine SOME_PICTURES --out found"),
+        ],
+    )

@@ -1,0 +1,119 @@
+"""The verb `check`: every problem of a data set, once, and the boxes that the anchors cannot reach."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..config import CheckConfig
+from ..data.dataset import Dataset
+from ..data.layout import open_dataset
+from ..data.validate import validate
+from ..errors import DataError, Problem, report
+from ..model.preprocess import Preprocess
+from ..ops.anchors import STRIDES, cell_anchors
+
+log = logging.getLogger("retinanet")
+
+SIDES = ((0, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1 << 30))
+"""Bins of object size at network scale, in pixels (the root of the area)."""
+
+
+def run(path: str, config: CheckConfig) -> bool:
+    """Print all problems of all splits and the anchors' reach; true when there is no problem."""
+    splits = open_dataset(path, config.layout, config.images)
+    problems: list[Problem] = []
+    for name, data in splits.items():
+        try:
+            clean, found = validate(data, "clip", deep=config.deep, max_pixels=config.max_pixels)
+        except DataError as error:  # no picture or no box at all
+            found = error.problems or [Problem(str(error), data.source.name, "")]
+            clean = None
+        problems += found
+        log.info("%s", describe(name, data))
+        if clean is not None:
+            log.info("%s", reach_table(reach(clean, Preprocess(config.scale, config.max_side), config.anchor_size), config))
+    if problems:
+        log.info("%s\n%d problems. Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at the border).", report(problems), len(problems))
+    else:
+        log.info("no problem found%s", "" if config.deep else " (pictures were not decoded: --deep does)")
+    return not problems
+
+
+def describe(name: str, data: Dataset) -> str:
+    """A split in a few lines: images, boxes, classes."""
+    counts = np.bincount(data.labels[~data.crowd], minlength=len(data.names))
+    empty = int((np.diff(data.first) == 0).sum())
+    crowds = int(data.crowd.sum())
+    lines = [f"{name}: {len(data)} images, {int(counts.sum())} boxes" + (f" and {crowds} crowds" if crowds else "") + (f", {empty} images without objects" if empty else "")]
+    shown = sorted(zip(counts.tolist(), data.names, strict=True), reverse=True)
+    lines.append("  " + ", ".join(f"{title} {count}" for count, title in shown[:20]) + (f" and {len(shown) - 20} more classes" if len(shown) > 20 else ""))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """For every box the best IoU that any anchor can have with it."""
+
+    best: np.ndarray
+    """[M]"""
+    sides: np.ndarray
+    """[M] root of the area at network scale, in pixels."""
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
+def reach(data: Dataset, preprocess: Preprocess, anchor_size: float = 4.0) -> Reach:
+    """How well anchors can match the boxes of a data set, at the size that the network sees.
+
+    A level's anchors stand `stride` pixels apart, so a box's nearest centre is off by up to half a stride on each axis. The IoU
+    is taken at a quarter of a stride on each axis, the mean distance.
+    """
+    image = data.image_of_box()
+    keep = ~data.crowd
+    factors = np.array([np.divide(preprocess.size(int(h), int(w)), (h, w)) for h, w in data.sizes]).reshape(-1, 2)[image][keep]  # [M, 2] of height, width
+    boxes = data.boxes[keep]
+    width, height = (boxes[:, 2] - boxes[:, 0]) * factors[:, 1], (boxes[:, 3] - boxes[:, 1]) * factors[:, 0]
+    best = torch.zeros(len(boxes), dtype=torch.float64)
+    size = torch.from_numpy(np.stack([width, height], axis=1))
+    for stride in STRIDES:
+        for anchor in cell_anchors(stride, anchor_size).double():
+            sides = anchor[2:] - anchor[:2]
+            overlap = (torch.minimum(size, sides) - (stride / 4 - (size - sides).abs() / 2).clamp(min=0)).clamp(min=0).prod(dim=1)
+            best = torch.maximum(best, overlap / (size.prod(dim=1) + sides.prod() - overlap))
+    return Reach(best.numpy(), np.sqrt(width * height), data.labels[keep], data.names)
+
+
+def reach_table(found: Reach, config: CheckConfig, positive: float = 0.5, forced: float = 0.4) -> str:
+    """What share of the boxes anchors match, by size and by class, and what to do when many are out of reach."""
+    total = len(found.best)
+    if total == 0:
+        return "  no boxes to match"
+    missed = found.best < forced
+    lines = [
+        f"  anchors from {config.anchor_size * STRIDES[0]:.0f} px at a short side of {config.scale} px: "
+        f"{(found.best >= positive).mean():.1%} of the boxes are matched, {((found.best < positive) & ~missed).mean():.1%} only by force, "
+        f"{missed.mean():.1%} ({int(missed.sum())}) by none"
+    ]
+    for low, high in SIDES:
+        inside = (found.sides >= low) & (found.sides < high)
+        if inside.any() and missed[inside].any():
+            span = f"{low}-{high} px" if high < 1 << 30 else f"above {low} px"
+            lines.append(f"    {span}: {int(missed[inside].sum())} of {int(inside.sum())} boxes are matched by no anchor")
+    for label, name in enumerate(found.names):
+        inside = found.labels == label
+        if inside.any() and missed[inside].mean() > 0.05:
+            lines.append(f"    {name}: {int(missed[inside].sum())} of {int(inside.sum())} boxes are matched by no anchor")
+    if missed.mean() > 0.05:
+        small = float(np.quantile(found.sides, 0.05))
+        if small < config.anchor_size * STRIDES[0]:
+            size = max(1.0, round(2 * small / STRIDES[0]) / 2)
+            lines.append(
+                f"    one box in twenty is below {small:.0f} px: train with --anchor-size {size:g} (anchors from {size * STRIDES[0]:.0f} px), a larger --scale, or both"
+            )
+        else:
+            lines.append("    most of these have a shape that no anchor has: add to --anchor-ratios (height over width)")
+    return "\n".join(lines)

@@ -1,0 +1,148 @@
+"""How good a detector is on a data set: one pass for answers, losses and COCO AP."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import EvalConfig, to_json
+from ..data.dataset import Dataset
+from ..data.images import MAX_PIXELS
+from ..data.layout import open_dataset
+from ..data.loader import evaluation_batches
+from ..data.validate import validate
+from ..errors import ConfigError, DataError, unknown
+from ..model.criterion import Criterion
+from ..structures import Detections
+from ..view import plots
+from ..weights.checkpoint import versions, write_whole
+from .detector import Detector, load
+from .machine import describe, pick_workers
+from .metrics import Metrics, Results, coco_metrics, collect, format_table, read_results, write_results
+
+log = logging.getLogger("retinanet")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a split, the answers behind them, and the mean losses per picture (empty without a criterion)."""
+
+    metrics: Metrics
+    results: Results
+    losses: dict[str, float]
+
+
+def evaluate(
+    detector: Detector,
+    data: Dataset,
+    batch: int = 8,
+    workers: int = 0,
+    criterion: Criterion | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its answers.
+
+    All answers are used; no display threshold has any part in it. The class losses are each picture batch's own, weighted by its pictures.
+    """
+    answers: list[Detections | None] = [None] * len(data)
+    totals: dict[str, float] = {}
+    done = 0
+    with torch.inference_mode():
+        for loaded in evaluation_batches(data, detector.preprocess, batch, workers, detector.device.type == "cuda", max_pixels):
+            indices, sizes = loaded.indices.tolist(), loaded.targets.sizes
+            logits, offsets, normalized = detector.forward(loaded.images, sizes)
+            originals = [(int(height), int(width)) for height, width in data.sizes[indices]]
+            for index, found in zip(indices, detector.select(logits, offsets, normalized, sizes, originals), strict=True):
+                answers[index] = found
+            if criterion is not None:
+                anchors = detector.model.anchors(normalized)
+                matched = criterion.match(anchors, loaded.targets.to(detector.device))
+                for name, value in criterion(logits, offsets, anchors, matched).items():
+                    totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / len(data)
+            done += len(indices)
+            if progress is not None:
+                progress(done, len(data))
+    results = collect(data, [answer for answer in answers if answer is not None])
+    return Evaluation(coco_metrics(data, results), results, totals)
+
+
+def open_split(
+    path: str | Path, split: str | None, layout: str | None, images: Path | None, invalid: str, max_pixels: int, headers: bool = True
+) -> Dataset:
+    """One validated split of a data set: `split`, else val, else the only one; ConfigError when that is not clear."""
+    splits = open_dataset(path, layout, images)
+    if split is None:
+        split = "val" if "val" in splits else next(iter(splits)) if len(splits) == 1 else None
+        if split is None:
+            raise ConfigError(f"{path} has no validation split; choose one of its splits with --split: {', '.join(splits)}")
+    if split not in splits:
+        raise unknown("split", split, splits)
+    data, problems = validate(splits[split], invalid, headers=headers, max_pixels=max_pixels)  # type: ignore[arg-type]
+    if problems:
+        log.info("%s: %d problems met with --invalid %s", split, len(problems), invalid)
+    return data
+
+
+def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
+    """The same data set with the labels of a model that has these classes: classes are matched by name, never by number."""
+    if list(data.names) == names:
+        return data
+    missing = [name for name in data.names if name not in names]
+    if missing:
+        raise DataError(f"{data.source} has classes that the model does not know: {', '.join(missing)}; the model knows: {', '.join(names)}")
+    position = np.array([names.index(name) for name in data.names], dtype=np.int64)
+    ids = dict(zip(data.names, data.category_ids, strict=True))
+    free = max(data.category_ids, default=0)
+    new_ids = []
+    for name in names:  # classes that the data does not have need ids too, that collide with none
+        free += name not in ids
+        new_ids.append(ids.get(name, free))
+    return replace(data, names=tuple(names), category_ids=tuple(new_ids), labels=position[data.labels])
+
+
+def run(model: str, data: str, config: EvalConfig) -> Metrics:
+    """The verb `eval`: print the 12 COCO numbers and those of each class, and write everything into --out.
+
+    `model` may also be a COCO results file (.json), from this or any other detector; then no picture is needed.
+    """
+    scoring = model.endswith(".json")
+    dataset = open_split(data, config.split, config.layout, config.images, config.invalid, config.max_pixels, headers=not scoring)
+    about: dict[str, Any] = {"model": model, "data": str(data), "split": dataset.split, "data_hash": dataset.fingerprint()}
+    if scoring:
+        results = read_results(Path(model), dataset)
+        evaluation = Evaluation(coco_metrics(dataset, results), results, {})
+    else:
+        detector = load(model, config.device, config.precision, config.scale)
+        dataset = in_model_classes(dataset, detector.names)
+        workers = pick_workers(config.workers, detector.device)
+        log.info("evaluating %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device))
+        evaluation = evaluate(detector, dataset, config.batch, workers, max_pixels=config.max_pixels)
+        about |= {"config": to_json(config), "versions": versions(), "machine": describe(detector.device)}
+    log.info("%s", format_table(evaluation.metrics))
+    if config.out is not None:
+        write_evaluation(config.out, dataset, evaluation, about)
+        log.info("wrote %s", config.out / "metrics.json")
+    return evaluation.metrics
+
+
+def write_evaluation(out: Path, data: Dataset, evaluation: Evaluation, about: dict[str, Any]) -> None:
+    """metrics.json, predictions.json and the plots of an evaluation."""
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = evaluation.metrics
+    write_whole(out / "metrics.json", json.dumps({**metrics.to_json(), **about}, indent=1).encode())
+    write_results(out / "predictions.json", data, evaluation.results)
+    folder = out / "plots"
+    folder.mkdir(exist_ok=True)
+    curves = metrics.curves
+    named = {name: (curves.recall, line) for name, line in zip(data.names, curves.precision, strict=True) if line is not None}
+    plots.plot_precision_recall(named, folder / "precision_recall.png")
+    plots.plot_confusion(metrics.confusion, data.names, folder / "confusion.png")
+    plots.plot_f1(curves.thresholds, curves.f1, metrics.threshold, folder / "f1.png")

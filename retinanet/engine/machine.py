@@ -1,0 +1,65 @@
+"""Where and how to compute: device, number format, loader processes."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU if there is one; a device that is absent is a ConfigError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or auto")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the machine computes in it rather than emulating it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = (getattr(torch.cpu, test, None) for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return "bf16" if device.type == "cpu" and any(test() for test in native if test) else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The region in which matrix products run in bf16; the weights stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def pick_workers(workers: int | None, device: torch.device) -> int:
+    """None: one process beside a training on the CPU, whose cores are taken; up to eight beside a GPU."""
+    if workers is not None:
+        return workers
+    cores = os.cpu_count() or 1
+    return min(8, cores) if device.type == "cuda" else min(1, cores - 1)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for logs and result files."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()

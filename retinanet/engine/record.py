@@ -1,0 +1,97 @@
+"""What a run leaves behind while it goes: log.txt, metrics.jsonl, the terminal, the plots."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..errors import ConfigError
+from ..view import plots
+
+log = logging.getLogger("retinanet")
+
+
+def new_folder(out: Path | None, fallback: str) -> Path:
+    """The folder of a run: `out`, which must not hold a run already, or the first free runs/<fallback>[-2, -3 ...]."""
+    if out is not None:
+        if (out / "config.json").exists() or (out / "model.safetensors").exists():
+            raise ConfigError(f"{out} holds a run already, and runs are never overwritten; choose another --out")
+        folder = out
+    else:
+        names = (Path("runs") / (fallback if number == 1 else f"{fallback}-{number}") for number in range(1, 1_000_000))
+        folder = next(name for name in names if not name.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plots").mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Copy the log into the run's log.txt."""
+    handler = logging.FileHandler(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+class Record:
+    """The numbers of a run, as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self.file = (folder / "metrics.jsonl").open("w")
+
+    def row(self, kind: str, iteration: int, **values: Any) -> None:
+        """One line of metrics.jsonl."""
+        entry = {"kind": kind, "iteration": iteration} | {
+            name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()
+        }
+        self.rows.append(entry)
+        self.file.write(json.dumps(entry) + "\n")
+        self.file.flush()
+
+    def plot(self) -> None:
+        """Losses and AP against iterations, as far as they have come."""
+        plots.plot_losses(self.rows, self.folder / "plots" / "losses.png")
+        plots.plot_ap(self.rows, self.folder / "plots" / "ap.png")
+
+    def close(self) -> None:
+        """No more rows."""
+        self.file.close()
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Any]:
+    """A function (done, text) that moves a bar with the time left; silent where nobody watches, since the log tells the same."""
+    if not sys.stderr.isatty():
+        yield lambda done, text: None
+        return
+    from rich.console import Console
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("training", total=total)
+        yield lambda done, text: bar.update(task, completed=done, description=text)
+
+
+def duration(seconds: float) -> str:
+    """426.3 -> '7 min 06 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

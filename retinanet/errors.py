@@ -1,0 +1,73 @@
+"""What can go wrong, and how it is said: where, what, how many, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class RetinaNetError(ValueError):
+    """Every error that a user can cause and can mend.
+
+    RetinaNetError
+    |- ConfigError       a setting, preset, class or file name that does not fit
+    |- DataError         annotations or pictures that cannot be used as they are
+    |- CheckpointError   a file of weights that is truncated, foreign or hostile
+    |- DivergenceError   a loss that is no longer finite
+    """
+
+
+class ConfigError(RetinaNetError):
+    """A setting that is unknown or out of its range."""
+
+
+class DataError(RetinaNetError):
+    """A data set or picture that cannot be used as it is; `problems` lists every reason."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = list(problems)
+
+
+class CheckpointError(RetinaNetError):
+    """A checkpoint that cannot be read, or that is not ours."""
+
+
+class DivergenceError(RetinaNetError):
+    """The loss is not finite; the last checkpoint on disk is whole."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a data set."""
+
+    kind: str
+    """What is wrong, as a plural: "boxes without area". Problems of one kind are told together."""
+    file: str
+    """The annotation file or picture that holds it, relative to the data set."""
+    detail: str
+    """Which one: 'annotation 31, image 7 (shelf_017.jpg): [x, y, w, h] = [412.0, 96.5, 0.0, 31.2]'."""
+
+
+def report(problems: Iterable[Problem], limit: int | None = None) -> str:
+    """All problems as text, grouped by kind and file; `limit` shortens each group and says by how much."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        groups.setdefault((problem.file, problem.kind), []).append(problem.detail)
+    lines = []
+    for (file, kind), details in groups.items():
+        lines.append(f"{file}: {len(details)} {kind}")
+        shown = details if limit is None else details[:limit]
+        lines += [f"  {detail}" for detail in shown if detail]
+        if len(shown) < len(details):
+            lines.append(f"  ... and {len(details) - len(shown)} more (retinanet check lists all)")
+    return "\n".join(lines)
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not known, with the nearest known ones."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(str(name), choices, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of: {', '.join(choices)}"
+    return ConfigError(f"unknown {kind} {name!r}; {hint}")

@@ -1,0 +1,33 @@
+"""The feature pyramid (Sec. 4, "Feature Pyramid Network Backbone" and footnote 2): C3..C5 -> P3..P7."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Pyramid(nn.Module):
+    """[C3, C4, C5] -> [P3, P4, P5, P6, P7], each of `channels`; P6 comes from C5, P7 from P6 after a ReLU."""
+
+    def __init__(self, in_channels: list[int], channels: int = 256) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.p6 = nn.Conv2d(in_channels[-1], channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)  # Xavier by fan-in, as FPN's own code has it
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps [B, C, H, W] of C3, C4, C5, finest first -> P3..P7."""
+        merged = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
+        for level in range(len(merged) - 1, 0, -1):
+            finer = merged[level - 1]
+            # to the finer map's size, not by a factor of 2: pictures need not be a multiple of 32
+            merged[level - 1] = finer + F.interpolate(merged[level], size=finer.shape[-2:], mode="nearest")
+        maps = [output(level) for output, level in zip(self.output, merged, strict=True)]
+        p6 = self.p6(features[-1])
+        return [*maps, p6, self.p7(F.relu(p6))]

@@ -1,0 +1,80 @@
+"""The network of Figure 3: backbone, pyramid, class subnet, box subnet. It predicts; it neither scores nor answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..ops.anchors import RATIOS, SCALES, STRIDES, grid_anchors
+from .backbone import Backbone
+from .pyramid import Pyramid
+from .subnets import subnet
+
+
+class RetinaNet(nn.Module):
+    """A plain module: pictures in, class logits and box offsets of every anchor out.
+
+    num_classes    K; there is no background class
+    backbone       a timm model with maps at 1/8, 1/16 and 1/32
+    backbone_norm  frozen (batch norm with fixed statistics, for pretrained weights), batch or group (from scratch)
+    channels       width of the pyramid and the subnets
+    depth          3x3 convolutions of a subnet before its last
+    subnet_norm    none (the paper's) or group
+    prior          pi, the probability with which every anchor first says "object" (Sec. 3.3)
+    anchor_size    side of the smallest anchor of a level, in strides: 4 gives 32 px on P3
+    anchor_scales  octave steps; anchor_ratios: height over width; their product is the number of anchors of a cell
+    anchor_center  where in its cell an anchor stands, 0.5 being the middle
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet50",
+        backbone_norm: str = "frozen",
+        channels: int = 256,
+        depth: int = 4,
+        subnet_norm: str = "none",
+        prior: float = 0.01,
+        anchor_size: float = 4.0,
+        anchor_scales: Sequence[float] = SCALES,
+        anchor_ratios: Sequence[float] = RATIOS,
+        anchor_center: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ConfigError(f"a detector needs at least one class, not {num_classes}")
+        self.num_classes = num_classes
+        self.anchor_settings = (anchor_size, tuple(anchor_scales), tuple(anchor_ratios), anchor_center)
+        self.backbone = Backbone(backbone, backbone_norm)
+        self.pyramid = Pyramid(self.backbone.channels, channels)
+        per_cell = len(anchor_scales) * len(anchor_ratios)
+        self.class_subnet = subnet(per_cell * num_classes, channels, depth, subnet_norm, prior)
+        self.box_subnet = subnet(per_cell * 4, channels, depth, subnet_norm)
+        self._anchors: tuple[object, list[Tensor]] = (None, [])
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """images [B, 3, H, W], normalised -> per level P3..P7 logits [B, HWA, K] and offsets [B, HWA, 4], in the order of `anchors`."""
+        features = self.backbone(images)  # (a) C3, C4, C5
+        pyramid = self.pyramid(features)  # (b) P3 .. P7
+        logits = [per_anchor(self.class_subnet(level), self.num_classes) for level in pyramid]  # (c)
+        offsets = [per_anchor(self.box_subnet(level), 4) for level in pyramid]  # (d)
+        return logits, offsets
+
+    def anchors(self, images: Tensor) -> list[Tensor]:
+        """Per level the anchors [HWA, 4] for pictures [B, 3, H, W]; kept until the shape changes."""
+        height, width = images.shape[-2:]
+        key = (height, width, images.device)
+        if self._anchors[0] != key:
+            # every map is the ceiling of the picture over its stride, whether by pooling or by stride-2 convolutions
+            shapes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+            size, scales, ratios, center = self.anchor_settings
+            levels = grid_anchors(shapes, STRIDES, size, scales, ratios, center)
+            self._anchors = (key, [level.to(images.device) for level in levels])
+        return self._anchors[1]
+
+
+def per_anchor(level: Tensor, size: int) -> Tensor:
+    """[B, A * size, H, W] -> [B, HWA, size]: rows, columns, anchors. A view, not a copy, when the map is channels_last."""
+    return level.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (-1, size)).flatten(1, 2)

@@ -1,0 +1,119 @@
+"""What goes into training and what comes out of prediction: checked, indexable, movable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the B pictures of a batch hold, padded to the G of the fullest one.
+
+    boxes   [B, G, 4]  xyxy in pixels of the padded batch, float32; zeros where padded
+    labels  [B, G]     0..K-1, int64; -1 where padded
+    sizes   [B, 2]     height and width of each picture inside the padded batch, float32
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    sizes: Tensor
+
+    def __post_init__(self) -> None:
+        batch, count = self.labels.shape
+        if self.boxes.shape != (batch, count, 4):
+            raise ValueError(f"boxes must be [{batch}, {count}, 4] to go with the labels, not {list(self.boxes.shape)}")
+        if self.sizes.shape != (batch, 2):
+            raise ValueError(f"sizes must be [{batch}, 2] (height, width), not {list(self.sizes.shape)}")
+
+    @classmethod
+    def pad(cls, boxes: Sequence[Tensor], labels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Targets:
+        """Per picture boxes [G_i, 4] and labels [G_i] -> one structure; pictures without objects are welcome."""
+        count = max((len(one) for one in labels), default=0)
+        padded = torch.zeros(len(boxes), count, 4)
+        classes = torch.full((len(boxes), count), -1, dtype=torch.long)
+        for row, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+            padded[row, : len(box)] = box
+            classes[row, : len(label)] = label
+        return cls(padded, classes, torch.tensor(sizes, dtype=torch.float32).reshape(-1, 2))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice) -> Targets:
+        return Targets(self.boxes[index], self.labels[index], self.sizes[index])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """The same targets on another device."""
+        boxes, labels, sizes = (part.to(device, non_blocking=non_blocking) for part in (self.boxes, self.labels, self.sizes))
+        return Targets(boxes, labels, sizes)
+
+    def pin_memory(self) -> Targets:
+        """The same targets in page-locked memory (called by the data loader)."""
+        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.sizes.pin_memory())
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one picture, best first.
+
+    boxes   [N, 4]  xyxy in pixels of the original picture, float32
+    scores  [N]     descending, in 0..1
+    labels  [N]     0..K-1, int64: `names[label]` is the class
+    names           the K class names
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or self.scores.shape != (count,):
+            shapes = [list(part.shape) for part in (self.boxes, self.scores, self.labels)]
+            raise ValueError(f"boxes [N, 4], scores [N] and labels [N] must agree on N, not {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Any) -> Detections:
+        """A slice, a mask or a list of positions."""
+        if isinstance(index, int):
+            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+        return replace(self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index])
+
+    def __iter__(self) -> Iterator[tuple[str, float, list[float]]]:
+        """(name, score, [x1, y1, x2, y2]) of each detection."""
+        for label, score, box in zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True):
+            yield (self.names[label] if self.names else str(label)), score, box
+
+    def above(self, threshold: float | Tensor) -> Detections:
+        """Those with a score of at least `threshold`, a number or one number per class [K]."""
+        limit = threshold[self.labels] if isinstance(threshold, Tensor) else threshold
+        return self[self.scores >= limit]
+
+    def to(self, device: torch.device | str) -> Detections:
+        """The same detections on another device."""
+        return replace(self, boxes=self.boxes.to(device), scores=self.scores.to(device), labels=self.labels.to(device))
+
+    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """boxes [N, 4], scores [N], labels [N] as arrays."""
+        return self.boxes.cpu().numpy(), self.scores.cpu().numpy(), self.labels.cpu().numpy()
+
+    def to_supervision(self) -> Any:
+        """As `supervision.Detections`; needs `pip install supervision`."""
+        try:
+            import supervision  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as error:
+            raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
+        boxes, scores, labels = self.numpy()
+        names = [self.names[label] if self.names else str(label) for label in labels]
+        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data={"class_name": names})

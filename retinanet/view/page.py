@@ -1,0 +1,99 @@
+"""One HTML file that holds all it shows: what `retinanet demo` leaves behind, to be opened offline, mailed or archived."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --ground: #ffffff; --card: #f5f6f8; --line: #e3e6ea; --ink: #1c2129; --quiet: #616975; --accent: #0072b2;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #14171c; --card: #1e232a; --line: #323943; --ink: #e7eaee; --quiet: #9aa4b1; --accent: #56b4e9; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 56px 24px 72px; }
+h1 { margin: 0 0 12px; font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; text-wrap: balance; }
+h2 { margin: 48px 0 16px; font-size: 1.2rem; }
+p { margin: 0 0 12px; max-width: 70ch; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 32px 0 0; }
+dl div, pre, figure img { border: 1px solid var(--line); border-radius: 12px; }
+dl div { display: flex; flex-direction: column-reverse; padding: 16px 18px; background: var(--card); }
+dt { color: var(--quiet); font-size: 0.86rem; line-height: 1.35; }
+dd { margin: 0; font-size: 1.75rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+dl div:first-child dd { color: var(--accent); }
+figure { margin: 40px 0 0; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #ffffff; }
+figcaption { margin-top: 10px; color: var(--quiet); font-size: 0.92rem; }
+ol { margin: 0; padding-left: 1.4em; }
+li { margin-bottom: 18px; padding-left: 4px; }
+li p { margin-bottom: 6px; }
+pre { margin: 0; padding: 12px 16px; overflow-x: auto; background: var(--card); user-select: all; }
+code { font: 0.9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+@media print { main { padding: 0; } figure, li, dl div { break-inside: avoid; } }
+"""
+
+
+def write_page(
+    path: Path,
+    title: str,
+    intro: str,
+    numbers: Sequence[tuple[str, str]],
+    pictures: Sequence[tuple[str, Path | bytes]],
+    commands: Sequence[tuple[str, str]],
+) -> None:
+    """Write the page to `path`; its folder is made.
+
+    intro      paragraphs parted by an empty line
+    numbers    (label, value) as they are to be read: ("AP on 100 unseen scenes", "0.612"); the first is the headline
+    pictures   (caption, a PNG, JPEG or WebP file, or its bytes), embedded
+    commands   (explanation, shell command): what to do next; a click on a command selects it whole
+    """
+    paragraphs = "\n".join(f"<p>{escape(' '.join(part.split()))}</p>" for part in intro.split("\n\n") if part.strip())
+    parts = [f"<h1>{escape(title)}</h1>", paragraphs]
+    if numbers:
+        cards = "\n".join(f"<div><dt>{escape(label)}</dt><dd>{escape(str(value))}</dd></div>" for label, value in numbers)
+        parts.append(f"<dl>\n{cards}\n</dl>")
+    parts += [_figure(caption, picture) for caption, picture in pictures]
+    if commands:
+        steps = "\n".join(f"<li><p>{escape(why)}</p><pre><code>{escape(command)}</code></pre></li>" for why, command in commands)
+        parts.append(f"<h2>What to do next</h2>\n<ol>\n{steps}\n</ol>")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_document(title, "\n".join(parts)), encoding="utf-8")
+
+
+def _document(title: str, body: str) -> str:
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8" />
+<meta name="viewport" content="width=device-width, initial-scale=1" />
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _figure(caption: str, picture: Path | bytes) -> str:
+    """A picture in the page itself, with its size, so that nothing jumps while the page is laid out."""
+    content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    with Image.open(io.BytesIO(content)) as header:
+        kind, (width, height) = Image.MIME[header.format or ""], header.size
+    source = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    text = escape(caption)
+    return f'<figure>\n<img src="{source}" width="{width}" height="{height}" alt="{text}" />\n<figcaption>{text}</figcaption>\n</figure>'

@@ -1,0 +1,145 @@
+"""Our file: safetensors, with everything that is needed to use the weights in one JSON string beside them. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..config import ModelConfig, from_json
+from ..errors import CheckpointError, ConfigError
+from ..model.postprocess import Postprocess
+from ..model.preprocess import Preprocess
+from ..model.retinanet import RetinaNet
+
+FORMAT = 1
+KEY = "retinanet"  # one key only: several are written in a random order, and the same model would give different bytes
+NETWORK = ("backbone", "backbone_norm", "channels", "depth", "subnet_norm", "prior")
+ANCHORS = ("anchor_size", "anchor_scales", "anchor_ratios", "anchor_center")
+ANSWERS = ("score_threshold", "per_level", "nms_threshold", "max_detections")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a file of weights says about itself."""
+
+    model: ModelConfig
+    names: tuple[str, ...]
+    """[K] class names."""
+    category_ids: tuple[int, ...]
+    """[K] the ids that the training data used for them."""
+    threshold: float = 0.5
+    """The score of best F1 in validation: what pictures use."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Data, recipe, AP, versions: for people."""
+
+
+def build(config: ModelConfig, num_classes: int) -> RetinaNet:
+    """The network of a config, with fresh weights."""
+    settings = asdict(config)
+    return RetinaNet(num_classes, **{name: settings[name] for name in NETWORK + ANCHORS})
+
+
+def preprocess_of(config: ModelConfig, scale: int | None = None) -> Preprocess:
+    """How this model wants its pictures; `scale` overrides the short side (a fixed long side goes along)."""
+    if scale is None or scale == config.scale:
+        return Preprocess(config.scale, config.max_side)
+    return Preprocess(scale, round(config.max_side * scale / config.scale) if config.max_side else None)
+
+
+def postprocess_of(config: ModelConfig) -> Postprocess:
+    """How this model's answers are chosen."""
+    settings = asdict(config)
+    return Postprocess(**{name: settings[name] for name in ANSWERS})
+
+
+def save_model(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
+    """Write weights and card; the file is complete or absent, whatever happens meanwhile."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    text = json.dumps({"format": FORMAT, **asdict(card)}, sort_keys=True)
+    write_whole(path, save(tensors, metadata={KEY: text}))
+
+
+def load_model(path: Path) -> tuple[RetinaNet, Card]:
+    """The network with its weights, and its card. CheckpointError when the file is missing, truncated, foreign or does not fit."""
+    weights, card = read(path)
+    model = build(card.model, len(card.names))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights do not fit the model that the file describes.\n{error}") from error
+    return model, card
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], Card]:
+    """The weights and the card of a file, unbuilt."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            if text is None:
+                raise CheckpointError(f"{path} is a safetensors file, but not one of retinanet: it has no {KEY!r} entry in its metadata")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is it truncated, or another project's?") from error
+    return weights, parse_card(path, text)
+
+
+def parse_card(path: Path, text: str) -> Card:
+    """The card from its JSON."""
+    try:
+        values = json.loads(text)
+        if values.get("format") != FORMAT:
+            raise CheckpointError(f"{path} has format {values.get('format')!r}; this version of retinanet reads format {FORMAT}")
+        return Card(
+            model=from_json(ModelConfig, values["model"]),
+            names=tuple(map(str, values["names"])),
+            category_ids=tuple(map(int, values["category_ids"])),
+            threshold=float(values["threshold"]),
+            about=dict(values["about"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = error if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: its description cannot be read ({reason})") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Written aside, flushed to the disk, then renamed: a reader sees the old file or the new one, never half of one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """What made a file."""
+    import platform
+
+    import timm
+    import torchvision
+
+    from .. import __version__
+
+    return {
+        "retinanet": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,34 @@
+"""What the tests share: quiet threads, a cache of their own, small data sets on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_machine(tmp_path_factory):
+    """Two threads at most, and header caches outside the user's own."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RETINANET_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A few generated scenes with train, val and test splits."""
+    from retinanet.data.scenes import write_scenes
+
+    return write_scenes(tmp_path_factory.mktemp("scenes"), {"train": 6, "val": 3, "test": 3}, size=(96, 128), seed=5, across=(16, 64))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets beside the repository, where there are any."""
+    if not SHARED.exists():
+        pytest.skip(f"{SHARED} is not here")
+    return SHARED

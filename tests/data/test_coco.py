@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retinanet.data.coco import read_coco
+from retinanet.data.dataset import Dataset
+from retinanet.errors import DataError
+
+MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini"
+
+
+def image(number: Any = 1, name: Any = "a.jpg", **more: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": name, "height": 50, "width": 100, **more}
+
+
+def box(number: Any = 1, image_id: Any = 1, category_id: Any = 1, bbox: Any = (10, 20, 30, 5), **more: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": image_id, "category_id": category_id, "bbox": bbox, **more}
+
+
+def read(folder: Path, images: list[Any], annotations: list[Any], categories: list[Any] | None = None) -> Dataset:
+    categories = [{"id": 1, "name": "cat"}] if categories is None else categories
+    file = folder / "train.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return read_coco(file)
+
+
+def kinds(dataset: Dataset) -> list[str]:
+    return [problem.kind for problem in dataset.problems]
+
+
+@pytest.mark.parametrize("ids", [(0, 1, 2), (1, 2, 3), (7, 18, 90)])
+def test_category_ids_go_in_and_come_back_out(tmp_path: Path, ids: tuple[int, ...]) -> None:
+    categories = [{"id": number, "name": f"class of {number}"} for number in reversed(ids)]
+    data = read(tmp_path, [image()], [box(place, category_id=number) for place, number in enumerate(ids)], categories)
+    assert data.labels.tolist() == [0, 1, 2]
+    assert [data.category_ids[label] for label in data.labels] == list(ids)
+    assert [data.names[label] for label in data.labels] == [f"class of {number}" for number in ids]
+    assert data.problems == ()
+
+
+def test_boxes_become_corners_and_keep_their_ids_area_and_crowd(tmp_path: Path) -> None:
+    annotations = [box(5, bbox=[0.1, 0.2, 10.4, 20.5]), box(9, iscrowd=1, area=12.5)]
+    data = read(tmp_path, [image()], annotations)
+    assert data.boxes.tolist() == [[0.1, 0.2, 0.1 + 10.4, 0.2 + 20.5], [10, 20, 40, 25]]
+    assert data.areas.tolist() == [10.4 * 20.5, 12.5]
+    assert data.crowd.tolist() == [False, True]
+    assert data.annotation_ids.tolist() == [5, 9]
+    assert data.sizes.tolist() == [[50, 100]]
+
+
+def test_annotations_in_any_order_come_to_their_images_in_the_order_of_the_file(tmp_path: Path) -> None:
+    images = [image(30, "c.jpg"), image(10, "a.jpg"), image(20, "b.jpg")]
+    data = read(tmp_path, images, [box(1, 20), box(2, 30), box(3, 20), box(4, 30)])
+    assert data.image_ids.tolist() == [30, 10, 20]
+    assert data.first.tolist() == [0, 2, 2, 4]
+    assert data.annotation_ids.tolist() == [2, 4, 1, 3]
+
+
+def test_missing_sizes_are_zero_until_they_are_read_from_the_pictures(tmp_path: Path) -> None:
+    data = read(tmp_path, [{"id": 1, "file_name": "a.jpg"}, image(2, "b.jpg", width=None)], [box()])
+    assert data.sizes.tolist() == [[0, 0], [50, 0]]
+    assert data.problems == ()
+
+
+def test_ids_that_pandas_made_floats_are_the_same_ids(tmp_path: Path) -> None:
+    data = read(tmp_path, [image(1.0)], [box(4.0, 1.0, 1.0)])
+    assert (data.image_ids.tolist(), data.annotation_ids.tolist(), data.problems) == ([1], [4], ())
+
+
+@pytest.mark.parametrize(
+    "faulty, kind, words",
+    [
+        (box(2, image_id=9), "annotations of unknown images", "annotation 2, image 9"),
+        (box(2, image_id="1"), "annotations of unknown images", 'annotation 2, image "1"'),
+        (box(2, category_id=3), "annotations of unknown categories", "annotation 2, image 1 (a.jpg): category 3"),
+        (box(2, category_id=[1]), "annotations of unknown categories", "category [1]"),
+        (box(1), "duplicate annotation ids", "annotation 1, image 1 (a.jpg)"),
+        (box("x"), "annotations whose id is no whole number", 'id "x"'),
+        (box(2**70), "annotations whose id is no whole number", "id 1180591620717411303424"),
+        ({"id": 2, "image_id": 1, "category_id": 1}, "annotations without bbox", "annotation 2, image 1 (a.jpg)"),
+        ({"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}, "annotations without id", "entry 1"),
+        (box(2, bbox=[1, 2, 3]), "boxes that are not four numbers", "annotation 2, image 1 (a.jpg): bbox [1, 2, 3]"),
+        (box(2, bbox="1234"), "boxes that are not four numbers", '"1234"'),
+        (box(2, bbox=["1", "2", "3", "4"]), "boxes that are not four numbers", "annotation 2"),
+        (box(2, bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "boxes that are not four numbers", "annotation 2"),
+        (box(2, bbox=[1, 2, float("nan"), 4]), "boxes or areas that are not finite", "annotation 2, image 1 (a.jpg): bbox [1, 2, NaN, 4]"),
+        (box(2, bbox=[1, 2, 10**400, 4]), "boxes or areas that are not finite", "annotation 2"),
+        (box(2, area=float("inf")), "boxes or areas that are not finite", "area Infinity"),
+        (box(2, area="12"), "boxes or areas that are not finite", 'area "12"'),
+        (box(2, iscrowd=2), "annotations whose iscrowd is neither 0 nor 1", "iscrowd 2"),
+        ("nothing", "annotations that are no objects", "entry 1"),
+    ],
+)
+def test_an_annotation_that_cannot_be_a_row_is_told_and_left_out(tmp_path: Path, faulty: Any, kind: str, words: str) -> None:
+    data = read(tmp_path, [image()], [box(1), faulty, box(3)])
+    assert [problem.kind for problem in data.problems] == [kind]
+    assert data.problems[0].file == "train.json"
+    assert words in data.problems[0].detail
+    assert data.annotation_ids.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a.jpg", "x/../../a.jpg", "..\\a.jpg", "C:\\a.jpg", "..", "a\0.jpg", "\ud800.jpg"])
+def test_a_file_name_that_leaves_the_data_folder_is_refused_with_its_boxes(tmp_path: Path, name: str) -> None:
+    data = read(tmp_path, [image(), image(2, name)], [box(1), box(2, image_id=2)])
+    assert kinds(data) == ["file names that leave the data folder", "annotations of images that cannot be used"]
+    assert (data.files.tolist(), data.annotation_ids.tolist()) == (["a.jpg"], [1])
+
+
+def test_names_inside_the_folder_are_tidied(tmp_path: Path) -> None:
+    data = read(tmp_path, [image(1, "./x/../images/a.jpg"), image(2, "images\\b.jpg")], [])
+    assert data.files.tolist() == ["images/a.jpg", "images/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "faulty, kind",
+    [
+        (image(1, "b.jpg"), "duplicate image ids"),
+        (image(2, None), "images without a file name"),
+        (image("2"), "images without a whole number as id"),
+        (image(True), "images without a whole number as id"),
+        (image(2, height="50"), "images whose height or width is no whole number"),
+        (image(2, width=-1), "images whose height or width is no whole number"),
+        (None, "images without a whole number as id"),
+    ],
+)
+def test_an_image_that_cannot_be_a_row_is_told_and_left_out(tmp_path: Path, faulty: Any, kind: str) -> None:
+    data = read(tmp_path, [image(), faulty], [box()])
+    assert kinds(data) == [kind]
+    assert data.files.tolist() == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "faulty, kind",
+    [
+        ({"id": 1, "name": "dog"}, "duplicate category ids"),
+        ({"id": 2, "name": "cat"}, "duplicate category names"),
+        ({"id": 2}, "categories without a whole number as id or without a name"),
+    ],
+)
+def test_a_category_that_cannot_be_a_class_is_told(tmp_path: Path, faulty: dict[str, Any], kind: str) -> None:
+    data = read(tmp_path, [image()], [box()], [{"id": 1, "name": "cat"}, faulty])
+    assert kinds(data) == [kind]
+    assert data.names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "not valid JSON"),
+        ("[" * 200_000, "not valid JSON"),
+        ("[1]", "a list, as result files are"),
+        ('{"images": [], "annotations": []}', "no list 'categories'"),
+        ('{"images": {}, "annotations": [], "categories": []}', "no list 'images'"),
+    ],
+)
+def test_what_is_no_coco_file_is_an_error_that_says_why(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=rf"x\.json.*{words}"):
+        read_coco(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "annotations, pictures",
+    [
+        ("annotations/instances_val2017.json", "val2017"),
+        ("annotations/val.json", "."),
+        ("annotations/val.json", "images"),
+        ("annotations/val.json", "images/val"),
+        ("annotations/val.json", "valid"),
+        ("annotations/val.json", "JPEGImages"),
+        ("labels.json", "data"),
+        ("valid/_annotations.coco.json", "valid"),
+    ],
+)
+def test_the_folder_of_the_pictures_is_found(tmp_path: Path, annotations: str, pictures: str) -> None:
+    for name in (annotations, f"{pictures}/a.jpg", "train/other.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / pictures / "a.jpg").write_bytes(b"")
+    (tmp_path / annotations).write_text(json.dumps({"images": [image()], "annotations": [], "categories": []}))
+    assert read_coco(tmp_path / annotations, split="val").path(0).resolve() == (tmp_path / pictures / "a.jpg").resolve()
+
+
+def test_pictures_elsewhere_are_named_by_hand_and_need_not_exist_for_an_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "set" / "annotations").mkdir(parents=True)
+    (tmp_path / "far" / "val2017").mkdir(parents=True)
+    (tmp_path / "far" / "val2017" / "a.jpg").write_bytes(b"")
+    file = tmp_path / "set" / "annotations" / "instances_val2017.json"
+    file.write_text(json.dumps({"images": [image()], "annotations": [], "categories": []}))
+    assert read_coco(file).root == tmp_path / "set"
+    assert read_coco(file, images=tmp_path / "far").root == tmp_path / "far" / "val2017"
+    with pytest.raises(DataError, match="no such folder"):
+        read_coco(file, images=tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not MINI.exists(), reason="the real data sets are not on this machine")
+def test_original_coco_annotations_keep_sparse_ids_and_crowds() -> None:
+    data = read_coco(MINI / "annotations" / "instances_val2017.json")
+    assert (len(data), len(data.names), data.category_ids[-1]) == (25, 80, 90)
+    assert data.path(0).is_file()
+    assert data.problems == ()

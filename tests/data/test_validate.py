@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinanet.data import headers
+from retinanet.data.coco import read_coco
+from retinanet.data.dataset import Columns, Dataset
+from retinanet.data.validate import validate
+from retinanet.errors import ConfigError, DataError, report
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "cache"))
+
+
+def picture(path: Path, width: int = 100, height: int = 50, **options: Any) -> Path:
+    Image.new("RGB", (width, height)).save(path, **options)
+    return path
+
+
+def boxes(folder: Path, *corners: tuple[float, float, float, float], size: tuple[int, int] = (50, 100)) -> Dataset:
+    """One picture of 100 x 50 with these boxes of one class; annotation ids from 1."""
+    picture(folder / "a.png")
+    columns = Columns()
+    columns.image("a.png", 7, *size)
+    for number, box in enumerate(corners, start=1):
+        columns.box(box, 0, number)
+    return columns.build(folder / "train.json", folder, "train", ["cat"], [1])
+
+
+def kinds(problems: list[Any]) -> list[str]:
+    return [problem.kind for problem in problems]
+
+
+def every_fault(folder: Path) -> Dataset:
+    """A COCO file with each fault of DESIGN.md's section 6 once, and one image and two boxes that are right."""
+    exif = Image.Exif()
+    exif[274] = 6
+    for name in ("good.png", "small.png", "unlabelled.png"):
+        picture(folder / name)
+    picture(folder / "turned.jpg", exif=exif)
+    picture(folder / "large.png", 300, 300)
+    (folder / "broken.jpg").write_bytes(b"<html>")
+    names = [
+        "good.png",
+        "small.png",
+        "turned.jpg",
+        "large.png",
+        "broken.jpg",
+        "missing.png",
+        "good.png",
+        "../outside.png",
+        "unlabelled.png",
+    ]
+    images = [{"id": number, "file_name": name, "width": 100, "height": 50} for number, name in enumerate(names, start=1)]
+    images[1] |= {"width": 200}
+    images[3] |= {"width": 300, "height": 300}
+    images.append({"id": 1, "file_name": "unlabelled.png"})
+    rows: list[tuple[int, int, list[float]]] = [
+        (1, 1, [10, 10, 20, 20]),
+        (1, 1, [10, 10, 0, 20]),  # no area
+        (1, 1, [10, 10, float("nan"), 20]),
+        (1, 1, [90, 10, 20, 20]),  # leaves the image
+        (1, 9, [10, 10, 20, 20]),  # unknown category
+        (99, 1, [10, 10, 20, 20]),  # unknown image
+        (1, 1, [10, 10, 20, 20]),  # the first one again
+        (1, 1, [40, 10, 20, 20]),
+    ]
+    annotations: list[dict[str, Any]] = [
+        {"id": number, "image_id": image, "category_id": category, "bbox": box}
+        for number, (image, category, box) in enumerate(rows, start=1)
+    ]
+    annotations += [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}, {"id": 20, "image_id": 1, "category_id": 1}]
+    categories = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
+    (folder / "train.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return read_coco(folder / "train.json")
+
+
+EVERY_KIND = {
+    "duplicate category ids": "category 1",
+    "duplicate image ids": "image 1 (unlabelled.png)",
+    "file names that leave the data folder": "image 8",
+    "boxes or areas that are not finite": "annotation 3, image 1 (good.png)",
+    "annotations of unknown categories": "annotation 5, image 1 (good.png): category 9",
+    "annotations of unknown images": "annotation 6, image 99",
+    "duplicate annotation ids": "annotation 1, image 1 (good.png)",
+    "annotations without bbox": "annotation 20, image 1 (good.png)",
+    "pictures that are listed twice": "image 7 (good.png)",
+    "pictures that cannot be read": "image 5 (broken.jpg): not a JPEG",
+    "pictures that are missing": "image 6 (missing.png)",
+    "pictures above the limit of pixels": "image 4 (large.png): 300 x 300",
+    "boxes without area": "annotation 2, image 1 (good.png): [x, y, w, h] = [10, 10, 0, 20]",
+    "boxes outside the image": "annotation 4, image 1 (good.png) of 100 x 50: [x, y, w, h] = [90, 10, 20, 20]",
+    "duplicate boxes": "annotation 7, image 1 (good.png)",
+}
+
+
+def test_every_fault_of_a_data_set_is_told_in_one_go(tmp_path: Path) -> None:
+    data = every_fault(tmp_path)
+    with pytest.raises(DataError) as raised:
+        validate(data, max_pixels=89_999)
+    found = {problem.kind: problem.detail for problem in raised.value.problems}
+    for kind, words in EVERY_KIND.items():
+        assert words in found[kind]
+        assert kind in str(raised.value)
+    sizes = [problem.detail for problem in raised.value.problems if problem.kind == "pictures whose size disagrees with the annotation"]
+    assert sizes == [
+        "image 2 (small.png): the annotation says 200 x 50, the picture is 100 x 50",
+        "image 3 (turned.jpg): the annotation says 100 x 50, the picture is 50 x 100 (the annotation ignores the EXIF rotation)",
+    ]
+    assert len(raised.value.problems) == len(EVERY_KIND) + 2
+    assert str(raised.value).endswith("and leave out the rest.")
+    assert "--invalid drop" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "invalid, kept", [("drop", [[10, 10, 30, 30], [40, 10, 60, 30]]), ("clip", [[10, 10, 30, 30], [90, 10, 100, 30], [40, 10, 60, 30]])]
+)
+def test_drop_and_clip_go_on_with_what_is_right_and_tell_the_rest(tmp_path: Path, invalid: Any, kept: list[list[float]]) -> None:
+    clean, problems = validate(every_fault(tmp_path), invalid, max_pixels=89_999)
+    assert clean.files.tolist() == ["good.png", "unlabelled.png"]
+    assert clean.boxes.tolist() == kept
+    assert len(problems) == len(EVERY_KIND) + 2
+
+
+def test_a_clean_set_comes_back_as_it_went_in(tmp_path: Path) -> None:
+    data = boxes(tmp_path, (0, 0, 100, 50), (10.5, 10.25, 20, 20))
+    clean, problems = validate(data)
+    assert problems == []
+    assert clean.fingerprint() == data.fingerprint()
+    assert clean.areas.tolist() == data.areas.tolist()
+
+
+def test_an_image_without_objects_is_kept_as_a_negative(tmp_path: Path) -> None:
+    data = boxes(tmp_path, (0, 0, 5, 5))
+    picture(tmp_path / "empty.png")
+    data = replace(
+        data,
+        files=np.array(["a.png", "empty.png"]),
+        image_ids=np.array([7, 8]),
+        sizes=np.array([[50, 100], [50, 100]]),
+        first=np.array([0, 1, 1]),
+    )
+    clean, problems = validate(data)
+    assert (len(clean), problems) == (2, [])
+
+
+def test_one_pixel_over_the_border_is_rounding_and_is_cut_without_a_word(tmp_path: Path) -> None:
+    clean, problems = validate(boxes(tmp_path, (-1, -0.5, 101, 50.7)))
+    assert problems == []
+    assert clean.boxes.tolist() == [[0, 0, 100, 50]]
+    assert clean.areas.tolist() == [5000]
+
+
+def test_a_box_that_lies_within_the_pixel_over_the_border_has_no_area(tmp_path: Path) -> None:
+    _, problems = validate(boxes(tmp_path, (100, 10, 100.9, 20), (0, 0, 5, 5)), "clip")
+    assert kinds(problems) == ["boxes without area"]
+
+
+def test_clip_drops_a_box_that_lies_wholly_outside(tmp_path: Path) -> None:
+    clean, problems = validate(boxes(tmp_path, (200, 10, 220, 20), (90, 40, 120, 60)), "clip")
+    assert kinds(problems) == ["boxes outside the image"] * 2
+    assert clean.boxes.tolist() == [[90, 40, 100, 50]]
+    assert clean.areas.tolist() == [100]
+
+
+def test_the_area_of_a_mask_stays_when_its_box_is_cut(tmp_path: Path) -> None:
+    data = replace(boxes(tmp_path, (90, 40, 120, 60)), areas=np.array([123.0]))
+    assert validate(data, "clip")[0].areas.tolist() == [123]
+
+
+@pytest.mark.parametrize("bad", [(np.nan, 0, 5, 5), (0, 0, np.inf, 5), (-np.inf, 0, np.inf, 5), (5, 5, 4, 9), (1e308, 0, -1e308, 5)])
+def test_boxes_that_are_not_finite_or_inside_out_are_left_out(tmp_path: Path, bad: tuple[float, ...]) -> None:
+    clean, problems = validate(boxes(tmp_path, bad, (0, 0, 5, 5)), "drop")  # type: ignore[arg-type]
+    assert len(problems) == 1
+    assert clean.annotation_ids.tolist() == [2]
+
+
+def test_equal_boxes_of_two_classes_or_images_are_no_duplicates(tmp_path: Path) -> None:
+    data = boxes(tmp_path, (0, 0, 5, 5), (0, 0, 5, 5), (0, 0, 5, 5))
+    data = replace(data, names=("cat", "dog"), category_ids=(1, 2), labels=np.array([0, 1, 0]))
+    clean, problems = validate(data, "drop")
+    assert kinds(problems) == ["duplicate boxes"]
+    assert clean.annotation_ids.tolist() == [1, 2]
+
+
+def test_sizes_that_the_annotations_do_not_give_come_from_the_pictures(tmp_path: Path) -> None:
+    clean, _ = validate(boxes(tmp_path, (0, 0, 5, 5), size=(0, 0)))
+    assert clean.sizes.tolist() == [[50, 100]]
+    clean, _ = validate(boxes(tmp_path, (0, 0, 500, 500), size=(0, 0)), headers=False)
+    assert clean.boxes.tolist() == [[0, 0, 500, 500]]
+
+
+def test_without_headers_no_picture_is_needed(tmp_path: Path) -> None:
+    data = boxes(tmp_path, (0, 0, 5, 5))
+    (tmp_path / "a.png").unlink()
+    assert validate(data, headers=False)[1] == []
+    with pytest.raises(DataError, match=r"none of its 1 pictures was found.*a\.png.*--images"):
+        validate(data, "drop")
+
+
+def test_no_box_and_no_image_are_errors_whatever_is_asked(tmp_path: Path) -> None:
+    for data, words in [(boxes(tmp_path), "no boxes"), (boxes(tmp_path, (5, 5, 5, 5)), r"(?s)no boxes.*\[5, 5, 0, 0\]")]:
+        with pytest.raises(DataError, match=words):
+            validate(data, "drop")
+    with pytest.raises(DataError, match="no images"):
+        validate(boxes(tmp_path, (0, 0, 5, 5)).subset(np.empty(0, dtype=np.int64)), "drop")
+
+
+def test_only_a_deep_look_finds_a_picture_that_is_cut_off(tmp_path: Path) -> None:
+    data = boxes(tmp_path, (0, 0, 5, 5))
+    noise = np.random.default_rng(0).integers(0, 255, (50, 100, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    assert validate(data)[1] == []
+    with pytest.raises(DataError, match=r"image 7 \(a\.png\): cannot be read"):
+        validate(data, deep=True)
+
+
+def test_a_long_list_is_shortened_in_the_message_and_whole_in_the_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        validate(boxes(tmp_path, *[(x, 5, x, 9) for x in range(30)]))
+    assert len(raised.value.problems) == 30
+    assert str(raised.value).count("annotation ") == 10
+    assert "20 more" in str(raised.value)
+    assert report(raised.value.problems).count("annotation ") == 30
+
+
+def test_an_unknown_way_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'drop'"):
+        validate(boxes(tmp_path, (0, 0, 5, 5)), "drops")  # type: ignore[arg-type]
+
+
+def test_headers_are_read_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = headers.image_size
+    monkeypatch.setattr(headers, "image_size", lambda path: read.append(path.name) or real(path))
+    path = picture(tmp_path / "a.png")
+    for _ in range(2):
+        assert headers.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[50, 100]]
+    assert read == ["a.png"]
+    picture(path, 30, 20)
+    os.utime(path, ns=(1, 1))
+    assert headers.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[20, 30]]
+    assert read == ["a.png", "a.png"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"sizes": 3}', '{"sizes": {"a.png": "x"}}', '{"sizes": {"a.png": [1, 2, -5, 9]}}'])
+def test_a_corrupt_cache_is_ignored_and_replaced(tmp_path: Path, content: str) -> None:
+    picture(tmp_path / "a.png")
+    cache = headers.cache_file(tmp_path)
+    cache.parent.mkdir(parents=True)
+    cache.write_text(content)
+    assert headers.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[50, 100]]
+    assert json.loads(cache.read_text())["sizes"]["a.png"][2:] == [50, 100]
+    assert [file.name for file in cache.parent.iterdir()] == [cache.name]
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "file" / "below"))
+    assert headers.read_sizes(tmp_path, ["a.png", "b.png"])[1] == {1: (headers.MISSING, "")}
+
+
+def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RETINANET_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/mine")
+    assert headers.cache_file(Path("/data")).parent == Path("/var/mine/retinanet")

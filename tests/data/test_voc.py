@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from retinanet.data.layout import open_dataset
+from retinanet.data.validate import validate
+from retinanet.data.voc import read_voc
+from retinanet.errors import DataError
+
+BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "cache"))
+
+
+def thing(name: str = "cat", corners: tuple[object, ...] = (10, 20, 40, 25), difficult: int = 0) -> str:
+    box = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
+
+
+def xml(*objects: str, filename: str = "a.jpg", size: str = "<size><width>100</width><height>50</height></size>") -> str:
+    return f"<annotation><filename>{filename}</filename>{size}{''.join(objects)}</annotation>"
+
+
+def tree(root: Path, files: dict[str, str], **lists: str) -> Path:
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for stem, text in files.items():
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+        (root / "JPEGImages" / f"{stem}.jpg").write_bytes(b"")
+    for name, stems in lists.items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(stems.split()) + "\n")
+    return root
+
+
+def test_corners_are_taken_as_printed_and_difficult_ones_are_crowds(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", {"a": xml(thing(corners=(1, 2.5, 40, 25)), thing(difficult=1))}, train="a")
+    data = open_dataset(root)["train"]
+    assert data.boxes.tolist() == [[1, 2.5, 40, 25], [10, 20, 40, 25]]
+    assert data.crowd.tolist() == [False, True]
+    assert data.areas.tolist() == [39 * 22.5, 150]
+    assert (data.files.tolist(), data.sizes.tolist()) == (["JPEGImages/a.jpg"], [[50, 100]])
+
+
+def test_splits_share_classes_and_image_ids_though_each_knows_only_some(tmp_path: Path) -> None:
+    files = {"c": xml(thing("zebra")), "a": xml(thing("ant")), "b": xml(thing("cat"), thing("ant"))}
+    data = open_dataset(tree(tmp_path / "set", files, train="c a", val="b", trainval="a b c", ant_train="a 1"))
+    assert list(data) == ["train", "val"]
+    assert data["train"].names == data["val"].names == ("ant", "cat", "zebra")
+    assert data["train"].category_ids == (1, 2, 3)
+    assert dict(zip(data["train"].files.tolist(), data["train"].image_ids.tolist(), strict=True)) == {
+        "JPEGImages/c.jpg": 3,
+        "JPEGImages/a.jpg": 1,
+    }
+    assert data["val"].image_ids.tolist() == [2]
+    assert data["val"].labels.tolist() == [1, 0]
+
+
+def test_trainval_is_train_where_there_is_no_other(tmp_path: Path) -> None:
+    data = open_dataset(tree(tmp_path / "set", {"a": xml(thing()), "b": xml()}, trainval="a", test="b"))
+    assert [(split, len(one)) for split, one in data.items()] == [("train", 1), ("test", 1)]
+
+
+@pytest.mark.parametrize(
+    "text, kind, words",
+    [
+        ("<annotation>", "XML files that cannot be read", "no element found"),
+        ('<!DOCTYPE x [<!ENTITY e "boom">]><annotation>&e;</annotation>', "XML files that cannot be read", "Entit"),
+        ("<html/>", "XML files that are no VOC annotations", "<html>"),
+        (xml(thing(), size=""), "XML files without the size of the picture", "b.xml"),
+        (xml("<object><name>cat</name></object>", thing()), "objects without bndbox", "object 1 (cat)"),
+        (xml(thing(corners=(1, 2, "x", 4)), thing()), "boxes that are not four finite numbers", "object 1 (cat)"),
+        (xml(thing(corners=(1, 2, "nan", 4)), thing()), "boxes that are not four finite numbers", "object 1 (cat)"),
+        (xml(thing(name=""), thing()), "objects without a name", "object 1"),
+    ],
+)
+def test_what_cannot_be_a_row_is_told_with_its_file(tmp_path: Path, text: str, kind: str, words: str) -> None:
+    data = open_dataset(tree(tmp_path / "set", {"a": xml(thing()), "b": text}, train="a b"))["train"]
+    (problem,) = data.problems
+    assert problem.kind == kind
+    assert "Annotations/b.xml" in problem.detail
+    assert words in problem.detail
+
+
+def test_a_listed_picture_without_xml_is_told(tmp_path: Path) -> None:
+    data = open_dataset(tree(tmp_path / "set", {"a": xml(thing())}, train="a lost a ../a"))["train"]
+    assert sorted((problem.kind, problem.detail) for problem in data.problems) == [
+        ("file names that leave the data folder", "../a"),
+        ("pictures that are listed twice", "a"),
+        ("pictures without an XML file", "Annotations/lost.xml"),
+    ]
+    assert len(data) == 1
+
+
+def test_a_box_without_area_is_a_row_for_validate_to_report(tmp_path: Path) -> None:
+    data = open_dataset(tree(tmp_path / "set", {"a": xml(thing(corners=(5, 5, 5, 9)))}, train="a"))["train"]
+    assert data.boxes.tolist() == [[5, 5, 5, 9]]
+
+
+def test_xml_files_beside_their_pictures_are_a_set_with_or_without_splits(tmp_path: Path) -> None:
+    for folder in ("flat", "split/train", "split/valid"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.png").write_bytes(b"")
+        (tmp_path / folder / "x.xml").write_text(xml(thing(), filename="stale.jpg"))
+    assert open_dataset(tmp_path / "flat")["all"].files.tolist() == ["x.png"]
+    assert [one.files.tolist() for one in open_dataset(tmp_path / "split").values()] == [["train/x.png"], ["valid/x.png"]]
+
+
+def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", {"a": xml(thing())}, train="a")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.png").write_bytes(b"")
+    data = read_voc(root, {"train": root / "ImageSets/Main/train.txt"}, images=tmp_path / "far")["train"]
+    assert data.path(0) == tmp_path / "far" / "a.png"
+
+
+@pytest.mark.skipif(not BCCD.exists(), reason="the real data sets are not on this machine")
+def test_of_the_blood_cells_exactly_the_two_boxes_without_area_are_reported() -> None:
+    splits = open_dataset(BCCD, layout="voc")
+    found = []
+    for split in ("train", "val"):
+        with pytest.raises(DataError) as raised:
+            validate(splits[split])
+        clean, problems = validate(splits[split], invalid="drop")
+        assert problems == raised.value.problems
+        assert len(clean.labels) == len(splits[split].labels) - 1
+        found += problems
+    assert validate(splits["test"])[1] == []
+    assert [problem.kind for problem in found] == ["boxes without area"] * 2
+    assert sorted("BloodImage_00338" in problem.detail for problem in found) == [False, True]
+    assert sorted("BloodImage_00343" in problem.detail for problem in found) == [False, True]

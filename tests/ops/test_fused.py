@@ -1,0 +1,89 @@
+"""The class loss of training equals the dense losses over one-hot targets."""
+
+import pytest
+import torch
+
+from retinanet.errors import ConfigError
+from retinanet.ops import fused, losses
+from retinanet.ops.assign import BACKGROUND, IGNORE
+
+DENSE = {
+    "cross_entropy": lambda x, y, alpha, gamma, beta: losses.cross_entropy(x, y),
+    "balanced": lambda x, y, alpha, gamma, beta: losses.balanced_cross_entropy(x, y, alpha),
+    "focal": lambda x, y, alpha, gamma, beta: losses.focal_loss(x, y, alpha, gamma),
+    "focal_star": lambda x, y, alpha, gamma, beta: losses.focal_loss_star(x, y, gamma, beta, alpha),
+}
+
+
+def sample(dtype=torch.float64, classes=4, batch=(2, 50)):
+    generator = torch.Generator().manual_seed(3)
+    logits = (torch.randn(*batch, classes, generator=generator, dtype=torch.float64) * 6).to(dtype)
+    labels = torch.randint(IGNORE, classes, batch, generator=generator)
+    return logits, labels
+
+
+def dense(loss, logits, labels, alpha, gamma, beta):
+    one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels >= 0)[..., None]
+    value = DENSE[loss](logits, one_hot.to(logits.dtype), alpha, gamma, beta)
+    return value[labels != IGNORE].sum()
+
+
+@pytest.mark.parametrize("loss", fused.LOSSES)
+@pytest.mark.parametrize("alpha", [0.25, None, torch.tensor([0.1, 0.5, 0.7, 0.9])])
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 2.0, 5.0])
+def test_value_and_gradient_equal_the_dense_loss(loss, alpha, gamma):
+    logits, labels = sample()
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value = fused.class_loss(ours, labels, loss, alpha, gamma, 0.5)
+    expected = dense(loss, theirs, labels, alpha, gamma, 0.5)
+    (value * 0.3).backward()
+    (expected * 0.3).backward()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_many_chunks_equal_one(monkeypatch):
+    logits, labels = sample()
+    whole = fused.class_loss(logits, labels)
+    monkeypatch.setattr(fused, "CHUNK", 12)
+    torch.testing.assert_close(fused.class_loss(logits, labels), whole)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_is_finite_at_logits_of_200(gamma, dtype):
+    logits = torch.tensor([[200.0, -200], [-200, 200], [200, 200], [-200, -200]], dtype=dtype, requires_grad=True)
+    value = fused.class_loss(logits, torch.tensor([0, 0, BACKGROUND, BACKGROUND]), "focal", 0.25, gamma)
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.dtype == dtype
+    assert logits.grad.isfinite().all()
+
+
+def test_ignored_anchors_have_neither_loss_nor_gradient():
+    logits = torch.randn(3, 2, requires_grad=True)
+    value = fused.class_loss(logits, torch.full((3,), IGNORE))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_a_sum_over_many_easy_anchors_in_bf16_is_not_lost():
+    logits = torch.full((100_000, 1), -4.0, dtype=torch.bfloat16)
+    exact = losses.focal_loss(torch.tensor([-4.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)) * 100_000
+    torch.testing.assert_close(fused.class_loss(logits, torch.full((100_000,), BACKGROUND)).double(), exact[0], rtol=1e-5, atol=0)
+
+
+def test_no_gradient_is_made_when_none_is_asked_for():
+    logits, labels = sample(torch.float32)
+    assert not fused.class_loss(logits, labels).requires_grad
+
+
+def test_unknown_losses_and_gammas_are_refused():
+    logits, labels = sample()
+    with pytest.raises(ConfigError, match="'focal'"):
+        fused.class_loss(logits, labels, "focall")
+    with pytest.raises(ConfigError, match="gamma"):
+        fused.class_loss(logits, labels, "focal_star", gamma=0.0)

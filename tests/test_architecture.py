@@ -1,0 +1,79 @@
+"""The house: imports point strictly downward, lazy ones included, and no file holds more than one idea."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "retinanet"
+
+ORDER = """
+__main__ cli demo
+engine.check engine.predict engine.train engine.evaluate engine.record engine.sources engine.detector engine.machine engine.optim engine.metrics engine.results
+weights.checkpoint
+view.page view.plots view.draw
+data.loader data.augment data.validate data.layout data.coco data.voc data.yolo data.scenes data.textures data.headers data.dataset data.images
+model.criterion model.postprocess model.preprocess model.retinanet model.subnets model.pyramid model.backbone
+ops.fused ops.losses ops.assign ops.anchors ops.boxes
+config structures errors
+""".split()
+"""From the roof to the ground: a module may import what comes after it. `__init__` names the public ones and imports nothing itself."""
+
+RANK = {name: position for position, name in enumerate(reversed(ORDER))}
+LONGEST = 360
+
+
+def modules():
+    return sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def first_party_imports(path: Path):
+    """Module names below retinanet that a file imports, wherever in the file."""
+    package = name_of(path).split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                target = [*base, *(node.module or "").split(".")] if node.module else base
+            elif node.module and node.module.split(".")[0] == "retinanet":
+                target = node.module.split(".")[1:]
+            else:
+                continue
+            found = ".".join(target)
+            if found in RANK:
+                yield found
+            else:  # from ..view import plots, from . import __version__
+                yield from (name for name in (".".join([*target, alias.name]) for alias in node.names) if not name.startswith("__version__"))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".", 1)[1] for alias in node.names if alias.name.startswith("retinanet."))
+
+
+def test_every_module_has_its_place():
+    assert sorted(RANK) == sorted(map(name_of, modules()))
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_point_strictly_downward(path):
+    here = name_of(path)
+    for name in first_party_imports(path):
+        assert RANK[name] < RANK[here], f"{here} may not import {name}: it is not below it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_no_file_is_long(path):
+    assert len(path.read_text().splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_every_module_says_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_below_weights_nobody_knows_the_config():
+    for path in modules():
+        if name_of(path).split(".")[0] in ("data", "model", "ops", "view"):
+            assert "config" not in list(first_party_imports(path)), f"{name_of(path)} knows the config"

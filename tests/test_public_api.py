@@ -1,0 +1,81 @@
+"""What a user imports, and how fast the first answer comes."""
+
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from inspect import signature
+
+import pytest
+
+import retinanet
+from retinanet.config import PRESETS, CriterionConfig, ModelConfig, TrainConfig, flat
+from retinanet.data.augment import Augment
+from retinanet.model.criterion import Criterion
+from retinanet.model.postprocess import Postprocess
+from retinanet.model.preprocess import Preprocess
+from retinanet.model.retinanet import RetinaNet
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_every_public_name_exists_and_the_list_is_sorted():
+    assert retinanet.__all__ == sorted(retinanet.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    for name in retinanet.__all__:
+        assert getattr(retinanet, name) is not None
+    assert set(retinanet.__all__) == set(retinanet._PLACES)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = retinanet.nothing
+
+
+def test_importing_the_package_does_not_load_torch():
+    assert python("import sys, retinanet, retinanet.cli, retinanet.config; print('torch' in sys.modules)") == "False\n"
+
+
+def test_help_answers_before_torch_could_load():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        text = subprocess.run([sys.executable, "-m", "retinanet", "--help"], capture_output=True, text=True, check=True).stdout
+        seconds.append(time.perf_counter() - start)
+    assert "predict" in text
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("config", [ModelConfig(), CriterionConfig()], ids=lambda config: type(config).__name__)
+def test_defaults_of_the_config_are_those_of_the_functions(config):
+    functions = (RetinaNet, Preprocess, Postprocess) if isinstance(config, ModelConfig) else (Criterion,)
+    defaults = {name: p.default for function in functions for name, p in signature(function).parameters.items()}
+    for entry in fields(config):
+        assert getattr(config, entry.name) == defaults[entry.name], entry.name
+
+
+def test_augmentation_defaults_agree_too():
+    config = TrainConfig()
+    for name, parameter in signature(Augment).parameters.items():
+        assert getattr(config, name) == parameter.default
+
+
+def test_a_setting_has_one_name_in_the_whole_config():
+    parts = [entry.name for part in (ModelConfig, CriterionConfig, TrainConfig) for entry in fields(part)]
+    assert len(parts) == len(set(parts))
+    assert len(flat(TrainConfig())) == len(parts) - 2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_what_it_configures(name):
+    from dataclasses import asdict
+
+    from retinanet.weights.checkpoint import build
+
+    config = PRESETS[name]
+    assert build(config.model, 2).num_classes == 2
+    assert Criterion(**asdict(config.criterion)).gamma == 2
+
+
+def test_the_papers_preset_is_the_papers_recipe():
+    config = PRESETS["r50-600"]
+    assert (config.batch, config.lr, config.momentum, config.weight_decay, config.budget) == (16, 0.01, 0.9, 1e-4, "90000it")
+    assert (config.criterion.gamma, config.criterion.alpha, config.model.scale, config.flip, config.jitter) == (2.0, 0.25, 600, 0.5, (1.0, 1.0))
