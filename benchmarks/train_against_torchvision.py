@@ -17,15 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
-import re
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +31,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.data.dataset import Dataset
+from retinanet.data.images import read_image
 from retinanet.data.layout import open_dataset
 from retinanet.data.validate import validate
+from retinanet.engine.machine import describe
 from retinanet.engine.metrics import Results, coco_metrics
+from retinanet.settings import parse_budget
+from retinanet.weights.checkpoint import versions
 
 WARM_UP = 50  # steps
 Sample = tuple[Tensor, dict[str, Tensor]]
@@ -58,7 +58,7 @@ class Pictures(TorchDataset[Sample]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Sample:
-        picture = decode_image(str(self.data.path(index)), ImageReadMode.RGB, apply_exif_orientation=True) / 255
+        picture = read_image(self.data.path(index)) / 255
         rows = self.data.rows(index)
         kept = ~self.data.crowd[rows]
         boxes = torch.from_numpy(self.data.boxes[rows][kept]).float()
@@ -128,7 +128,7 @@ def predict(model: RetinaNet, data: Dataset, options: argparse.Namespace) -> Res
 
 def run_torchvision(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Train, then measure."""
-    splits = {name: validate(data, invalid="drop", headers=False) for name, data in open_dataset(options.data).items()}
+    splits = {name: validate(data, invalid="drop")[0] for name, data in open_dataset(options.data).items()}
     torch.manual_seed(options.seed)
     start = time.perf_counter()
     model = build(len(splits["train"].names), options.scale).to(options.device)
@@ -169,42 +169,26 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
         subprocess.run([*command, *shlex.split(options.ours)], check=True)
         wall, evaluating = time.perf_counter() - start, time.perf_counter()
         subprocess.run([*retinanet, "eval", str(run), str(options.data), "--split", options.split, "--out", str(answer), *same], check=True)
-        metrics = json.loads((answer / "metrics.json" if answer.is_dir() else answer).read_text(encoding="utf-8"))
+        metrics = json.loads((answer / "metrics.json").read_text(encoding="utf-8"))
         result = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
         result |= {"wall_s": wall, "evaluation_s": time.perf_counter() - evaluating, "arguments": options.ours}
         return result | learned(run)
 
 
 def learned(run: Path) -> dict[str, Any]:
-    """Steps and speed, from the run's own log and config."""
+    """Steps, their speed and the recipe, from the run's own record."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = max((int(line.get("step", line.get("iteration", 0))) for line in lines), default=0)
-    return {"steps": steps, "config": config, "last_line": lines[-1] if lines else None}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    speed = float(np.median([row["images_per_second"] for row in rows if row["kind"] == "train"]))
+    return {"steps": config["iterations"], "images_per_second": speed, "recipe": config["config"], "rows": rows}
 
 
 def seconds_of(budget: str) -> float:
     """'7min', '20s' or '1h' -> seconds."""
-    found = re.fullmatch(r"([\d.]+) *(s|min|h)", budget)
-    if not found:
+    amount, unit = parse_budget(budget)
+    if unit != "s":
         raise SystemExit(f"--budget {budget!r} is no time; write 20s, 7min or 1h")
-    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "retinanet", "faster-coco-eval"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    cpu = model[1] if model else platform.processor()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"cpu": cpu, "capability": capability, "threads": torch.get_num_threads(), "gpu": gpu, "versions": versions}
+    return amount
 
 
 def main() -> None:
@@ -228,7 +212,8 @@ def main() -> None:
         "split": options.split,
         "budget_s": seconds,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": describe(torch.device(options.device)),
+        "versions": versions(),
     }
     if options.only != "ours":
         figures["torchvision"] = run_torchvision(options, seconds)

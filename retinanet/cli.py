@@ -19,7 +19,7 @@ Config = TypeVar("Config")
 
 
 def demo(arguments: list[str]) -> int:
-    """The offline first run: generated scenes, five minutes of training, AP and a page with pictures."""
+    """The offline first run: generated scenes, minutes of training, AP, a page with pictures and curves."""
     config = parse("demo", demo, arguments, DemoConfig())
     from .demo import run
 
@@ -36,7 +36,7 @@ def check(arguments: list[str]) -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """Train a detector on a folder of annotated images. --preset is read first and sets all other defaults."""
+    """Train a detector on a folder of annotated images. --preset tiny|r50-600|r50-modern is read first and sets all other defaults."""
     name, rest = take("--preset", arguments)
     if name is None and not {"-h", "--help"} & set(rest):
         from .engine.train import default_preset
@@ -127,4 +127,3 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
     )
     values = [getattr(parsed, name) for name in (*positionals, "config")]
     return values if positionals else values[0]
-

@@ -41,7 +41,7 @@ def run(config: DemoConfig) -> Path:
     detector = load(folder / "run", config.device)
     save(folder / "detections.jpg", detections(detector, scenes))
     took = duration(time.perf_counter() - started)
-    page(folder, metrics, took, config)
+    page(folder, metrics, took)
     log.info("AP %.3f on unseen scenes, after %s in all", metrics["AP"] or 0.0, took)
     log.info("look at %s\nthen train on your own images:  retinanet train YOUR_FOLDER --out runs/mine", folder / "page.html")
     return folder
@@ -65,7 +65,7 @@ def detections(detector: Detector, scenes: Path) -> torch.Tensor:
     return sheet([draw(image, answer.above(detector.threshold)) for image, answer in zip(images, found, strict=True)], columns=4)
 
 
-def page(folder: Path, metrics: Metrics, took: str, config: DemoConfig) -> None:
+def page(folder: Path, metrics: Metrics, took: str) -> None:
     """page.html: the numbers, the pictures, and what to do next."""
     about = json.loads((folder / "run" / "config.json").read_text())
     shown = {name: "-" if metrics[name] is None else f"{metrics[name]:.3f}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
@@ -73,10 +73,11 @@ def page(folder: Path, metrics: Metrics, took: str, config: DemoConfig) -> None:
     write_page(
         folder / "page.html",
         "A detector, trained here",
-        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a RetinaNet with {about['config']['model']['backbone']} "
-        f"from scratch for {about['iterations']} steps, and measured it on {metrics.images} scenes that it never saw, with "
-        f"{metrics.boxes} objects in them.\n\nAP is COCO's: the mean over IoU thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; "
-        "s, m and l are objects below 32 px, up to 96 px and above.",
+        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a RetinaNet "
+        f"with {about['config']['model']['backbone']} from scratch for {about['iterations']} steps, and measured it on "
+        f"{metrics.images} scenes that it never saw, with {metrics.boxes} objects in them.\n\nAP is COCO's: the mean over "
+        f"IoU thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; s, m and l are objects below 32 px, "
+        "up to 96 px and above.",
         numbers,
         [
             ("Detections on unseen scenes, above the score of best F1 in validation", folder / "detections.jpg"),
@@ -84,7 +85,10 @@ def page(folder: Path, metrics: Metrics, took: str, config: DemoConfig) -> None:
             ("Validation: AP", folder / "run" / "plots" / "ap.png"),
             ("Precision and recall on unseen scenes at IoU 0.5", folder / "plots" / "precision_recall.png"),
             ("Who is taken for whom", folder / "plots" / "confusion.png"),
-            ("What the network sees: a first batch, its boxes, and the anchors that answer for them", folder / "run" / "plots" / "first_batch.jpg"),
+            (
+                "What the network sees: a first batch, its boxes, and the anchors that answer for them",
+                folder / "run" / "plots" / "first_batch.jpg",
+            ),
         ],
         [
             ("Look your own data set over: a folder with COCO, VOC or YOLO annotations.", "retinanet check YOUR_FOLDER"),

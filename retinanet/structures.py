@@ -87,7 +87,7 @@ class Detections:
     def __getitem__(self, index: Any) -> Detections:
         """A slice, a mask or a list of positions."""
         if isinstance(index, int):
-            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+            index = [range(len(self))[index]]
         return replace(self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index])
 
     def __iter__(self) -> Iterator[tuple[str, float, list[float]]]:

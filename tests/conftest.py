@@ -32,3 +32,12 @@ def shared_data() -> Path:
     if not SHARED.exists():
         pytest.skip(f"{SHARED} is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def trained(scenes, tmp_path_factory) -> Path:
+    """The folder of a very short run on the generated scenes."""
+    import retinanet
+
+    settings = {"channels": 32, "depth": 1, "scale": 64, "budget": "6it", "batch": 2, "workers": 0, "validations": 2, "log_every": 2}
+    return retinanet.train(scenes, "tiny", device="cpu", precision="fp32", out=tmp_path_factory.mktemp("run") / "scenes", **settings)

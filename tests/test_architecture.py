@@ -7,16 +7,56 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "retinanet"
 
-ORDER = """
-__main__ cli demo
-engine.check engine.predict engine.train engine.evaluate engine.record engine.sources engine.detector engine.machine engine.optim engine.metrics engine.results
-weights.checkpoint
-view.page view.plots view.draw
-data.loader data.augment data.validate data.layout data.coco data.voc data.yolo data.scenes data.textures data.headers data.dataset data.images
-model.criterion model.postprocess model.preprocess model.retinanet model.subnets model.pyramid model.backbone
-ops.fused ops.losses ops.assign ops.anchors ops.boxes
-config structures errors
-""".split()
+ORDER = [
+    "__main__",
+    "cli",
+    "demo",
+    "engine.check",
+    "engine.predict",
+    "engine.train",
+    "engine.plan",
+    "engine.step",
+    "engine.evaluate",
+    "engine.record",
+    "engine.sources",
+    "engine.detector",
+    "engine.machine",
+    "engine.optim",
+    "engine.metrics",
+    "engine.results",
+    "weights.checkpoint",
+    "view.page",
+    "view.plots",
+    "view.draw",
+    "data.loader",
+    "data.augment",
+    "data.validate",
+    "data.layout",
+    "data.coco",
+    "data.voc",
+    "data.yolo",
+    "data.scenes",
+    "data.textures",
+    "data.headers",
+    "data.dataset",
+    "data.images",
+    "model.criterion",
+    "model.postprocess",
+    "model.preprocess",
+    "model.retinanet",
+    "model.subnets",
+    "model.pyramid",
+    "model.backbone",
+    "ops.fused",
+    "ops.losses",
+    "ops.assign",
+    "ops.anchors",
+    "ops.boxes",
+    "settings",
+    "config",
+    "structures",
+    "errors",
+]
 """From the roof to the ground: a module may import what comes after it. `__init__` names the public ones and imports nothing itself."""
 
 RANK = {name: position for position, name in enumerate(reversed(ORDER))}
@@ -47,7 +87,9 @@ def first_party_imports(path: Path):
             if found in RANK:
                 yield found
             else:  # from ..view import plots, from . import __version__
-                yield from (name for name in (".".join([*target, alias.name]) for alias in node.names) if not name.startswith("__version__"))
+                yield from (
+                    name for name in (".".join([*target, alias.name]) for alias in node.names) if not name.startswith("__version__")
+                )
         elif isinstance(node, ast.Import):
             yield from (alias.name.split(".", 1)[1] for alias in node.names if alias.name.startswith("retinanet."))
 

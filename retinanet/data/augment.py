@@ -12,6 +12,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from ..model.preprocess import Preprocess
 
+COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
+"""Mild: v2's RandomPhotometricDistort also swaps the colour channels, which ruins classes that are told by colour."""
 MIN_SIDE = 2.0
 """Pixels: what a crop leaves of a box below this is no object any more."""
 MIN_VISIBLE = 0.25
@@ -43,8 +45,8 @@ class Augment:
         if torch.rand(()).item() < self.flip:
             framed = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.shape[-2], image.shape[-1]))  # type: ignore[call-arg]
             image, boxes = transforms.horizontal_flip(image), transforms.horizontal_flip(framed).as_subclass(Tensor)
-        if self.photometric:
-            image = v2.RandomPhotometricDistort(p=self.photometric)(image)
+        if torch.rand(()).item() < self.photometric:
+            image = COLOURS(image)
         return image, boxes, labels
 
 

@@ -137,7 +137,9 @@ class Columns:
         self.sizes.append((height, width))
         self.counts.append(0)
 
-    def box(self, xyxy: tuple[float, float, float, float], label: int, annotation_id: int, *, crowd: bool = False, area: float | None = None) -> None:
+    def box(
+        self, xyxy: tuple[float, float, float, float], label: int, annotation_id: int, *, crowd: bool = False, area: float | None = None
+    ) -> None:
         """Add a box to the image begun last."""
         self.counts[-1] += 1
         self.boxes.append(xyxy)

@@ -157,7 +157,7 @@ def _voc(root: Path, images: Path | None) -> Found | None:
         lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
         sources = {split: file for split, rule in SPLITS.items() for file in lists if rule.fullmatch(file.stem.lower())}
         both = root / "ImageSets" / "Main" / "trainval.txt"
-        if "train" not in sources and both in lists:
+        if not {"train", "val"} & sources.keys() and both in lists:  # beside a val.txt it would train on the validation split
             sources["train"] = both
         sources = sources or {"all": tree}
     else:

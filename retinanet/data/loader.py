@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ..errors import DataError
 from ..model.preprocess import Preprocess
 from ..structures import Targets
 from .augment import Augment
@@ -79,15 +80,18 @@ def evaluation_plan(sizes: np.ndarray, batch: int, preprocess: Preprocess) -> Pl
     return [(indices[i : i + batch], shape) for shape, indices in shapes.items() for i in range(0, len(indices), batch)]
 
 
-class _Samples(TorchDataset[Batch]):
+class _Samples(TorchDataset[Batch | DataError]):
     """Turns an entry of a plan, with its epoch, into a batch; runs in the workers."""
 
     def __init__(self, data: Dataset, preprocess: Preprocess, augment: Augment | None, seed: int, max_pixels: int) -> None:
         self.data, self.preprocess, self.augment, self.seed, self.max_pixels = data, preprocess, augment, seed, max_pixels
 
-    def __getitem__(self, entry: tuple[int, list[int], tuple[int, int]]) -> Batch:
+    def __getitem__(self, entry: tuple[int, list[int], tuple[int, int]]) -> Batch | DataError:
         epoch, indices, canvas = entry
-        samples = [self.sample(epoch, index, canvas) for index in indices]
+        try:
+            samples = [self.sample(epoch, index, canvas) for index in indices]
+        except DataError as error:
+            return error  # raised by a worker it would come with the worker's traceback
         images, sizes = self.preprocess.stack([image for image, _, _ in samples], canvas)
         size_pairs = [(int(height), int(width)) for height, width in sizes.tolist()]
         targets = Targets.pad([boxes for _, boxes, _ in samples], [labels for _, _, labels in samples], size_pairs)
@@ -145,30 +149,23 @@ def training_batches(
     workers: int = 0,
     pin: bool = False,
     max_pixels: int = MAX_PIXELS,
-) -> DataLoader[Batch]:
-    """The batches of iterations start..stop-1."""
+) -> Iterator[Batch]:
+    """The batches of iterations start..stop-1. A picture that cannot be decoded is a DataError that names it."""
     order = _Order(data, batch, seed, preprocess, start, stop)
-    return _loader(_Samples(data, preprocess, augment, seed, max_pixels), order, workers, pin)
+    return _load(_Samples(data, preprocess, augment, seed, max_pixels), order, workers, pin)
 
 
 def evaluation_batches(
     data: Dataset, preprocess: Preprocess, batch: int, workers: int = 0, pin: bool = False, max_pixels: int = MAX_PIXELS
-) -> DataLoader[Batch]:
+) -> Iterator[Batch]:
     """Every picture once, not augmented, in batches of one padded shape."""
     order = [(0, indices, shape) for indices, shape in evaluation_plan(data.sizes, batch, preprocess)]
-    return _loader(_Samples(data, preprocess, None, 0, max_pixels), order, workers, pin)
+    return _load(_Samples(data, preprocess, None, 0, max_pixels), order, workers, pin)
 
 
-def _loader(samples: Any, order: Any, workers: int, pin: bool) -> DataLoader[Batch]:
-    return DataLoader(
-        samples,
-        sampler=order,
-        batch_size=None,  # an entry of the order is a whole batch already
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_one_thread if workers else None,
-    )
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)  # the cores belong to the training
+def _load(samples: _Samples, order: Any, workers: int, pin: bool) -> Iterator[Batch]:
+    # an entry of the order is a whole batch already
+    for batch in DataLoader(samples, sampler=order, batch_size=None, num_workers=workers, pin_memory=pin):
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch

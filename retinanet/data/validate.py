@@ -25,7 +25,12 @@ ADVICE = (
 
 
 def validate(
-    dataset: Dataset, invalid: Invalid = "error", headers: bool = True, deep: bool = False, max_pixels: int = MAX_PIXELS
+    dataset: Dataset,
+    invalid: Invalid = "error",
+    headers: bool = True,
+    deep: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    need_boxes: bool = True,
 ) -> tuple[Dataset, list[Problem]]:
     """The data set as it can be used, and everything that is wrong with it, with what the reader could not turn into rows.
 
@@ -36,12 +41,12 @@ def validate(
     deep     decode every picture
 
     Boxes that leave their image by at most one pixel are cut at the border in any case, and sizes that the annotations do not give are
-    filled in. A data set without images, boxes or pictures is always an error.
+    filled in. A data set without images, boxes (unless none are needed: `need_boxes`) or pictures is always an error.
     """
     if invalid not in CHOICES:
         raise unknown("--invalid", invalid, CHOICES)
     problems = list(dataset.problems)
-    _require_some(dataset, problems)
+    _require_some(dataset, problems, need_boxes)
     sizes, good_images, measured = dataset.sizes.copy(), np.ones(len(dataset), dtype=np.bool_), np.ones(len(dataset), dtype=np.bool_)
     for index in _listed_again(dataset):
         problems.append(_image_problem(dataset, "pictures that are listed twice", index))
@@ -58,12 +63,12 @@ def validate(
     clean = replace(dataset, boxes=boxes, areas=areas, sizes=sizes).keep_boxes(good_boxes)
     if not good_images.all():
         clean = clean.subset(np.flatnonzero(good_images))
-    _require_some(clean, problems)
+    _require_some(clean, problems, need_boxes)
     return clean, problems
 
 
-def _require_some(dataset: Dataset, problems: list[Problem]) -> None:
-    lacks = "images" if len(dataset) == 0 else "boxes" if len(dataset.labels) == 0 else None
+def _require_some(dataset: Dataset, problems: list[Problem], need_boxes: bool) -> None:
+    lacks = "images" if len(dataset) == 0 else "boxes" if need_boxes and len(dataset.labels) == 0 else None
     if lacks is not None:
         reasons = f"\n{report(problems, limit=10)}" if problems else ""
         raise DataError(

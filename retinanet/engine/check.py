@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ..config import CheckConfig
+from ..config import CheckConfig, ModelConfig
 from ..data.dataset import Dataset
 from ..data.layout import open_dataset
 from ..data.validate import validate
 from ..errors import DataError, Problem, report
-from ..model.preprocess import Preprocess
 from ..ops.anchors import STRIDES, cell_anchors
+from ..weights.checkpoint import preprocess_of
+from .train import preset_config
 
 log = logging.getLogger("retinanet")
 
@@ -25,22 +26,33 @@ SIDES = ((0, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512),
 def run(path: str, config: CheckConfig) -> bool:
     """Print all problems of all splits and the anchors' reach; true when there is no problem."""
     splits = open_dataset(path, config.layout, config.images)
+    model = model_of(config)
     problems: list[Problem] = []
     for name, data in splits.items():
         try:
-            clean, found = validate(data, "clip", deep=config.deep, max_pixels=config.max_pixels)
+            clean, found = validate(data, "clip", deep=config.deep, max_pixels=config.max_pixels, need_boxes=name == "train")
         except DataError as error:  # no picture or no box at all
             found = error.problems or [Problem(str(error), data.source.name, "")]
             clean = None
         problems += found
         log.info("%s", describe(name, data))
         if clean is not None:
-            log.info("%s", reach_table(reach(clean, Preprocess(config.scale, config.max_side), config.anchor_size), config))
+            log.info("%s", reach_table(reach(clean, model), model))
     if problems:
-        log.info("%s\n%d problems. Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at the border).", report(problems), len(problems))
+        log.info(
+            "%s\n%d problems. Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at the border).",
+            report(problems),
+            len(problems),
+        )
     else:
         log.info("no problem found%s", "" if config.deep else " (pictures were not decoded: --deep does)")
     return not problems
+
+
+def model_of(config: CheckConfig) -> ModelConfig:
+    """The model whose anchors are asked about."""
+    wanted = {name: getattr(config, name) for name in ("scale", "anchor_size", "anchor_scales", "anchor_ratios")}
+    return replace(preset_config(config.preset).model, **{name: value for name, value in wanted.items() if value is not None})
 
 
 def describe(name: str, data: Dataset) -> str:
@@ -48,9 +60,17 @@ def describe(name: str, data: Dataset) -> str:
     counts = np.bincount(data.labels[~data.crowd], minlength=len(data.names))
     empty = int((np.diff(data.first) == 0).sum())
     crowds = int(data.crowd.sum())
-    lines = [f"{name}: {len(data)} images, {int(counts.sum())} boxes" + (f" and {crowds} crowds" if crowds else "") + (f", {empty} images without objects" if empty else "")]
+    lines = [
+        f"{name}: {len(data)} images, {int(counts.sum())} boxes"
+        + (f" and {crowds} crowds" if crowds else "")
+        + (f", {empty} images without objects" if empty else "")
+    ]
     shown = sorted(zip(counts.tolist(), data.names, strict=True), reverse=True)
-    lines.append("  " + ", ".join(f"{title} {count}" for count, title in shown[:20]) + (f" and {len(shown) - 20} more classes" if len(shown) > 20 else ""))
+    lines.append(
+        "  "
+        + ", ".join(f"{title} {count}" for count, title in shown[:20])
+        + (f" and {len(shown) - 20} more classes" if len(shown) > 20 else "")
+    )
     return "\n".join(lines)
 
 
@@ -66,28 +86,30 @@ class Reach:
     names: tuple[str, ...]
 
 
-def reach(data: Dataset, preprocess: Preprocess, anchor_size: float = 4.0) -> Reach:
+def reach(data: Dataset, model: ModelConfig) -> Reach:
     """How well anchors can match the boxes of a data set, at the size that the network sees.
 
     A level's anchors stand `stride` pixels apart, so a box's nearest centre is off by up to half a stride on each axis. The IoU
     is taken at a quarter of a stride on each axis, the mean distance.
     """
-    image = data.image_of_box()
+    image, preprocess = data.image_of_box(), preprocess_of(model)
     keep = ~data.crowd
-    factors = np.array([np.divide(preprocess.size(int(h), int(w)), (h, w)) for h, w in data.sizes]).reshape(-1, 2)[image][keep]  # [M, 2] of height, width
+    factors = np.array([np.divide(preprocess.size(int(h), int(w)), (h, w)) for h, w in data.sizes]).reshape(-1, 2)[image][
+        keep
+    ]  # [M, 2] of height, width
     boxes = data.boxes[keep]
     width, height = (boxes[:, 2] - boxes[:, 0]) * factors[:, 1], (boxes[:, 3] - boxes[:, 1]) * factors[:, 0]
     best = torch.zeros(len(boxes), dtype=torch.float64)
     size = torch.from_numpy(np.stack([width, height], axis=1))
     for stride in STRIDES:
-        for anchor in cell_anchors(stride, anchor_size).double():
+        for anchor in cell_anchors(stride, model.anchor_size, model.anchor_scales, model.anchor_ratios).double():
             sides = anchor[2:] - anchor[:2]
             overlap = (torch.minimum(size, sides) - (stride / 4 - (size - sides).abs() / 2).clamp(min=0)).clamp(min=0).prod(dim=1)
             best = torch.maximum(best, overlap / (size.prod(dim=1) + sides.prod() - overlap))
     return Reach(best.numpy(), np.sqrt(width * height), data.labels[keep], data.names)
 
 
-def reach_table(found: Reach, config: CheckConfig, positive: float = 0.5, forced: float = 0.4) -> str:
+def reach_table(found: Reach, config: ModelConfig, positive: float = 0.5, forced: float = 0.4) -> str:
     """What share of the boxes anchors match, by size and by class, and what to do when many are out of reach."""
     total = len(found.best)
     if total == 0:
@@ -112,7 +134,8 @@ def reach_table(found: Reach, config: CheckConfig, positive: float = 0.5, forced
         if small < config.anchor_size * STRIDES[0]:
             size = max(1.0, round(2 * small / STRIDES[0]) / 2)
             lines.append(
-                f"    one box in twenty is below {small:.0f} px: train with --anchor-size {size:g} (anchors from {size * STRIDES[0]:.0f} px), a larger --scale, or both"
+                f"    one box in twenty is below {small:.0f} px: train with --anchor-size {size:g} (anchors from "
+                f"{size * STRIDES[0]:.0f} px), a larger --scale, or both"
             )
         else:
             lines.append("    most of these have a shape that no anchor has: add to --anchor-ratios (height over width)")

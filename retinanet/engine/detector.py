@@ -8,11 +8,12 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ..data.images import MAX_PIXELS, read_image
+from ..data.images import MAX_PIXELS, from_pillow, read_image
 from ..errors import CheckpointError, ConfigError, DataError
 from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
@@ -64,12 +65,11 @@ class Detector:
         DataError for a picture that cannot be read.
         """
         if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
-            pictures = [as_picture(image) for image in images]
-            answers: list[Detections | None] = [None] * len(pictures)
-            prepared = ((i, self.preprocess.resize(picture), (picture.shape[1], picture.shape[2])) for i, picture in enumerate(pictures))
-            for index, found in self._in_batches(prepared, batch):
-                answers[index] = found
-            return [answer for answer in answers if answer is not None]
+            answers: dict[int, Detections] = {}
+            pictures = enumerate(map(as_picture, images))  # one by one: a thousand full-size pictures need not fit in memory
+            prepared = ((i, self.preprocess.resize(picture), (picture.shape[1], picture.shape[2])) for i, picture in pictures)
+            answers.update(self._in_batches(prepared, batch))
+            return [answers[index] for index in range(len(images))]
         picture = as_picture(images)
         resized, sizes = self.preprocess.stack([self.preprocess.resize(picture)])
         return self.answer(resized, sizes, [(picture.shape[1], picture.shape[2])])[0]
@@ -95,6 +95,8 @@ class Detector:
 
     def _in_batches(self, prepared: Iterator[tuple[int, Tensor, tuple[int, int]]], batch: int) -> Iterator[tuple[int, Detections]]:
         """Gather resized pictures by padded shape; run a shape when it has a full batch, and what is left at the end."""
+        if batch < 1:
+            raise ConfigError(f"batch must be at least 1, not {batch}")
         waiting: dict[tuple[int, int], list[tuple[int, Tensor, tuple[int, int]]]] = {}
         for entry in prepared:
             shape = self.preprocess.padded([(entry[1].shape[1], entry[1].shape[2])])
@@ -111,7 +113,7 @@ class Detector:
         yield from zip((index for index, _, _ in group), answers, strict=True)
 
     def answer(self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[Detections]:
-        """A padded uint8 batch [B, 3, H, W] of resized pictures with sizes [B, 2] -> detections in pixels of the originals (height, width)."""
+        """A padded uint8 batch [B, 3, H, W] of resized pictures, sizes [B, 2] -> detections in pixels of the originals (height, width)."""
         with torch.inference_mode():
             logits, offsets, normalized = self.forward(images, sizes)
             return self.select(logits, offsets, normalized, sizes, originals)
@@ -158,8 +160,8 @@ def as_picture(image: Picture) -> Tensor:
     """Whatever a user calls a picture -> uint8 [3, H, W] RGB."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
-    if hasattr(image, "convert") and not isinstance(image, (np.ndarray, Tensor)):  # a Pillow image
-        image = np.array(image.convert("RGB"))
+    if isinstance(image, Image.Image):
+        return from_pillow(image)
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
             image = image[:, :, None]
@@ -180,9 +182,7 @@ def as_picture(image: Picture) -> Tensor:
     return image.expand(3, -1, -1).cpu()
 
 
-def load(
-    model: str | Path, device: str = "auto", precision: str = "fp32", scale: int | None = None
-) -> Detector:
+def load(model: str | Path, device: str = "auto", precision: str = "fp32", scale: int | None = None) -> Detector:
     """A detector from a run folder or a file of weights.
 
     model      runs/cells (its model.safetensors) or a .safetensors file of ours

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import EvalConfig, to_json
+from ..config import EvalConfig
 from ..data.dataset import Dataset
 from ..data.images import MAX_PIXELS
 from ..data.layout import open_dataset
@@ -20,12 +20,14 @@ from ..data.loader import evaluation_batches
 from ..data.validate import validate
 from ..errors import ConfigError, DataError, unknown
 from ..model.criterion import Criterion
+from ..settings import to_json
 from ..structures import Detections
 from ..view import plots
 from ..weights.checkpoint import versions, write_whole
 from .detector import Detector, load
 from .machine import describe, pick_workers
 from .metrics import Metrics, Results, coco_metrics, collect, format_table, read_results, write_results
+from .record import progress_bar, refuse_run
 
 log = logging.getLogger("retinanet")
 
@@ -46,7 +48,7 @@ def evaluate(
     workers: int = 0,
     criterion: Criterion | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its answers.
 
@@ -69,23 +71,35 @@ def evaluate(
                     totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / len(data)
             done += len(indices)
             if progress is not None:
-                progress(done, len(data))
+                progress(done)
     results = collect(data, [answer for answer in answers if answer is not None])
     return Evaluation(coco_metrics(data, results), results, totals)
 
 
 def open_split(
-    path: str | Path, split: str | None, layout: str | None, images: Path | None, invalid: str, max_pixels: int, headers: bool = True
+    path: str | Path,
+    split: str | None,
+    layout: str | None,
+    images: Path | None,
+    invalid: str,
+    max_pixels: int,
+    headers: bool = True,
+    need_boxes: bool = True,
 ) -> Dataset:
-    """One validated split of a data set: `split`, else val, else the only one; ConfigError when that is not clear."""
+    """One validated split of a data set: `split`, else val, else a data set that is not split at all.
+
+    ConfigError when that leaves only train: its AP would be taken for what it is not, so it has to be asked for.
+    """
     splits = open_dataset(path, layout, images)
     if split is None:
-        split = "val" if "val" in splits else next(iter(splits)) if len(splits) == 1 else None
+        split = next((name for name in ("val", "all") if name in splits), None)
         if split is None:
             raise ConfigError(f"{path} has no validation split; choose one of its splits with --split: {', '.join(splits)}")
+        if split == "all":
+            log.info("%s is not split: all its images are scored, also those that the model may have been trained on", path)
     if split not in splits:
         raise unknown("split", split, splits)
-    data, problems = validate(splits[split], invalid, headers=headers, max_pixels=max_pixels)  # type: ignore[arg-type]
+    data, problems = validate(splits[split], invalid, headers, max_pixels=max_pixels, need_boxes=need_boxes)  # type: ignore[arg-type]
     if problems:
         log.info("%s: %d problems met with --invalid %s", split, len(problems), invalid)
     return data
@@ -97,7 +111,9 @@ def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
         return data
     missing = [name for name in data.names if name not in names]
     if missing:
-        raise DataError(f"{data.source} has classes that the model does not know: {', '.join(missing)}; the model knows: {', '.join(names)}")
+        raise DataError(
+            f"{data.source} has classes that the model does not know: {', '.join(missing)}; the model knows: {', '.join(names)}"
+        )
     position = np.array([names.index(name) for name in data.names], dtype=np.int64)
     ids = dict(zip(data.names, data.category_ids, strict=True))
     free = max(data.category_ids, default=0)
@@ -113,6 +129,7 @@ def run(model: str, data: str, config: EvalConfig) -> Metrics:
 
     `model` may also be a COCO results file (.json), from this or any other detector; then no picture is needed.
     """
+    refuse_run(config.out)
     scoring = model.endswith(".json")
     dataset = open_split(data, config.split, config.layout, config.images, config.invalid, config.max_pixels, headers=not scoring)
     about: dict[str, Any] = {"model": model, "data": str(data), "split": dataset.split, "data_hash": dataset.fingerprint()}
@@ -124,7 +141,8 @@ def run(model: str, data: str, config: EvalConfig) -> Metrics:
         dataset = in_model_classes(dataset, detector.names)
         workers = pick_workers(config.workers, detector.device)
         log.info("evaluating %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device))
-        evaluation = evaluate(detector, dataset, config.batch, workers, max_pixels=config.max_pixels)
+        with progress_bar(len(dataset), "evaluating") as progress:
+            evaluation = evaluate(detector, dataset, config.batch, workers, max_pixels=config.max_pixels, progress=progress)
         about |= {"config": to_json(config), "versions": versions(), "machine": describe(detector.device)}
     log.info("%s", format_table(evaluation.metrics))
     if config.out is not None:

@@ -20,7 +20,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or auto")
+        raise ConfigError(
+            f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or auto"
+        )
     return device
 
 

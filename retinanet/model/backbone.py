@@ -111,5 +111,5 @@ def check_network(source: str) -> None:
     except OSError as error:
         raise CheckpointError(
             f"no network ({error}), so the ImageNet weights {source} cannot be fetched. Either put model.safetensors of "
-            f"https://{HOST}/{source} into this machine's Hugging Face cache (hf download {source}), or train from scratch with --weights none."
+            f"https://{HOST}/{source} into this machine's Hugging Face cache (hf download {source}), or train from scratch: --weights none."
         ) from error

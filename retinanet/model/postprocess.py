@@ -33,7 +33,7 @@ class Postprocess:
     def __call__(
         self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Per picture boxes [N, 4], scores [N] and labels [N], best first; boxes in pixels of the padded batch, cut at the picture's border.
+        """Per picture boxes [N, 4], scores [N] and labels [N], best first; boxes in pixels of the batch, cut at the picture's border.
 
         logits   per level [B, HWA, K]
         offsets  per level [B, HWA, 4]
@@ -47,7 +47,7 @@ class Postprocess:
 
     def _candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of one level: logits [B, P], labels [B, P], boxes [B, P, 4]. No Python loop over pictures or classes."""
-        batch, count, classes = logits.shape
+        _, count, classes = logits.shape
         best = logits.amax(dim=2).float().masked_fill(~inside(anchors, sizes), -torch.inf)
         # every pair among the best P has its anchor among the best P anchors, by best class
         _, kept = best.topk(min(self.per_level, count), dim=1)
@@ -59,7 +59,7 @@ class Postprocess:
         return x, index % classes, decode(chosen, anchors[anchor])
 
     def _suppress(self, boxes: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        alive = x > self.logit_threshold
+        alive = (x > self.logit_threshold) & boxes.isfinite().all(dim=1)
         boxes, x, labels = boxes[alive], x[alive], labels[alive]
         # classes are kept apart by shifts in float64: in float32 the shift eats the fraction of a pixel and changes 4 % of the decisions
         shift = labels.double() * (boxes.max().double() + 1 if len(boxes) else 1)

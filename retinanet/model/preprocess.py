@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -59,13 +60,19 @@ class Preprocess:
 
     def normalize(self, batch: Tensor, sizes: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32, channels_last; the padding becomes 0, the mean colour, whatever it was."""
-        mean = torch.tensor(self.mean, device=batch.device)[:, None, None] * 255
-        std = torch.tensor(self.std, device=batch.device)[:, None, None] * 255
+        mean, std = _statistics(self.mean, self.std, batch.device)
         images = (batch.to(memory_format=torch.channels_last).float() - mean) / std
         rows = torch.arange(batch.shape[-2], device=batch.device)
         columns = torch.arange(batch.shape[-1], device=batch.device)
         inside = (rows[None, :, None] < sizes[:, 0, None, None]) & (columns[None, None] < sizes[:, 1, None, None])
         return images.mul_(inside[:, None])
+
+
+@cache
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [3, 1, 1] of bytes; kept, since a copy to a GPU makes the step wait."""
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(values, device=device)[:, None, None] * 255 for values in (mean, std))  # type: ignore[return-value]
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -11,6 +12,9 @@ from ..ops.anchors import RATIOS, SCALES, STRIDES, grid_anchors
 from .backbone import Backbone
 from .pyramid import Pyramid
 from .subnets import subnet
+
+KEPT_SHAPES = 32
+"""Shapes whose anchors are kept: aspect ratios vary from batch to batch, and making anchors anew costs more than keeping them."""
 
 
 class RetinaNet(nn.Module):
@@ -52,7 +56,7 @@ class RetinaNet(nn.Module):
         per_cell = len(anchor_scales) * len(anchor_ratios)
         self.class_subnet = subnet(per_cell * num_classes, channels, depth, subnet_norm, prior)
         self.box_subnet = subnet(per_cell * 4, channels, depth, subnet_norm)
-        self._anchors: tuple[object, list[Tensor]] = (None, [])
+        self._anchors: dict[tuple[int, int, torch.device], list[Tensor]] = {}
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """images [B, 3, H, W], normalised -> per level P3..P7 logits [B, HWA, K] and offsets [B, HWA, 4], in the order of `anchors`."""
@@ -63,16 +67,18 @@ class RetinaNet(nn.Module):
         return logits, offsets
 
     def anchors(self, images: Tensor) -> list[Tensor]:
-        """Per level the anchors [HWA, 4] for pictures [B, 3, H, W]; kept until the shape changes."""
+        """Per level the anchors [HWA, 4] for pictures [B, 3, H, W]; kept for the shapes met last."""
         height, width = images.shape[-2:]
         key = (height, width, images.device)
-        if self._anchors[0] != key:
+        if key not in self._anchors:
             # every map is the ceiling of the picture over its stride, whether by pooling or by stride-2 convolutions
             shapes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
             size, scales, ratios, center = self.anchor_settings
-            levels = grid_anchors(shapes, STRIDES, size, scales, ratios, center)
-            self._anchors = (key, [level.to(images.device) for level in levels])
-        return self._anchors[1]
+            if len(self._anchors) >= KEPT_SHAPES:
+                self._anchors.pop(next(iter(self._anchors)))
+            with torch.inference_mode(False):  # made in an evaluation, they must still serve in training
+                self._anchors[key] = grid_anchors(shapes, STRIDES, size, scales, ratios, center, images.device)
+        return self._anchors[key]
 
 
 def per_anchor(level: Tensor, size: int) -> Tensor:

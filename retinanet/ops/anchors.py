@@ -30,6 +30,7 @@ def grid_anchors(
     scales: Sequence[float] = SCALES,
     ratios: Sequence[float] = RATIOS,
     center: float = 0.5,
+    device: torch.device | None = None,
 ) -> list[Tensor]:
     """Per level the anchors [H * W * S * R, 4] of a map of (H, W) cells: rows, columns, scales, ratios.
 
@@ -37,11 +38,11 @@ def grid_anchors(
     """
     levels = []
     for (height, width), stride in zip(shapes, strides, strict=True):
-        y = (torch.arange(height) + center) * stride
-        x = (torch.arange(width) + center) * stride
+        y = (torch.arange(height, device=device) + center) * stride
+        x = (torch.arange(width, device=device) + center) * stride
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)  # [H, W, 4]
-        levels.append((centers[:, :, None] + cell_anchors(stride, size, scales, ratios)).reshape(-1, 4))
+        levels.append((centers[:, :, None] + cell_anchors(stride, size, scales, ratios).to(centers)).reshape(-1, 4))
     return levels
 
 

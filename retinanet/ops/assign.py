@@ -30,7 +30,7 @@ def assign(
                  0 forces at any overlap, None never forces. A forced anchor still answers for the box that it overlaps most.
     returns      [B, A] int64
 
-    An IoU of 0 never matches: elsewhere a single box that touches no anchor makes every anchor a positive, since all of them tie at its best IoU, 0.
+    An IoU of 0 never matches. Elsewhere one box that touches no anchor makes every anchor a positive: all tie at its best IoU, 0.
     Ground truths are streamed, so memory is O(B A) whatever G is; no [A, G] matrix exists.
     """
     batch, count = boxes.shape[:2]

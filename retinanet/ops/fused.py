@@ -16,8 +16,9 @@ from ..errors import ConfigError, unknown
 from .assign import IGNORE
 
 LOSSES = ("cross_entropy", "balanced", "focal", "focal_star")
-CHUNK = 1 << 18
-"""Elements worked on at a time: small enough for the second-level cache, so that the dozen steps below cost one trip to memory."""
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 25}
+"""Elements worked on at a time. On a CPU they fit its second-level cache, so that the dozen steps below cost one trip to memory;
+on a GPU every chunk costs a dozen launches, so they are as many as memory bears."""
 
 
 def class_loss(
@@ -43,7 +44,11 @@ def class_loss(
         alpha = None
     if loss in ("cross_entropy", "balanced"):
         gamma = 0.0
-    weight = None if alpha is None else torch.as_tensor(alpha, dtype=torch.float32, device=logits.device).expand(logits.shape[-1])
+    weight: Tensor | None = None
+    if isinstance(alpha, Tensor):
+        weight = alpha.to(logits.device, torch.float32).expand(logits.shape[-1])
+    elif alpha is not None:  # `full` is made on the device; `as_tensor` would wait for a copy
+        weight = torch.full((logits.shape[-1],), float(alpha), device=logits.device)
     total: Tensor = _ClassLoss.apply(logits.flatten(0, -2), labels.flatten(), weight, loss == "focal_star", gamma, beta)
     return total
 
@@ -54,7 +59,7 @@ class _ClassLoss(torch.autograd.Function):
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         exact = logits.dtype == torch.float64
         total = logits.new_zeros((), dtype=torch.float64 if exact or logits.device.type == "cpu" else torch.float32)
-        rows = max(1, CHUNK // logits.shape[1])
+        rows = max(1, CHUNK.get(logits.device.type, 1 << 25) // logits.shape[1])
         for start in range(0, len(logits), rows):
             part = slice(start, start + rows)
             x = logits[part] if exact else logits[part].float()
@@ -81,7 +86,7 @@ class _ClassLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None, None, None
+        return gradient * upstream, None, None, None, None, None  # upstream is one number: it stays float32 in the product
 
 
 def _loss_and_slope(x_t: Tensor, star: bool, gamma: float, beta: float) -> tuple[Tensor, Tensor]:

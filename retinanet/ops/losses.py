@@ -46,8 +46,7 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: Alpha = 0.25, gamma: floa
 
     Raises ConfigError for a negative gamma or an unknown reduction.
     """
-    if gamma < 0:
-        raise ConfigError(f"gamma must be at least 0, not {gamma}")
+    check(logits, targets, gamma)
     x_t = signed(logits, targets)
     loss = -torch.exp(gamma * F.logsigmoid(-x_t)) * F.logsigmoid(x_t)
     return reduce(loss * alpha_t(loss, targets, alpha), reduction)
@@ -75,6 +74,7 @@ def softmax_focal_loss(
     """
     if logits.shape[-1] < 2:
         raise ConfigError("softmax_focal_loss needs at least two classes that exclude each other")
+    check(logits, targets, gamma)
     x, present = wide(logits), targets > 0
     total = x.logsumexp(dim=-1)
     log_p = x.masked_fill(~present, 0).sum(dim=-1) - total
@@ -109,9 +109,17 @@ def wide(values: Tensor) -> Tensor:
 
 def signed(logits: Tensor, targets: Tensor) -> Tensor:
     """x_t = y x, with y = 1 where the target is 1 and -1 where it is 0."""
+    check(logits, targets)
+    x = wide(logits)
+    return torch.where(targets > 0, x, -x)
+
+
+def check(logits: Tensor, targets: Tensor, gamma: float = 0.0) -> None:
+    """Targets that would broadcast, and a gamma without meaning, are ConfigErrors."""
     if logits.shape != targets.shape:
         raise ConfigError(f"targets must be dense, of the logits' shape {list(logits.shape)}, not {list(targets.shape)}")
-    return wide(logits) * (2 * targets - 1)
+    if gamma < 0:
+        raise ConfigError(f"gamma must be at least 0, not {gamma}")
 
 
 def alpha_t(like: Tensor, targets: Tensor, alpha: Alpha) -> Tensor | float:

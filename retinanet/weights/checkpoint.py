@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import ModelConfig, from_json
+from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
+from ..settings import from_json
 
 FORMAT = 1
 KEY = "retinanet"  # one key only: several are written in a random order, and the same model would give different bytes

@@ -112,7 +112,9 @@ def test_softmax_focal_loss_is_the_softmax_probability_of_the_true_class():
     p = x.softmax(dim=1)[range(6), truth]
     one_hot = torch.eye(4, dtype=torch.float64)[truth]
     torch.testing.assert_close(losses.softmax_focal_loss(x, one_hot, None, 2.0), -((1 - p) ** 2) * p.log())
-    torch.testing.assert_close(losses.softmax_focal_loss(x, one_hot, None, 0.0), torch.nn.functional.cross_entropy(x, truth, reduction="none"))
+    torch.testing.assert_close(
+        losses.softmax_focal_loss(x, one_hot, None, 0.0), torch.nn.functional.cross_entropy(x, truth, reduction="none")
+    )
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -137,7 +139,13 @@ def test_targets_of_another_shape_are_refused_rather_than_broadcast():
         losses.focal_loss(torch.zeros(4, 3), torch.zeros(4, 1))
 
 
-@pytest.mark.parametrize("call", [lambda: losses.focal_loss(torch.zeros(1), torch.zeros(1), gamma=-1), lambda: losses.focal_loss_star(torch.zeros(1), torch.zeros(1), gamma=0)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: losses.focal_loss(torch.zeros(1), torch.zeros(1), gamma=-1),
+        lambda: losses.focal_loss_star(torch.zeros(1), torch.zeros(1), gamma=0),
+    ],
+)
 def test_a_gamma_without_meaning_is_refused(call):
     with pytest.raises(ConfigError, match="gamma"):
         call()

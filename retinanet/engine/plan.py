@@ -1,0 +1,84 @@
+"""How long a training is: iterations from minutes, epochs, or the size of the data."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+
+import torch
+
+from ..data.loader import steps_per_epoch
+from ..errors import ConfigError
+from ..settings import parse_budget
+from .evaluate import evaluate
+from .step import Session, train_step
+
+log = logging.getLogger("retinanet")
+
+PROBE_STEPS = 10
+"""Steps that are timed to turn minutes into iterations; the first four only warm up."""
+MARGIN = 0.96
+"""Share of a budget of minutes that is planned: other processes on the machine take the rest."""
+
+
+def plan(session: Session, started: float) -> tuple[int, int]:
+    """How many iterations, and after how many each validation comes. Minutes become iterations here, once, after a probe."""
+    config = session.config
+    per_epoch = steps_per_epoch(session.training, config.batch)
+    amount, unit = parse_budget(config.budget) if config.budget else (float(fitting_length(session)), "it")
+    if unit != "s":
+        iterations = max(1, round(amount * per_epoch if unit == "ep" else amount))
+        return iterations, math.ceil(iterations / min(config.validations, iterations))
+    step, picture = probe(session)
+    spent = time.perf_counter() - started
+    left = amount * MARGIN - spent
+    once = picture * len(session.validation)
+    validations = max(1, min(config.validations, 8, int(0.1 * left / once)))  # at most a tenth of the time is spent on looking
+    iterations = int((left - validations * once) / step)
+    if iterations < 1:
+        raise ConfigError(
+            f"a budget of {config.budget} does not hold one step: {spent:.0f} s to start, {once:.0f} s to validate, {step:.1f} s a step"
+        )
+    log.info(
+        "budget %s: %.2f s a step and %.1f s a validation make %d iterations and %d validations",
+        *(config.budget, step, once, iterations, validations),
+    )
+    return iterations, math.ceil(iterations / validations)
+
+
+def fitting_length(session: Session) -> int:
+    """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the paper's 90k steps of 16."""
+    shortest = 3000 if session.config.weights == "none" else 1500
+    twelve = 12 * steps_per_epoch(session.training, session.config.batch)
+    return min(max(twelve, shortest), 90_000 * 16 // session.config.batch)
+
+
+def probe(session: Session) -> tuple[float, float]:
+    """Seconds of a training step, data included, and of a picture in validation. The session is left as it was."""
+    saved = copy.deepcopy((session.model.state_dict(), session.optimizer.state_dict()))
+    average = copy.deepcopy(session.average.model.state_dict()) if session.average else None
+    times = []
+    clock = time.perf_counter()
+    for batch in session.batches(0, PROBE_STEPS):
+        train_step(session, batch, 0.0)
+        if session.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - clock)
+        clock = time.perf_counter()
+    session.model.load_state_dict(saved[0])
+    session.optimizer.load_state_dict(saved[1])
+    if session.average is not None and average is not None:
+        session.average.model.load_state_dict(average)
+        session.average.updates = 0
+    few = session.validation.subset(torch.arange(min(32, len(session.validation))).numpy())
+    detector = session.detector()
+    for last in (False, True):  # the first time warms up
+        clock = time.perf_counter()
+        evaluate(
+            detector, few if last else few.subset(torch.arange(min(4, len(few))).numpy()), 2 * session.config.batch, 0, session.criterion
+        )
+    picture = (time.perf_counter() - clock) / len(few)
+    session.model.train()
+    return sum(times[4:]) / len(times[4:]), picture

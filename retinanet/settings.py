@@ -1,0 +1,131 @@
+"""Working with configs: change a setting wherever it lives, check all of them, write and read them back."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from .errors import ConfigError, unknown
+
+Config = TypeVar("Config")
+
+RANGES: dict[str, tuple[float, float]] = {
+    "prior": (1e-9, 1 - 1e-9),
+    "channels": (8, 1 << 20),
+    "depth": (0, 64),
+    "scale": (32, 1 << 16),
+    "score_threshold": (0, 1 - 1e-9),
+    "nms_threshold": (0, 1),
+    "per_level": (1, 1 << 30),
+    "max_detections": (1, 1 << 30),
+    "alpha": (0, 1),
+    "gamma": (0, 1000),
+    "positive": (1e-9, 1),
+    "negative": (0, 1),
+    "batch": (1, 1 << 30),
+    "lr": (0, float("inf")),
+    "lr_batch": (1, 1 << 30),
+    "flip": (0, 1),
+    "photometric": (0, 1),
+    "validations": (1, 1 << 30),
+    "log_every": (1, 1 << 30),
+}
+"""What numbers may be, both ends included."""
+
+
+def check(config: Any) -> None:
+    """ConfigError that lists every setting out of its range, before anything is begun."""
+    settings = flat(config)
+    wrong = []
+    for name, allowed in _choices(config).items():
+        if settings[name] is not None and settings[name] not in allowed:
+            wrong.append(str(unknown(name, settings[name], map(str, allowed))))
+    for name, (low, high) in RANGES.items():
+        value = settings.get(name)
+        if value is not None and not low <= value <= high:
+            wrong.append(f"{name} must be between {low:g} and {high:g}, not {value}")
+    if settings["negative"] > settings["positive"]:
+        wrong.append(f"negative ({settings['negative']}) must not exceed positive ({settings['positive']})")
+    if settings["loss"] == "focal_star" and settings["gamma"] == 0:
+        wrong.append("gamma must be above 0 for focal_star")
+    if not 0 < settings["jitter"][0] <= settings["jitter"][1]:
+        wrong.append(f"jitter is a low and a high factor above 0, not {settings['jitter']}")
+    if settings["ema"] is not None and not 0 <= settings["ema"] < 1:
+        wrong.append(f"ema is a decay below 1, not {settings['ema']}")
+    if settings["budget"] is not None:
+        try:
+            parse_budget(settings["budget"])
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _choices(config: Any) -> dict[str, tuple[Any, ...]]:
+    """The settings that are one of a few words, wherever they live."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, kind in get_type_hints(type(config)).items():
+        kinds = [kind, *get_args(kind)] if get_origin(kind) is not Literal else [kind]
+        words = next((get_args(one) for one in kinds if get_origin(one) is Literal), None)
+        if words:
+            found[name] = words
+        elif is_dataclass(kind):
+            found |= _choices(getattr(config, name))
+    return found
+
+
+def override(config: Config, settings: Mapping[str, Any]) -> Config:
+    """`config` with the settings changed, wherever among its parts they live; ConfigError with the nearest names for an unknown one."""
+    assert is_dataclass(config)
+    left = dict(settings)
+    changes: dict[str, Any] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if is_dataclass(value):
+            own = {entry.name for entry in fields(value)} & left.keys()
+            changes[part.name] = override(value, {name: left.pop(name) for name in sorted(own)})
+        elif part.name in left:
+            changes[part.name] = left.pop(part.name)
+    if left:
+        raise unknown("setting", next(iter(left)), flat(config))
+    return replace(config, **changes)  # type: ignore[return-value]
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """All settings of a config and its parts by name; the names are unique (a test holds it so)."""
+    settings: dict[str, Any] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        settings |= flat(value) if is_dataclass(value) else {part.name: value}
+    return settings
+
+
+def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A dataclass from what `asdict` and JSON left of it; an unknown name is a ConfigError."""
+    assert is_dataclass(kind)
+    known = {entry.name for entry in fields(kind)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A dataclass as plain values for JSON."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def parse_budget(budget: str) -> tuple[float, Literal["s", "it", "ep"]]:
+    """'7min' -> (420, 's'), '300it' -> (300, 'it'), '12ep' -> (12, 'ep')."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|it|ep)\s*", budget)
+    if not found or float(found[1]) <= 0:
+        raise ConfigError(f"budget {budget!r} is not a length; write 7min, 2h, 90s, 300it or 12ep")
+    number, unit = float(found[1]), found[2]
+    if unit in ("it", "ep"):
+        return number, unit  # type: ignore[return-value]
+    return number * {"s": 1, "min": 60, "h": 3600}[unit], "s"

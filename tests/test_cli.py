@@ -1,0 +1,89 @@
+"""The command line: flags, exit status, messages."""
+
+import subprocess
+import sys
+
+import pytest
+
+from retinanet import cli
+from retinanet.config import PRESETS, EvalConfig
+
+
+def test_flags_land_in_the_config_wherever_they_live():
+    words = ["cells", "--gamma", "1", "--clip", "None", "--jitter", "0.5", "1", "--anchor-scales", "1", "1.5", "--budget", "7min"]
+    data, config = cli.parse("train", cli.train, words, PRESETS["tiny"], "data")
+    assert data == "cells"
+    assert (config.criterion.gamma, config.clip, config.jitter, config.model.anchor_scales, config.budget) == (
+        1,
+        None,
+        (0.5, 1),
+        (1, 1.5),
+        "7min",
+    )
+    assert config.model.backbone == PRESETS["tiny"].model.backbone
+
+
+@pytest.mark.parametrize("words", [["d", "--preset", "tiny", "--seed", "1"], ["--preset=tiny", "d", "--seed", "1"]])
+def test_the_preset_is_read_first_wherever_it_stands(words):
+    assert cli.take("--preset", words) == ("tiny", ["d", "--seed", "1"])
+
+
+def test_several_positionals():
+    model, paths, config = cli.parse(
+        "predict", cli.predict, ["m", "a.jpg", "b.jpg", "--threshold", "0.3"], cli.PredictConfig(), "model", "paths"
+    )
+    assert (model, paths, config.threshold) == ("m", ("a.jpg", "b.jpg"), 0.3)
+    assert cli.parse("eval", cli.evaluate, ["m", "d"], EvalConfig(), "model", "data")[2] == EvalConfig()
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["help"]])
+def test_usage_names_every_verb(words, capsys):
+    assert cli.main(words) == (0 if words else 2)
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_without_torch(verb):
+    code = f"""
+import sys
+from retinanet import cli
+try:
+    cli.main(["{verb}", "--help"])
+except SystemExit as stopped:
+    assert stopped.code == 0
+assert "torch" not in sys.modules
+"""
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--device" in text or verb == "check"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian", "d"], "did you mean 'train'"),
+        (["train", "d", "--preset", "tinny"], "did you mean 'tiny'"),
+        (["train", "nowhere", "--preset", "tiny"], "nowhere"),
+        (["eval", "nowhere", "nodata"], "no"),
+        (["predict", "nowhere", "x.jpg"], "neither a run folder nor a file"),
+        (["check", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_get_one_message_on_stderr_and_status_1(words, message, capsys):
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("retinanet: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_an_unknown_flag_is_refused_with_its_neighbour(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "d", "--preset", "tiny", "--gama", "1"])
+    assert stopped.value.code == 2
+    assert "--gamma" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "retinanet", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("retinanet 0.")

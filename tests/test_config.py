@@ -1,0 +1,63 @@
+"""Settings: found wherever they live, refused with their neighbours, and read back from JSON."""
+
+import json
+
+import pytest
+
+from retinanet.config import PRESETS, ModelConfig, TrainConfig, preset
+from retinanet.errors import ConfigError
+from retinanet.settings import flat, from_json, override, parse_budget, to_json
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("7min", (420, "s")),
+        ("90s", (90, "s")),
+        ("1.5h", (5400, "s")),
+        ("300it", (300, "it")),
+        ("12ep", (12, "ep")),
+        (" 2 min ", (120, "s")),
+    ],
+)
+def test_budgets(text, expected):
+    assert parse_budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["7", "min", "-3it", "0min", "7 minutes", "1d", ""])
+def test_what_is_no_budget_is_refused_with_examples(text):
+    with pytest.raises(ConfigError, match="7min"):
+        parse_budget(text)
+
+
+def test_override_reaches_into_the_parts():
+    config = override(TrainConfig(), {"gamma": 1.0, "scale": 800, "lr": 0.02})
+    assert (config.criterion.gamma, config.model.scale, config.lr) == (1.0, 800, 0.02)
+    assert config.criterion.alpha == 0.25
+
+
+@pytest.mark.parametrize(("name", "near"), [("gama", "gamma"), ("learning_rate", "choose one of"), ("batchsize", "batch")])
+def test_an_unknown_setting_names_the_nearest(name, near):
+    with pytest.raises(ConfigError, match=near):
+        override(TrainConfig(), {name: 1})
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="'r50-600'"):
+        preset("r50_600")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_config_survives_json(name):
+    written = json.loads(json.dumps(to_json(PRESETS[name])))
+    assert from_json(ModelConfig, written["model"]) == PRESETS[name].model
+
+
+def test_flat_names_every_setting_once():
+    names = flat(TrainConfig())
+    assert {"gamma", "backbone", "lr", "scale", "seed"} <= names.keys()
+    assert not {"model", "criterion"} & names.keys()
+
+
+def test_presets_differ_from_the_paper_only_where_they_say():
+    assert PRESETS["r50-600"] == override(TrainConfig(), {"budget": "90000it"})

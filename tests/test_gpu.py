@@ -1,0 +1,46 @@
+"""What only a GPU can show. `pytest -m gpu` on a machine that has one."""
+
+import pytest
+import torch
+
+import retinanet
+from retinanet.config import PRESETS
+from retinanet.engine import train as engine
+from retinanet.engine.step import new_session, train_step
+from retinanet.settings import override
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+SMALL = {"channels": 32, "depth": 1, "scale": 64, "batch": 2, "workers": 0, "precision": "fp32", "log_every": 1, "validations": 1}
+
+
+def session(scenes, device):
+    config = engine.settled(override(PRESETS["tiny"], {**SMALL, "device": device}), torch.device(device))
+    return new_session(config, *engine.open_training(scenes, config), torch.device(device))
+
+
+def test_a_step_on_the_gpu_has_the_losses_of_a_step_on_the_cpu(scenes):
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.backends.cudnn.allow_tf32 = False
+        run = session(scenes, device)
+        results.append({name: float(value) for name, value in train_step(run, next(run.batches(0, 1)), 1e-3).items()})
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
+def test_a_step_does_not_wait_for_the_gpu(scenes):
+    run = session(scenes, "cuda")
+    batches = list(run.batches(0, 3))
+    train_step(run, batches[0], 1e-3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(run, batches[1], 1e-3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_training_and_prediction_on_the_gpu(scenes, tmp_path):
+    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="3it", **{**SMALL, "device": "cuda", "precision": "bf16"})
+    picture = sorted((scenes / "test").glob("*.jpg"))[0]
+    on_cpu, on_gpu = (retinanet.load(run, device=device).predict(picture) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(on_gpu.scores[:5], on_cpu.scores[:5], rtol=1e-2, atol=1e-3)

@@ -1,0 +1,65 @@
+"""What the documentation tells people to type is understood by the program."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from retinanet import cli
+from retinanet.config import CheckConfig, DemoConfig, EvalConfig, PredictConfig, preset
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands():
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in block.splitlines():
+                if line.startswith("retinanet "):
+                    yield page.name, line
+
+
+def understand(words):
+    """Parse a command without running it."""
+    verb, rest = words[0], words[1:]
+    if verb == "train":
+        name, rest = cli.take("--preset", rest)
+        return cli.parse(verb, cli.train, rest, preset(name or "tiny"), "data")
+    config, positionals = {
+        "demo": (DemoConfig(), ()),
+        "check": (CheckConfig(), ("data",)),
+        "eval": (EvalConfig(), ("model", "data")),
+        "predict": (PredictConfig(), ("model", "paths")),
+    }[verb]
+    return cli.parse(verb, cli.VERBS[verb], rest, config, *positionals)
+
+
+@pytest.mark.parametrize(("page", "line"), list(commands()))
+def test_every_command_in_the_documentation_is_understood(page, line):
+    understand(shlex.split(line, comments=True)[1:])
+
+
+def test_there_are_commands_to_test():
+    assert len(list(commands())) >= 8
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "python") if "load(" not in block])
+def test_the_python_of_the_documentation_runs(block):
+    exec(compile(block, "documentation", "exec"), {})
+
+
+def test_relative_links_lead_somewhere():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_gate_runs_the_test_command_of_the_readme():
+    assert "<!-- test -->\n```sh\n" in (ROOT / "README.md").read_text()
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
