@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,11 @@ SIZE = ((320, 384), (320, 512))
 ACROSS = (12, 256)
 """Pixels across the smallest and the largest outline. The paper's anchors begin at 32: what is smaller than about 20 has no match."""
 
-MIN_VISIBLE = 0.4  # of an object, at the least: what is hidden more has no fair box
-MAX_OVERLAP = 0.45  # IoU of two boxes, at the most: NMS at 0.5 could not keep both
+FULL = 0.4  # share of the image that the objects' squares cover together, at the most: else large ones leave nothing of the background
+MIN_VISIBLE = 0.7  # of an object, at the least: what is hidden more has no fair box
+MAX_OVERLAP = 0.25  # IoU of two boxes, at the most: NMS at 0.5 must be able to keep both
 EMPTY = 0.03  # share of images without objects
+USUAL_COLOUR = 0.9  # share of objects that wear the colour of their class: as in life, colour helps and does not decide
 JPEG_QUALITY = 92
 
 Size = tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
@@ -118,10 +121,14 @@ class Placed:
 
 
 def place(rng: np.random.Generator, height: int, width: int, smallest: float, largest: float) -> list[Placed]:
-    """One to eight objects in the order of painting; each hides only so much of the earlier ones that they can still be told."""
+    """Up to twelve objects in the order of painting; each hides only so much of the earlier ones that they can still be told."""
     if rng.uniform() < EMPTY:
         return []
-    spans = np.exp(rng.uniform(np.log(smallest), np.log(largest), rng.integers(1, 9)))
+    room, spans = FULL * height * width, np.empty(0)
+    for share in rng.triangular(0, 0.6, 1, rng.integers(5, 15)):  # most are of a middle size, some tiny, some huge
+        span = smallest * (largest / smallest) ** share
+        if span**2 <= room:
+            spans, room = np.append(spans, span), room - span**2
     # Large ones mostly go first, or they would hide the small ones and be refused.
     spans = spans[np.argsort(-spans * rng.uniform(0.4, 2.5, len(spans)))]
     owner = np.full((height, width), -1, dtype=np.int64)  # whose pixel is it
@@ -201,18 +208,9 @@ def cross(rng: np.random.Generator) -> Points:
     return np.concatenate([quarter @ np.linalg.matrix_power(QUARTER_TURN, turns) for turns in range(4)])
 
 
-def crescent(rng: np.random.Generator) -> tuple[Points, Points]:
-    return disc(rng), disc(rng, 0.85, rng.choice([-1, 1]) * rng.uniform(0.4, 0.5))
-
-
-def heart(rng: np.random.Generator) -> Points:
-    t = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    return np.stack([np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16], axis=1)
-
-
 QUARTER_TURN = np.array([(0.0, 1.0), (-1.0, 0.0)])
 SHAPES: tuple[Callable[[np.random.Generator], Points | tuple[Points, Points]], ...]
-SHAPES = (disc, ring, block, triangle, star, cross, crescent, heart)
+SHAPES = (disc, ring, block, triangle, star, cross)
 """The outline [P, 2] of each class, about -1..1, y downwards; of some also that of its hole."""
 NAMES = tuple(shape.__name__ for shape in SHAPES)
 STRETCHED = (disc, block, triangle)  # these stay what they are when drawn wider or taller
@@ -235,6 +233,11 @@ def render(rng: np.random.Generator, label: int, span: float) -> Bytes:
     return np.asarray(ink.reduce(fine))
 
 
+def hue(turn: float) -> NDArray[np.float64]:
+    """[3] RGB of a strong colour, somewhere on the circle 0..1."""
+    return 255 * np.array(colorsys.hsv_to_rgb(turn, 0.9, 0.95))
+
+
 def paint(rng: np.random.Generator, canvas: Floats, one: Placed) -> None:
     """Colour an object so that it stands out from what lies behind it: plain, shaded, or with a border."""
     tall, wide = one.mask.shape
@@ -243,6 +246,9 @@ def paint(rng: np.random.Generator, canvas: Floats, one: Placed) -> None:
     behind = (region * cover).sum(axis=(1, 2)) / cover.sum()
     choices = rng.uniform(0, 255, (6, 3))
     colour, border = choices[np.argsort(-np.linalg.norm(choices - behind, axis=1))[:2]]
+    usual = hue(one.label / len(SHAPES))
+    if rng.uniform() < USUAL_COLOUR and np.linalg.norm(usual - behind) > 60:
+        colour = usual
     fill = planes(colour) + (gradient(rng, tall, wide) - 0.5) * rng.uniform(0, 70)
     if rng.uniform() < 0.3:
         soft = Image.fromarray(one.mask).filter(ImageFilter.BoxBlur(1 + max(tall, wide) / 24))

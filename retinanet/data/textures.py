@@ -14,9 +14,9 @@ Bytes = NDArray[np.uint8]
 
 def background(rng: np.random.Generator, height: int, width: int) -> Floats:
     """[3, H, W] in 0..255: two hues mixed by a pattern, under clouds of noise at several octaves."""
-    first = rng.uniform(30, 225, 3)
-    # The hues stay near each other: a background as contrasty as the objects would be camouflage.
-    second = np.clip(first + rng.uniform(-75, 75, 3), 15, 240)
+    # Muted, and near each other: a background as strong as the objects would be camouflage.
+    first = np.clip(rng.uniform(40, 215) + rng.uniform(-40, 40, 3), 15, 240)
+    second = np.clip(first + rng.uniform(-60, 60) + rng.uniform(-25, 25, 3), 15, 240)
     canvas: Floats = planes(first) + PATTERNS[rng.integers(len(PATTERNS))](rng, height, width) * planes(second - first)
     clouds = np.zeros((height, width), dtype=np.float32)
     for cell in (40, 16, 7):
