@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import field, make_dataclass
 from typing import Annotated, Any, TypeVar
 
 from . import __version__
@@ -116,12 +116,12 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
     import tyro
     from tyro.conf import OmitArgPrefixes, Positional, arg
 
-    data = Annotated[str, arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")]
-    model = Annotated[str, arg(metavar="MODEL", help="A run folder or a file of weights.")]
-    paths = Annotated[tuple[str, ...], arg(metavar="PATH", help="Images, folders, globs, .txt lists; with --split a data set.")]
+    data = Annotated[Positional[str], arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")]
+    model = Annotated[Positional[str], arg(metavar="MODEL", help="A run folder or a file of weights.")]
+    paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help="Images, folders, globs, .txt lists; with --split a data set.")]
     kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths}
-    fields = {name: Positional[kinds[name]] for name in positionals}
-    words = dataclass(type("Words", (), {"__annotations__": {**fields, "config": type(default)}, "config": default}))
+    fields = [*((name, kinds[name]) for name in positionals), ("config", type(default), field(default=default))]
+    words = make_dataclass("Words", fields)  # type: ignore[arg-type, unused-ignore]
     parsed: Any = tyro.cli(
         words, args=arguments, prog=f"retinanet {verb}", description=function.__doc__, config=(OmitArgPrefixes,), add_help=True
     )

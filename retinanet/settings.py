@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError, unknown
 
@@ -92,7 +92,8 @@ def override(config: Config, settings: Mapping[str, Any]) -> Config:
             changes[part.name] = left.pop(part.name)
     if left:
         raise unknown("setting", next(iter(left)), flat(config))
-    return replace(config, **changes)  # type: ignore[return-value]
+    changed: Any = replace(config, **changes)  # type: ignore[type-var, unused-ignore]
+    return cast(Config, changed)
 
 
 def flat(config: Any) -> dict[str, Any]:

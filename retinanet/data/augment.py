@@ -43,7 +43,7 @@ class Augment:
         boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
         image, boxes, labels = crop(image, boxes, labels, canvas)
         if torch.rand(()).item() < self.flip:
-            framed = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.shape[-2], image.shape[-1]))  # type: ignore[call-arg]
+            framed = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.shape[-2], image.shape[-1]))
             image, boxes = transforms.horizontal_flip(image), transforms.horizontal_flip(framed).as_subclass(Tensor)
         if torch.rand(()).item() < self.photometric:
             image = COLOURS(image)

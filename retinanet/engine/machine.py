@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..config import Precision
 from ..errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> str:
+def pick_precision(name: Precision, device: torch.device) -> Precision:
     """`auto` is bf16 where the machine computes in it rather than emulating it."""
     if name != "auto":
         return name

@@ -83,8 +83,8 @@ def settled(config: TrainConfig, device: torch.device) -> TrainConfig:
     if config.weights == "none" and model.backbone_norm == "frozen":
         model = replace(model, backbone_norm="batch")
         log.info("from scratch: the backbone's batch norm is live, not frozen")
-    precision = pick_precision(config.precision, device)
-    return replace(config, model=model, precision=precision, workers=pick_workers(config.workers, device))
+    precision, workers = pick_precision(config.precision, device), pick_workers(config.workers, device)
+    return replace(config, model=model, precision=precision, workers=workers)
 
 
 def open_training(source: str | Path, config: TrainConfig) -> tuple[Dataset, Dataset]:

@@ -83,4 +83,5 @@ class RetinaNet(nn.Module):
 
 def per_anchor(level: Tensor, size: int) -> Tensor:
     """[B, A * size, H, W] -> [B, HWA, size]: rows, columns, anchors. A view, not a copy, when the map is channels_last."""
-    return level.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (-1, size)).flatten(1, 2)
+    rows: Tensor = level.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (-1, size)).flatten(1, 2)
+    return rows
