@@ -6,6 +6,7 @@ torch is imported by what a verb calls and not before, so that help answers at o
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
@@ -85,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[0] not in VERBS:
             raise unknown("verb", words[0], VERBS)
         return VERBS[words[0]](words[1:])
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (RetinaNetError, OSError) as error:
         print(f"retinanet: {error}", file=sys.stderr)
         return 1
