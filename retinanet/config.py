@@ -221,8 +221,8 @@ class DemoConfig:
 
     out: Path = Path("runs/demo")
     """Folder for scenes, run and page; a number is added when it exists."""
-    budget: str = "4.5min"
-    """How long to train: 4.5min, 300it."""
+    budget: str = "4.2min"
+    """How long to train: 4.2min, 300it."""
     device: str = "auto"
     """cpu, cuda; auto: a GPU if there is one."""
     seed: int = 0
