@@ -25,7 +25,7 @@ log = logging.getLogger("retinanet")
 
 SCENES = {"train": 800, "val": 40, "test": 100}
 SIZE = (320, 320)
-NETWORK = {"scale": 192, "anchor_size": 2.0}
+NETWORK = {"scale": 192, "train_scale": 192, "anchor_size": 2.0}
 """Small pictures and small anchors: in four minutes on two cores it is the number of steps that decides."""
 SHOWN = 12
 

@@ -18,6 +18,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "channels": (8, 1 << 20),
     "depth": (0, 64),
     "scale": (32, 1 << 16),
+    "train_scale": (32, 1 << 16),
     "score_threshold": (0, 1 - 1e-9),
     "nms_threshold": (0, 1),
     "per_level": (1, 1 << 30),

@@ -39,5 +39,15 @@ def trained(scenes, tmp_path_factory) -> Path:
     """The folder of a very short run on the generated scenes."""
     import retinanet
 
-    settings = {"channels": 32, "depth": 1, "scale": 64, "budget": "6it", "batch": 2, "workers": 0, "validations": 2, "log_every": 2}
+    settings = {
+        "channels": 32,
+        "depth": 1,
+        "scale": 64,
+        "train_scale": None,
+        "budget": "6it",
+        "batch": 2,
+        "workers": 0,
+        "validations": 2,
+        "log_every": 2,
+    }
     return retinanet.train(scenes, "tiny", device="cpu", precision="fp32", out=tmp_path_factory.mktemp("run") / "scenes", **settings)

@@ -14,7 +14,7 @@ def short(monkeypatch):
     """A demo of seconds: few scenes, a tiny network."""
     monkeypatch.setattr(demo, "SCENES", {"train": 6, "val": 2, "test": 3})
     monkeypatch.setattr(demo, "SHOWN", 3)
-    monkeypatch.setattr(demo, "NETWORK", {"scale": 64})
+    monkeypatch.setattr(demo, "NETWORK", {"scale": 64, "train_scale": 64})
     small = demo.preset("tiny")
     small = replace(small, model=replace(small.model, channels=32, depth=1), batch=2, workers=0)
     monkeypatch.setattr(demo, "preset", lambda _: small)

@@ -11,7 +11,17 @@ from retinanet.settings import override
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-SMALL = {"channels": 32, "depth": 1, "scale": 64, "batch": 2, "workers": 0, "precision": "fp32", "log_every": 1, "validations": 1}
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": None,
+    "batch": 2,
+    "workers": 0,
+    "precision": "fp32",
+    "log_every": 1,
+    "validations": 1,
+}
 
 
 def session(scenes, device):

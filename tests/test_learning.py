@@ -10,6 +10,16 @@ def test_a_handful_of_scenes_is_learned_by_heart(tmp_path):
     data = write_scenes(tmp_path / "data", {"train": 4}, size=(96, 96), seed=2, across=(28, 64))
     (data / "val").symlink_to(data / "train")
     (data / "annotations" / "val.json").write_text((data / "annotations" / "train.json").read_text())
-    settings = {"scale": 96, "channels": 64, "depth": 1, "jitter": (1.0, 1.0), "flip": 0.0, "warmup": 10, "workers": 0, "validations": 1}
+    settings = {
+        "scale": 96,
+        "train_scale": None,
+        "channels": 64,
+        "depth": 1,
+        "jitter": (1.0, 1.0),
+        "flip": 0.0,
+        "warmup": 10,
+        "workers": 0,
+        "validations": 1,
+    }
     run = retinanet.train(data, "tiny", out=tmp_path / "run", budget="100it", device="cpu", ema=0.9, **settings)
     assert json.loads((run / "metrics.json").read_text())["AP"] > 0.8

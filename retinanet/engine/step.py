@@ -42,13 +42,15 @@ class Session:
     average: Average | None
     criterion: Criterion
     preprocess: Preprocess
+    """How training wants its pictures; the detector has its own."""
     optimizer: torch.optim.Optimizer
 
     def detector(self) -> Detector:
         """The shipped model, as a user will hold it: in eval mode, so call `model.train()` after."""
         data, post = self.validation, postprocess_of(self.config.model)
         settings = {"device": self.device, "precision": self.config.precision}
-        return Detector(self.shipped, self.preprocess, post, data.names, data.category_ids, **settings)  # type: ignore[arg-type]
+        preprocess = preprocess_of(self.config.model)
+        return Detector(self.shipped, preprocess, post, data.names, data.category_ids, **settings)  # type: ignore[arg-type]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of iterations start..stop-1, on the CPU."""
@@ -73,7 +75,8 @@ def new_session(config: TrainConfig, training: Dataset, validation: Dataset, dev
     shipped = average.model if average else model
     assert isinstance(shipped, RetinaNet)
     criterion = Criterion(**asdict(config.criterion))
-    return Session(config, training, validation, device, model, shipped, average, criterion, preprocess_of(config.model), optimizer)
+    preprocess = preprocess_of(config.model, config.train_scale)
+    return Session(config, training, validation, device, model, shipped, average, criterion, preprocess, optimizer)
 
 
 def train_step(session: Session, batch: Batch, rate: float) -> dict[str, Tensor]:

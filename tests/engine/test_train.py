@@ -15,7 +15,17 @@ from retinanet.errors import ConfigError, DataError, DivergenceError
 from retinanet.settings import override
 from retinanet.weights.checkpoint import read
 
-SMALL = {"channels": 32, "depth": 1, "scale": 64, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32", "log_every": 1}
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": None,
+    "batch": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+    "log_every": 1,
+}
 
 
 def rows(run):
@@ -117,6 +127,13 @@ def test_the_probe_leaves_no_trace(scenes):
     assert not session.optimizer.state
     assert session.average is not None
     assert session.average.updates == 0
+
+
+def test_training_may_look_at_smaller_pictures_than_the_model_answers_for(scenes):
+    config = engine.settled(override(PRESETS["tiny"], {**SMALL, "scale": 96, "train_scale": 64}), torch.device("cpu"))
+    session = new_session(config, *engine.open_training(scenes, config), torch.device("cpu"))
+    assert next(session.batches(0, 1)).images.shape[-2] == 64
+    assert session.detector().preprocess.size(96, 128) == (96, 128)
 
 
 def test_without_a_validation_split_a_tenth_is_held_out(tmp_path, caplog):
