@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -18,6 +19,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "channels": (8, 1 << 20),
     "depth": (0, 64),
     "scale": (32, 1 << 16),
+    "max_side": (32, 1 << 20),
+    "anchor_size": (1e-3, 1e6),
     "train_scale": (32, 1 << 16),
     "score_threshold": (0, 1 - 1e-9),
     "nms_threshold": (0, 1),
@@ -28,6 +31,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "positive": (1e-9, 1),
     "negative": (0, 1),
     "batch": (1, 1 << 30),
+    "micro_batch": (1, 1 << 30),
+    "repeat_threshold": (0, 1),
     "lr": (0, float("inf")),
     "lr_batch": (1, 1 << 30),
     "flip": (0, 1),
@@ -41,14 +46,18 @@ RANGES: dict[str, tuple[float, float]] = {
 def check(config: Any) -> None:
     """ConfigError that lists every setting out of its range, before anything is begun."""
     settings = flat(config)
+    choices = _choices(config)
     wrong = []
-    for name, allowed in _choices(config).items():
-        if settings[name] is not None and settings[name] not in allowed:
+    for name, allowed in choices.items():
+        if settings[name] is not None and settings[name] not in allowed and not (name in RANGES and _number(settings[name])):
             wrong.append(str(unknown(name, settings[name], map(str, allowed))))
     for name, (low, high) in RANGES.items():
         value = settings.get(name)
-        if value is not None and not low <= value <= high:
+        if value is not None and value not in choices.get(name, ()) and not (_number(value) and low <= value <= high):
             wrong.append(f"{name} must be between {low:g} and {high:g}, not {value}")
+    for name in ("anchor_scales", "anchor_ratios"):
+        if not settings[name] or not all(_number(value) and 1e-3 <= value <= 1e3 for value in settings[name]):
+            wrong.append(f"{name} must be numbers between 0.001 and 1000, not {settings[name]}")
     if settings["negative"] > settings["positive"]:
         wrong.append(f"negative ({settings['negative']}) must not exceed positive ({settings['positive']})")
     if settings["loss"] == "focal_star" and settings["gamma"] == 0:
@@ -57,13 +66,18 @@ def check(config: Any) -> None:
         wrong.append(f"jitter is a low and a high factor above 0, not {settings['jitter']}")
     if settings["ema"] is not None and not 0 <= settings["ema"] < 1:
         wrong.append(f"ema is a decay below 1, not {settings['ema']}")
-    if settings["budget"] is not None:
-        try:
-            parse_budget(settings["budget"])
-        except ConfigError as error:
-            wrong.append(str(error))
+    for name in ("budget", "save_every"):
+        if settings[name] is not None:
+            try:
+                parse_budget(settings[name], name)
+            except ConfigError as error:
+                wrong.append(str(error))
     if wrong:
         raise ConfigError("\n".join(wrong))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _choices(config: Any) -> dict[str, tuple[Any, ...]]:
@@ -107,14 +121,41 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """A dataclass from what `asdict` and JSON left of it; an unknown name is a ConfigError."""
+    """A dataclass and its parts from what `to_json` left of them; an unknown name or a value of the wrong kind is a ConfigError."""
     assert is_dataclass(kind)
     known = {entry.name for entry in fields(kind)}
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    hints = get_type_hints(kind)
+    found = {name: _from_json(hints[name], value) for name, value in values.items()}
+    wrong = [name for name, value in found.items() if not is_dataclass(value) and not fits(value, hints[name])]
+    if wrong:
+        raise ConfigError(f"{' and '.join(wrong)} cannot be what the file says")
+    return kind(**found)
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+    if is_dataclass(kind):
+        return from_json(cast(Any, kind), value)
+    if isinstance(value, str) and Path in (kind, *get_args(kind)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of the kind that a dataclass declares; True is no number, and neither is NaN."""
+    inner = get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) > 0 and all(fits(one, inner[0]) for one in value)
+    if get_origin(kind) is Literal:
+        return value in inner
+    if inner:
+        return any(fits(value, one) for one in inner)
+    if kind is float:
+        return _number(value) and math.isfinite(value)
+    return isinstance(value, kind) if kind is Path else type(value) is kind
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -122,12 +163,12 @@ def to_json(config: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
-def parse_budget(budget: str) -> tuple[float, Literal["s", "it", "ep"]]:
-    """'7min' -> (420, 's'), '300it' -> (300, 'it'), '12ep' -> (12, 'ep')."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|it|ep)\s*", budget)
+def parse_budget(budget: str, name: str = "budget") -> tuple[float, Literal["s", "it", "ep", "im"]]:
+    """'7min' -> (420, 's'), '300it' -> (300, 'it'), '12ep' -> (12, 'ep'), '1440000im' -> (1440000, 'im')."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|it|ep|im)\s*", budget)
     if not found or float(found[1]) <= 0:
-        raise ConfigError(f"budget {budget!r} is not a length; write 7min, 2h, 90s, 300it or 12ep")
+        raise ConfigError(f"{name} {budget!r} is not a length; write 7min, 2h, 90s, 300it (iterations), 12ep (epochs) or 5000im (images)")
     number, unit = float(found[1]), found[2]
-    if unit in ("it", "ep"):
+    if unit in ("it", "ep", "im"):
         return number, unit  # type: ignore[return-value]
     return number * {"s": 1, "min": 60, "h": 3600}[unit], "s"

@@ -1,12 +1,14 @@
 """Settings: found wherever they live, refused with their neighbours, and read back from JSON."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from retinanet.config import PRESETS, ModelConfig, TrainConfig, preset
+from retinanet.config import ModelConfig, TrainConfig
 from retinanet.errors import ConfigError
-from retinanet.settings import flat, from_json, override, parse_budget, to_json
+from retinanet.presets import PRESETS, preset
+from retinanet.settings import check, flat, from_json, override, parse_budget, to_json
 
 
 @pytest.mark.parametrize(
@@ -49,8 +51,8 @@ def test_an_unknown_preset_names_the_nearest():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_config_survives_json(name):
-    written = json.loads(json.dumps(to_json(PRESETS[name])))
-    assert from_json(ModelConfig, written["model"]) == PRESETS[name].model
+    written = json.loads(json.dumps(to_json(preset(name))))
+    assert from_json(ModelConfig, written["model"]) == preset(name).model
 
 
 def test_flat_names_every_setting_once():
@@ -60,4 +62,39 @@ def test_flat_names_every_setting_once():
 
 
 def test_presets_differ_from_the_paper_only_where_they_say():
-    assert PRESETS["r50-600"] == override(TrainConfig(), {"budget": "90000it"})
+    assert preset("r50-600") == override(TrainConfig(), {"budget": "1440000im"})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_documentation_says_of_a_preset_what_it_says_of_itself(name):
+    one = PRESETS[name]
+    row = f"| `{name}` | {one.hardware} | {one.expected} | {one.source} | {one.measured} |"
+    assert row in (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_whole_config_survives_json(name):
+    config = override(preset(name), {"out": Path("runs/x"), "alpha": "inverse-frequency", "batch": "auto"})
+    assert from_json(TrainConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_the_papers_length_counts_images_so_that_it_goes_with_the_batch():
+    assert parse_budget(preset("r101-600").budget) == (90_000 * 16, "im")
+    assert parse_budget(preset("x101-800").budget) == (1.5 * 90_000 * 16, "im")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"batch": "all"}, "did you mean|choose one of"),
+        ({"batch": True}, "batch must be"),
+        ({"alpha": "inverse"}, "inverse-frequency"),
+        ({"lr": "fast"}, "lr must be between"),
+        ({"micro_batch": 0}, "micro_batch"),
+        ({"save_every": "now"}, "save_every 'now' is not a length"),
+        ({"repeat_threshold": 2.0}, "repeat_threshold"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(settings, reason):
+    with pytest.raises(ConfigError, match=reason):
+        check(override(TrainConfig(), settings))

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from .dataset import Columns, Dataset, Integers
+from .dataset import Columns, Dataset, Integers, is_text
 
 LISTS = ("images", "annotations", "categories")
 FOLDERS = ("images", "JPEGImages", "data", "imgs")
@@ -27,6 +27,7 @@ LONGEST_NAME = 1024
 UNUSABLE, UNKNOWN = -1, -2  # instead of the index of an image
 WHOLE = 2**63
 """Ids are kept as int64."""
+ONLY_INT, NUMBERS = frozenset([int]), frozenset([int, float])  # isinstance would let True and False in
 
 
 def read_coco(file: Path, images: Path | None = None, split: str | None = None) -> Dataset:
@@ -68,7 +69,7 @@ def find_root(file: Path, names: Iterable[str], split: str, images: Path | None 
     tops = [images] if images is not None else around
     for top in tops:
         for folder in _candidates(top, {split.lower(), re.split(r"[^a-z0-9]", file.stem.lower())[-1]}):
-            if any((folder / name).is_file() for name in first):
+            if any(os.path.isfile(folder / name) for name in first):  # Path.is_file raises where a name is too long for the disk
                 return folder
     return tops[0]
 
@@ -78,7 +79,11 @@ def _candidates(top: Path, splits: set[str]) -> Iterator[Path]:
     yield top
     usual = [top / name for name in FOLDERS if (top / name).is_dir()]
     for parent in [top, *usual]:
-        named = [child for child in sorted(parent.iterdir()) if child.name.lower().startswith(tuple(splits)) and child.is_dir()]
+        try:
+            children = sorted(parent.iterdir())
+        except OSError:  # the folder above may be entered and not listed
+            continue
+        named = [child for child in children if child.name.lower().startswith(tuple(splits)) and os.path.isdir(child)]
         for child in named:
             yield child
             yield child / "images"
@@ -88,7 +93,7 @@ def _candidates(top: Path, splits: set[str]) -> Iterator[Path]:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes(), object_pairs_hook=once)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -98,9 +103,18 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: is not a COCO annotation file: it holds {what}, not an object with {', '.join(LISTS)}")
     absent = [key for key in LISTS if not isinstance(content.get(key), list)]
     if absent:
-        found = ", ".join(map(str, islice(content, 8))) or "nothing"
+        found = ", ".join(map(show, islice(content, 8))) or "nothing"
         raise DataError(f"{file}: is not a COCO annotation file: it has no list {' and no list '.join(map(repr, absent))} (found: {found})")
     return content
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different: of two lists of annotations json would silently keep the last."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"an object has the key {show(twice)} twice")
+    return entry
 
 
 @contextmanager
@@ -115,32 +129,38 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _whole(value: Any) -> int | None:
+def whole(value: Any) -> int | None:
     """An id as an int; 7.0 counts (pandas writes such), True and "7" do not."""
     if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and -WHOLE <= value < WHOLE else None
 
 
-def _show(value: Any) -> str:
-    text = json.dumps(value)
+def show(value: Any) -> str:
+    """A value of the file as it stands there, shortened."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # it may be nested just deep enough to have been read
+        return f"a very deep {type(value).__name__}"
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _categories(entries: list[Any], source: str, columns: Columns) -> tuple[dict[int, int], list[str], list[int]]:
     """-> category id -> label, and the names and ids by label."""
     named: dict[int, str] = {}
+    taken: set[str] = set()
     for position, entry in enumerate(entries):
-        number = _whole(entry.get("id")) if isinstance(entry, dict) else None
+        number = whole(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
-        if number is None or not isinstance(name, str) or not name:
-            columns.problem("categories without a whole number as id or without a name", source, f"entry {position}: {_show(entry)}")
+        if number is None or not isinstance(name, str) or not name or not is_text(name):
+            columns.problem("categories without a whole number as id or without a name", source, f"entry {position}: {show(entry)}")
         elif number in named:
             columns.problem("duplicate category ids", source, f"category {number}: {named[number]!r} and {name!r}")
-        elif name in named.values():
+        elif name in taken:
             columns.problem("duplicate category names", source, f"category {number}: {name!r} is the name of another one")
         else:
             named[number] = name
+            taken.add(name)
     ids = sorted(named)
     return {number: label for label, number in enumerate(ids)}, [named[number] for number in ids], ids
 
@@ -149,23 +169,23 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]
     """-> image id -> index, or UNUSABLE where the image cannot be a row."""
     index_of: dict[int, int] = {}
     for position, entry in enumerate(entries):
-        number = _whole(entry.get("id")) if isinstance(entry, dict) else None
+        number = whole(entry.get("id")) if isinstance(entry, dict) else None
         if number is None:
-            columns.problem("images without a whole number as id", source, f"entry {position}: {_show(entry)}")
+            columns.problem("images without a whole number as id", source, f"entry {position}: {show(entry)}")
             continue
         name = entry.get("file_name")
-        height, width = _whole(entry.get("height") or 0), _whole(entry.get("width") or 0)
+        height, width = whole(entry.get("height") or 0), whole(entry.get("width") or 0)
         inside = inner_path(name) if isinstance(name, str) and name else None
         if number in index_of:
-            columns.problem("duplicate image ids", source, f"image {number} ({name})")
+            columns.problem("duplicate image ids", source, f"image {number} ({name if inside else show(name)})")
             continue
         index_of[number] = UNUSABLE
         if not isinstance(name, str) or not name:
-            columns.problem("images without a file name", source, f"image {number}: {_show(entry)}")
+            columns.problem("images without a file name", source, f"image {number}: {show(entry)}")
         elif inside is None:
-            columns.problem("file names that leave the data folder", source, f"image {number}: {_show(name)}")
+            columns.problem("file names that leave the data folder", source, f"image {number}: {show(name)}")
         elif height is None or width is None or height < 0 or width < 0:
-            size = f"height {_show(entry.get('height'))}, width {_show(entry.get('width'))}"
+            size = f"height {show(entry.get('height'))}, width {show(entry.get('width'))}"
             columns.problem("images whose height or width is no whole number", source, f"image {number} ({name}): {size}")
         else:
             index_of[number] = len(columns.files)
@@ -178,7 +198,7 @@ def inner_path(name: str) -> str | None:
 
     Judged by its letters alone: links inside the data folder are its owner's business.
     """
-    if len(name) > LONGEST_NAME or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+    if len(name) > LONGEST_NAME or "\0" in name or not is_text(name):
         return None
     path = posixpath.normpath(name.replace("\\", "/"))
     return None if path.startswith(("/", "../")) or path in (".", "..") or path[1:2] == ":" else path
@@ -190,14 +210,23 @@ def _annotations(entries: list[Any], source: str, columns: Columns, index_of: di
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         try:
-            number, image, label = entry["id"], index_of[entry["image_id"]], labels[entry["category_id"]]
-            x, y, w, h = entry["bbox"]
+            ids: list[Any] = [entry["id"], entry["image_id"], entry["category_id"]]
+            if not ONLY_INT.issuperset(map(type, ids)):
+                ids = [whole(one) for one in ids]
+            number, image, label = ids[0], index_of[ids[1]], labels[ids[2]]
+            x, y, w, h = box = entry["bbox"]
             crowd, area = entry.get("iscrowd") or 0, entry.get("area")
-            area = w * h if area is None else area
-            if type(number) is not int or not -WHOLE <= number < WHOLE:
-                number = _whole(number)
+            numbers = box if area is None else [*box, area]
+            area = w * h if area is None else area if area >= 0 else nan
             fine = (
-                number is not None and number not in seen and image >= 0 and crowd in (0, 1) and isfinite(x + y + w + h) and isfinite(area)
+                number is not None
+                and -WHOLE <= number < WHOLE
+                and number not in seen
+                and image >= 0
+                and crowd in (0, 1)
+                and NUMBERS.issuperset(map(type, numbers))
+                and isfinite(x + y + w + h)
+                and isfinite(area)
             )
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError):
             fine = False
@@ -220,17 +249,17 @@ def _fault(
 ) -> tuple[str, str]:
     """(kind, detail) of an annotation that failed the quick checks above; slow and thorough."""
     if not isinstance(entry, dict):
-        return "annotations that are no objects", f"entry {position}: {_show(entry)}"
-    number, image, category = (_whole(entry.get(key)) for key in ("id", "image_id", "category_id"))
+        return "annotations that are no objects", f"entry {position}: {show(entry)}"
+    number, image, category = (whole(entry.get(key)) for key in ("id", "image_id", "category_id"))
     box, crowd = entry.get("bbox"), entry.get("iscrowd") or 0
     index = UNKNOWN if image is None else index_of.get(image, UNKNOWN)
     where = f"entry {position}" if number is None else f"annotation {number}"
-    where += f", image {_show(entry.get('image_id'))}" + (f" ({files[index]})" if index >= 0 else "")
+    where += f", image {show(entry.get('image_id'))}" + (f" ({files[index]})" if index >= 0 else "")
     for key in ("id", "image_id", "category_id", "bbox"):
         if entry.get(key) is None:
-            return f"annotations without {key}", f"{where}: has only {', '.join(entry)}"
+            return f"annotations without {key}", f"{where}: {show(entry)}"
     if number is None:
-        return "annotations whose id is no whole number", f"{where}: id {_show(entry['id'])}"
+        return "annotations whose id is no whole number", f"{where}: id {show(entry['id'])}"
     if number in seen:
         return "duplicate annotation ids", where
     if index == UNKNOWN:
@@ -238,9 +267,11 @@ def _fault(
     if index == UNUSABLE:
         return "annotations of images that cannot be used", where
     if category not in labels:
-        return "annotations of unknown categories", f"{where}: category {_show(entry['category_id'])}"
+        return "annotations of unknown categories", f"{where}: category {show(entry['category_id'])}"
     if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
-        return "boxes that are not four numbers", f"{where}: bbox {_show(box)}"
+        return "boxes that are not four numbers", f"{where}: bbox {show(box)}"
     if crowd not in (0, 1):
-        return "annotations whose iscrowd is neither 0 nor 1", f"{where}: iscrowd {_show(crowd)}"
-    return "boxes or areas that are not finite", f"{where}: bbox {_show(box)}, area {_show(entry.get('area'))}"
+        return "annotations whose iscrowd is neither 0 nor 1", f"{where}: iscrowd {show(crowd)}"
+    if isinstance(entry.get("area"), (int, float)) and entry["area"] < 0:
+        return "areas below 0", f"{where}: area {show(entry['area'])}"
+    return "boxes or areas that are not finite", f"{where}: bbox {show(box)}, area {show(entry.get('area'))}"

@@ -17,6 +17,18 @@ Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
+NO_TEXT = "file names that are no text"
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be printed and saved: half a character (a surrogate), as broken encoders leave it, cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One split: N images, M boxes, K classes. The boxes of image i are the rows first[i]:first[i+1]."""

@@ -7,10 +7,15 @@ a wrong suffix does no harm, formats that run other programs (EPS) stay shut, an
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +60,11 @@ SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
 )
 EIGHT_BIT = frozenset(["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
 ORIENTATION, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 274, 256, 257, 258, 262  # tags of EXIF and TIFF
+LARGE = Lock()
+LONGEST_SIDE = 2**31 - 1  # the product of two such sides is still an int64
+
+# Pillow warns of metadata that it skips. Whether a picture can be used is told by an error, and by nothing else.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -77,7 +87,10 @@ def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
             raise DataError(f"{path}: {width} x {height} pixels are more than the limit of {max_pixels}; --max-pixels raises it")
         tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
         orientation = 1 if tiff else _orientation(image)  # Pillow turns a TIFF by itself while it loads it
-        image.load()
+        name, image.filename = image.filename, ""  # else Pillow maps an uncompressed TIFF into memory, a turned one with swapped sides
+        with _our_limit_only(height * width):
+            image.load()
+        image.filename = name
         pixels = _upright(_rgb(image), orientation)
         if pixels.shape != (height, width, 3):
             raise DataError(f"{path}: the header says {width} x {height}, the picture is {pixels.shape[1]} x {pixels.shape[0]}")
@@ -101,6 +114,8 @@ def image_size(path: Path) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """The picture with its header read; whatever goes wrong inside the block is told as a DataError."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError(f"{path}: is no file")  # opening a pipe would wait for ever
         with open(path, "rb") as file:
             head = file.read(16)
             reader = next((reader for signature, reader in SIGNATURES if head.startswith(signature)), None)
@@ -108,7 +123,9 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
                 what = "the file is empty" if not head else "not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM picture"
                 raise DataError(f"{path}: {what}")
             file.seek(0)
-            yield reader(file, str(path))
+            with _our_limit_only(inf if reader is GifImagePlugin.GifImageFile else 0):
+                image = reader(file, str(path))
+            yield image
     except DataError:
         raise
     except FileNotFoundError:
@@ -117,11 +134,27 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
 
 
+@contextmanager
+def _our_limit_only(pixels: float) -> Iterator[None]:
+    """Pillow counts the pixels of a TIFF, and of a GIF's first frame, by its own limit; one at a time, since that limit is a global."""
+    if Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS:
+        yield
+        return
+    with LARGE:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 def _shown_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # image.size is turned already, or not, depending on Pillow's version
         width, height, orientation = image.tag_v2[WIDTH], image.tag_v2[HEIGHT], image.tag_v2.get(ORIENTATION, 1)
     else:
         (width, height), orientation = image.size, _orientation(image)
+    if not all(isinstance(side, int) and 0 < side <= LONGEST_SIDE for side in (width, height)):
+        raise ValueError(f"its header says {width} x {height} pixels")
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
@@ -174,4 +207,4 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels if orientation == 1 else pixels.copy()  # numpy calls a mirrored row of one pixel contiguous, torch does not

@@ -45,9 +45,9 @@ def open_dataset(path: str | Path, layout: str | None = None, images: str | Path
     root, pictures = Path(os.path.abspath(path)), None if images is None else Path(os.path.abspath(images))
     if layout is not None and layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
-    if root.is_file():
+    if os.path.isfile(root):  # Path.is_file raises where a name is too long for the disk
         return _open_file(root, layout, pictures)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such file or folder")
     found = {name: read for name, recognise in LAYOUTS.items() if layout in (None, name) and (read := recognise(root, pictures))}
     if not found:
@@ -171,10 +171,11 @@ def _voc(root: Path, images: Path | None) -> Found | None:
 
 
 def _yolo(root: Path, images: Path | None) -> Found | None:
-    files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
-    described = [file for file in files if b"names" in file.read_bytes()]
+    files = sorted(filter(Path.is_file, [*root.glob("*.yaml"), *root.glob("*.yml")]))
+    usual = ("data", "dataset")
+    described = [file for file in files if b"names" in file.read_bytes()] or [file for file in files if file.stem in usual]
     if described:
-        named = [file for file in described if file.stem in ("data", "dataset")]
+        named = [file for file in described if file.stem in usual]
         if len(described) > 1 and len(named) != 1:
             return lambda: _refuse_several(root, described)
         return lambda: _read_yaml_splits((named or described)[0])
@@ -205,8 +206,8 @@ def _read_folders(root: Path, sources: dict[str, Path]) -> dict[str, Dataset]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:  # which knows folders from files without asking the disk about each
-        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+    with os.scandir(folder) as entries:  # which knows folders from files without asking the disk about each; links in a circle it raises
+        return sorted(folder / entry.name for entry in entries if (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()))
 
 
 def _has_pictures(folder: Path) -> bool:

@@ -8,7 +8,7 @@ crowds.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from ..errors import DataError
-from .dataset import Columns, Dataset
+from .dataset import NO_TEXT, Columns, Dataset, is_text
 from .images import IMAGE_SUFFIXES
 
 Box = tuple[float, float, float, float]
@@ -53,25 +53,29 @@ def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None)
     records = {file: _parse(file) for file in xmls}
     numbers = {file: place for place, file in enumerate(xmls, start=1)}
     names = sorted({name for record in records.values() for name, _, _ in record.objects})
+    labels = {name: label for label, name in enumerate(names)}
 
     datasets = {}
     for split, source in splits.items():
-        pictures = images or (root / "JPEGImages" if source.is_file() else source)
+        usual = root / "JPEGImages"
+        pictures = images or (usual if source.is_file() or (source == root / "Annotations" and usual.is_dir()) else source)
         columns, top = Columns(), images or root
         listed = source.is_file()
-        chosen = _listed(source, trees[split], columns) if listed else [file for file in xmls if file.parent == source]
+        chosen = _listed(source, trees[split], records, columns) if listed else [file for file in xmls if file.parent == source]
         find = _Pictures(pictures, top)
         for file in chosen:
-            _append(columns, file, records.get(file), numbers.get(file, 0), names, root, find)
+            _append(columns, file, records.get(file), numbers.get(file, 0), labels, root, find)
         datasets[split] = columns.build(source, top, split, names, range(1, len(names) + 1))
     return datasets
 
 
-def _listed(file: Path, folder: Path, columns: Columns) -> list[Path]:
-    """The XML files of the stems in a list such as ImageSets/Main/val.txt (a second column, of the class lists, is ignored)."""
-    stems = [line.split()[0] for line in _text(file).splitlines() if line.strip()]
+def _listed(file: Path, folder: Path, known: Container[Path], columns: Columns) -> list[Path]:
+    """The XML files of the stems in a list such as ImageSets/Main/val.txt; the second column of a class list, -1, 0 or 1, is ignored."""
     chosen: dict[Path, None] = {}
-    for stem in stems:
+    for line in filter(None, map(str.strip, _text(file).splitlines())):
+        stem, *last = line.rsplit(maxsplit=1)
+        if last not in (["-1"], ["0"], ["1"]) or folder / f"{line}.xml" in known:
+            stem = line  # with its spaces
         xml = folder / f"{stem}.xml"
         if os.path.basename(stem) != stem:
             columns.problem("file names that leave the data folder", file.name, stem)
@@ -84,7 +88,7 @@ def _listed(file: Path, folder: Path, columns: Columns) -> list[Path]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
@@ -106,8 +110,11 @@ class _Pictures:
         return self.prefix + self.by_stem.get(stem, f"{stem}{Path(name).suffix or '.jpg'}")
 
 
-def _append(columns: Columns, xml: Path, record: Record | None, number: int, names: list[str], root: Path, find: _Pictures) -> None:
+def _append(columns: Columns, xml: Path, record: Record | None, number: int, labels: dict[str, int], root: Path, find: _Pictures) -> None:
     where, source = xml.relative_to(root).as_posix(), xml.parent.name
+    if not is_text(where):
+        columns.problem(NO_TEXT, source, ascii(where))
+        return
     if record is None:
         columns.problem("pictures without an XML file", source, where)
         return
@@ -117,14 +124,14 @@ def _append(columns: Columns, xml: Path, record: Record | None, number: int, nam
         return
     columns.image(find(xml.stem, record.filename), number, record.height, record.width)
     for name, box, difficult in record.objects:
-        columns.box(box, names.index(name), len(columns.labels) + 1, crowd=difficult)
+        columns.box(box, labels[name], len(columns.labels) + 1, crowd=difficult)
 
 
 def _parse(file: Path) -> Record:
     record = Record()
     try:
         tree: Element | Any = ElementTree.parse(file).getroot()
-    except (ParseError, DefusedXmlException, OSError, ValueError) as error:
+    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # LookupError: no such encoding
         record.usable = False
         record.problems.append(("XML files that cannot be read", str(error) or type(error).__name__))
         return record
@@ -142,20 +149,26 @@ def _parse(file: Path) -> Record:
         name = (entry.findtext("name") or "").strip()
         corners = [_number(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
         box = tuple(corner for corner in corners if corner is not None)
+        difficult = (entry.findtext("difficult") or "0").strip().lower()
         if not name:
             record.problems.append(("objects without a name", f"object {place}"))
         elif entry.find("bndbox") is None:
             record.problems.append(("objects without bndbox", f"object {place} ({name})"))
+        elif len(entry.findall("bndbox")) > 1 or len(entry.findall("name")) > 1:
+            record.problems.append(("objects with two names or boxes", f"object {place} ({name})"))
         elif len(box) != 4:
             record.problems.append(("boxes that are not four finite numbers", f"object {place} ({name})"))
+        elif difficult not in ("0", "1", "false", "true"):
+            record.problems.append(("objects whose difficult is neither 0 nor 1", f"object {place} ({name}): {difficult[:80]}"))
         else:
-            record.objects.append((name, box, (entry.findtext("difficult") or "0").strip() == "1"))
+            record.objects.append((name, box, difficult in ("1", "true")))
     return record
 
 
 def _number(element: Element | Any, path: str) -> float | None:
+    text = element.findtext(path) or ""
     try:
-        value = float(element.findtext(path) or "")
+        value = float(text)
     except ValueError:
         return None
-    return value if abs(value) < 1e9 else None  # neither NaN nor infinite
+    return value if abs(value) < 1e9 and "_" not in text else None  # neither NaN nor infinite, nor 1_0, which Python takes for 10

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from ..errors import DataError
-from .dataset import Columns, Dataset
+from .dataset import NO_TEXT, Columns, Dataset, is_text
 from .headers import read_sizes
 from .images import IMAGE_SUFFIXES
 
@@ -37,44 +38,67 @@ class YoloFile:
     """Lines are a box and then key points, which must not be taken for a polygon."""
 
 
+class _Loader(yaml.BaseLoader):
+    """The base loader is safe, and leaves every word as it stands: a class may be called no, on or 1e3. Ours takes no key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, count in keys.items() if count > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path) -> YoloFile:
     """A data.yaml as Ultralytics and Roboflow write it."""
     try:
-        # The base loader is safe, and leaves every word as it stands: a class may be called no, on or 1e3.
-        content: Any = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content: Any = yaml.load(file.read_bytes(), Loader=_Loader)
+    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\Uffffffff" is no letter
         raise DataError(f"{file}: is not valid YAML: {error}") from None
     if not isinstance(content, dict) or "names" not in content:
         raise DataError(f"{file}: has no entry 'names', the list of classes")
     names = _names(content, file)
-    base = _first_that_exists([file.parent / str(content.get("path") or "."), file.parent])
+    (place,) = _words(content, "path", file) or ["."]
+    base = _first_that_exists([file.parent / place, file.parent])
     splits = {}
     for split, keys in SPLIT_KEYS.items():
-        entry = next((content[key] for key in keys if content.get(key)), None)
-        if entry is not None:
-            parts = entry if isinstance(entry, list) else [entry]
-            splits[split] = [_first_that_exists([*_inside(base, str(part)), base / str(part)]) for part in parts]
+        key = next((key for key in keys if content.get(key)), None)
+        if key is not None:
+            splits[split] = [_first_that_exists([*_inside(base, part), base / part]) for part in _words(content, key, file)]
     for split, sources in splits.items():
-        absent = [str(source) for source in sources if not source.exists()]
+        above = [str(source) for source in sources if source in (*base.parents, Path(source.anchor))]
+        if above:
+            raise DataError(f"{file}: {split} is {', '.join(above)}, above the data folder {base}, and not a folder of its pictures")
+        absent = [str(source) for source in sources if not os.path.exists(source)]
         if absent and split != "test":  # many files name a test split that was not handed out
             raise DataError(f"{file}: the pictures of {split} are not there: {', '.join(absent)}")
-    splits = {split: sources for split, sources in splits.items() if all(source.exists() for source in sources)}
+    splits = {split: sources for split, sources in splits.items() if all(map(os.path.exists, sources))}
     return YoloFile(base, names, splits, pose="kpt_shape" in content)
+
+
+def _words(content: dict[str, Any], key: str, file: Path) -> list[str]:
+    """An entry that is a path, or a list of them. Nothing else is put into words: a few aliases can stand for gigabytes."""
+    entry = content.get(key) or []
+    parts: list[Any] = entry if isinstance(entry, list) and key != "path" else [entry] if entry else []
+    if not all(isinstance(part, str) and is_text(part) and "\0" not in part for part in parts):
+        raise DataError(f"{file}: {key!r} must be a path" + ("" if key == "path" else ", or a list of paths"))
+    return parts
 
 
 def _names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
     entry = content["names"]
     if isinstance(entry, dict):
         if sorted(entry) != sorted(map(str, range(len(entry)))):
-            raise DataError(f"{file}: the keys of 'names' must be 0..{len(entry) - 1}, not {', '.join(map(str, entry))}")
+            raise DataError(f"{file}: the keys of 'names' must be 0..{len(entry) - 1}, not {', '.join(map(repr, entry))[:200]}")
         entry = [entry[str(label)] for label in range(len(entry))]
-    if not isinstance(entry, list) or not entry or not all(isinstance(name, str) and name for name in entry):
+    if not isinstance(entry, list) or not entry or not all(isinstance(name, str) and name and is_text(name) for name in entry):
         raise DataError(f"{file}: 'names' must be a list of class names, or a table 0: name, 1: name, ...")
-    twice = sorted({name for name in entry if entry.count(name) > 1})
+    twice = sorted(name for name, count in Counter(entry).items() if count > 1)
     if twice:
         raise DataError(f"{file}: 'names' holds a class twice: {', '.join(twice)}")
     if "nc" in content and content["nc"] != str(len(entry)):
-        raise DataError(f"{file}: 'nc' is {content['nc']}, but there are {len(entry)} names")
+        number = content["nc"][:20] if isinstance(content["nc"], str) else "no number"
+        raise DataError(f"{file}: 'nc' is {number}, but there are {len(entry)} names")
     return tuple(entry)
 
 
@@ -86,8 +110,8 @@ def guess_names(root: Path, sources: Iterable[Path]) -> tuple[str, ...]:
     used = {-1}
     for source in sources:
         folder = root / posixpath.dirname(label_file(f"{source.relative_to(root).as_posix()}/_"))
-        for file in folder.rglob("*.txt"):
-            words = [line.split()[0] for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        for file in filter(Path.is_file, folder.rglob("*.txt")):
+            words = [line.split()[0] for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
             used.update(int(word) for word in words if word.isdecimal() and len(word) < 5)  # anything else is a bad line, told later
     return tuple(str(label) for label in range(max(used) + 1))
 
@@ -98,7 +122,7 @@ def _inside(base: Path, part: str) -> list[Path]:
 
 
 def _first_that_exists(paths: Sequence[Path]) -> Path:
-    return Path(os.path.normpath(next((path for path in paths if path.exists()), paths[-1])))
+    return Path(os.path.normpath(next(filter(os.path.exists, paths), paths[-1])))
 
 
 def read_yolo(base: Path, sources: Iterable[Path], names: Sequence[str], split: str, pose: bool = False) -> Dataset:
@@ -116,6 +140,9 @@ def read_yolo(base: Path, sources: Iterable[Path], names: Sequence[str], split: 
     files = sorted(dict.fromkeys(files))
     sizes, failures = read_sizes(top, files)
     for index, (file, (height, width)) in enumerate(zip(files, sizes.tolist(), strict=True)):
+        if not is_text(file):
+            columns.problem(NO_TEXT, split, ascii(file))
+            continue
         if index in failures:
             kind, reason = failures[index]
             columns.problem(kind, split, f"{file}: {reason}" if reason else file)
@@ -152,7 +179,7 @@ def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
             continue
         path = _first_that_exists([top / name, file.parent / name])
         if not path.is_relative_to(top):
-            columns.problem("file names that leave the data folder", file.name, f"line {number}: {name}")
+            columns.problem("file names that leave the data folder", file.name, f"line {number}: {name[:200]}")
         else:
             found.append(path.relative_to(top).as_posix())
     return found
@@ -160,14 +187,14 @@ def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 
 def _labels(top: Path, file: str, height: int, width: int, count: int, pose: bool, columns: Columns) -> None:
     """Appends the objects of the image begun last."""
-    if not (top / file).is_file():
+    if not os.path.lexists(top / file):
         return
     folder = posixpath.dirname(file) or "."
     try:
@@ -176,7 +203,7 @@ def _labels(top: Path, file: str, height: int, width: int, count: int, pose: boo
         columns.problem("label files that cannot be read", folder, f"{file}: {error}")
         return
     for number, line in enumerate(lines, start=1):
-        words = line.split()
+        words = line.replace("_", "?").split()  # Python takes 0.4_1 for 0.41
         where = f"{file}, line {number}: {line.strip()[:80]}"
         try:
             label, *values = (float(word) for word in words)
@@ -188,7 +215,7 @@ def _labels(top: Path, file: str, height: int, width: int, count: int, pose: boo
             values = values[:4]
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             columns.problem("lines that are neither a box (class cx cy w h) nor a polygon (class x y x y x y ...)", folder, where)
-        elif label not in range(count):
+        elif not (0 <= label < count and label.is_integer()):
             columns.problem("lines of an unknown class", folder, f"{where}: classes are 0..{count - 1}")
         elif not all(isfinite(value) and -SLACK <= value <= 1 + SLACK for value in values):
             columns.problem("lines that are not fractions of the picture (0..1)", folder, where)

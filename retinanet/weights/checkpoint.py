@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import ModelConfig, TrainConfig
+from ..data.dataset import is_text
 from ..errors import CheckpointError, ConfigError
 from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
-from ..settings import from_json
+from ..settings import check, fits, from_json
 
 FORMAT = 1
 KEY = "retinanet"  # one key only: several are written in a random order, and the same model would give different bytes
@@ -70,13 +73,24 @@ def save_model(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
 
 
 def load_model(path: Path) -> tuple[RetinaNet, Card]:
-    """The network with its weights, and its card. CheckpointError when the file is missing, truncated, foreign or does not fit."""
+    """The network with its weights, and its card. CheckpointError when the file is missing, truncated, foreign or does not fit.
+
+    It is built on the meta device first: a hostile description may ask for more memory than there is, its weights cannot.
+    """
     weights, card = read(path)
-    model = build(card.model, len(card.names))
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: the weights do not fit the model that the file describes.\n{error}") from error
+        with torch.device("meta"):
+            outline = build(card.model, len(card.names))
+        wanted = outline.state_dict()
+        outline.load_state_dict(weights, assign=True)
+    except (ConfigError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the weights do not fit the model that the file describes.\n{str(error)[:2000]}") from error
+    alike = {name for name, value in weights.items() if value.is_floating_point() == wanted.get(name, value).is_floating_point()}
+    odd = [name for name, value in weights.items() if name not in alike or value.is_complex() or not value.float().isfinite().all()]
+    if odd:
+        raise CheckpointError(f"{path}: {len(odd)} of its weights hold no finite numbers of the right kind, the first being {odd[0]}")
+    model = build(card.model, len(card.names))
+    model.load_state_dict(weights)
     return model, card
 
 
@@ -96,26 +110,57 @@ def read(path: Path) -> tuple[dict[str, Tensor], Card]:
 
 
 def parse_card(path: Path, text: str) -> Card:
-    """The card from its JSON."""
+    """The card from its JSON, which may be anybody's."""
     try:
         values = json.loads(text)
         if values.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {values.get('format')!r}; this version of retinanet reads format {FORMAT}")
-        return Card(
-            model=from_json(ModelConfig, values["model"]),
-            names=tuple(map(str, values["names"])),
-            category_ids=tuple(map(int, values["category_ids"])),
-            threshold=float(values["threshold"]),
-            about=dict(values["about"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} has format {str(values.get('format'))[:50]}; this version of retinanet reads format {FORMAT}")
+        names, ids, threshold = values["names"], values["category_ids"], values["threshold"]
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name and is_text(name) for name in names):
+            raise ValueError("names is no list of class names")
+        if not isinstance(ids, list) or not all(type(one) is int and abs(one) < 2**63 for one in ids):
+            raise ValueError("category_ids is no list of whole numbers")
+        if not len(names) == len(ids) == len(set(names)) == len(set(ids)):
+            raise ValueError(f"the {len(names)} names and {len(ids)} category_ids are not all different, or not as many")
+        if not fits(threshold, float) or not 0 <= threshold <= 1:
+            raise ValueError("threshold is no number in 0..1")
+        model = from_json(ModelConfig, values["model"])
+        check(TrainConfig(model=model))
+        return Card(model, tuple(names), tuple(ids), threshold, dict(values["about"]))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = error if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: its description cannot be read ({reason})") from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def save_plain(path: Path, content: Mapping[str, Any]) -> None:
+    """Tensors and plain values of our own use, by torch.save; complete or absent, like a model."""
+    buffer = io.BytesIO()  # in memory first: torch's own writer does not take a full disk well
+    torch.save(dict(content), buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def load_plain(path: Path, format: int) -> dict[str, Any]:
+    """What `save_plain` wrote, on the CPU. Nothing that could run code is unpickled: CheckpointError for whatever else the file holds."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other pickles' protocols: they are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or "format" not in content:
+            raise CheckpointError(f"{path} is not a file of retinanet")
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:  # a broken or foreign file makes torch raise anything
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); is it truncated, or another program's?") from error
+    if content["format"] != format:
+        raise CheckpointError(f"{path} has format {content['format']!r}; this version of retinanet reads format {format}")
+    return content
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Written aside, flushed to the disk, then renamed: a reader sees the old file or the new one, never half of one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

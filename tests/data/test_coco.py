@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from retinanet.data.coco import read_coco
 from retinanet.data.dataset import Dataset
+from retinanet.data.validate import validate
 from retinanet.errors import DataError
 
 MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini"
@@ -89,6 +92,11 @@ def test_ids_that_pandas_made_floats_are_the_same_ids(tmp_path: Path) -> None:
         (box(2, bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "boxes that are not four numbers", "annotation 2"),
         (box(2, bbox=[1, 2, float("nan"), 4]), "boxes or areas that are not finite", "annotation 2, image 1 (a.jpg): bbox [1, 2, NaN, 4]"),
         (box(2, bbox=[1, 2, 10**400, 4]), "boxes or areas that are not finite", "annotation 2"),
+        (box(2, image_id=True), "annotations of unknown images", "image true"),
+        (box(2, category_id=True), "annotations of unknown categories", "category true"),
+        (box(2, bbox=[True, 2, 3, 4]), "boxes that are not four numbers", "[true, 2, 3, 4]"),
+        (box(2, area=True), "boxes or areas that are not finite", "area true"),
+        (box(2, area=-1.5), "areas below 0", "area -1.5"),
         (box(2, area=float("inf")), "boxes or areas that are not finite", "area Infinity"),
         (box(2, area="12"), "boxes or areas that are not finite", 'area "12"'),
         (box(2, iscrowd=2), "annotations whose iscrowd is neither 0 nor 1", "iscrowd 2"),
@@ -139,6 +147,7 @@ def test_an_image_that_cannot_be_a_row_is_told_and_left_out(tmp_path: Path, faul
         ({"id": 1, "name": "dog"}, "duplicate category ids"),
         ({"id": 2, "name": "cat"}, "duplicate category names"),
         ({"id": 2}, "categories without a whole number as id or without a name"),
+        ({"id": 2, "name": "half a letter \ud800"}, "categories without a whole number as id or without a name"),
     ],
 )
 def test_a_category_that_cannot_be_a_class_is_told(tmp_path: Path, faulty: dict[str, Any], kind: str) -> None:
@@ -155,6 +164,8 @@ def test_a_category_that_cannot_be_a_class_is_told(tmp_path: Path, faulty: dict[
         ("[1]", "a list, as result files are"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         ('{"images": {}, "annotations": [], "categories": []}', "no list 'images'"),
+        ('{"\\ud800": []}', r'found: "\\ud800"'),
+        ('{"images": [], "annotations": [{"id": 1}], "categories": [], "annotations": []}', 'the key "annotations" twice'),
     ],
 )
 def test_what_is_no_coco_file_is_an_error_that_says_why(tmp_path: Path, text: str, words: str) -> None:
@@ -202,3 +213,26 @@ def test_original_coco_annotations_keep_sparse_ids_and_crowds() -> None:
     assert (len(data), len(data.names), data.category_ids[-1]) == (25, 80, 90)
     assert data.path(0).is_file()
     assert data.problems == ()
+
+
+def test_a_file_name_that_is_too_long_for_the_disk_is_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
+    data = read(tmp_path, [image(1, "x" * 300), image(2, "a.png")], [box(image_id=2)])
+    with pytest.raises(DataError, match=r"pictures that cannot be read\n  image 1 \(xxx.*too long"):
+        validate(data)
+
+
+def test_a_value_nested_just_deep_enough_to_be_read_is_shown_all_the_same(tmp_path: Path) -> None:
+    for depth in range(800, 1000, 5):
+        text = f'{{"images": [], "annotations": [{"[" * depth}{"]" * depth}], "categories": []}}'
+        (tmp_path / "x.json").write_text(text)
+        with suppress(DataError):
+            assert kinds(read_coco(tmp_path / "x.json")) == ["annotations that are no objects"]
+
+
+def test_a_folder_that_may_not_be_listed_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert read(tmp_path, [image()], [box()]).root == tmp_path

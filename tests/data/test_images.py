@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -64,6 +67,19 @@ def test_other_formats_give_the_same_pixels(tmp_path: Path, suffix: str) -> None
     path = save(tmp_path / f"a.{suffix}", Image.fromarray(CORNERS), **({"lossless": True} if suffix == "webp" else {}))
     assert read_pixels(path).tolist() == CORNERS.tolist()
     assert image_size(path) == (2, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_an_uncompressed_tiff_is_upright_in_every_mode(tmp_path: Path, mode: str, orientation: int) -> None:
+    flat = Image.fromarray(np.arange(6, dtype=np.uint16).reshape(2, 3) * 9000) if mode == "I;16" else Image.fromarray(CORNERS).convert(mode)
+    upright = Image.fromarray(read_pixels(save(tmp_path / "a.tiff", flat)))
+    exif = Image.Exif()
+    exif[274] = orientation
+    turned = read_pixels(save(tmp_path / "b.tiff", flat, exif=exif))
+    turn = TURNS[orientation]
+    assert turned.tolist() == np.array(upright if turn is None else upright.transpose(turn)).tolist()
+    assert image_size(tmp_path / "b.tiff") == turned.shape[:2]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "lzw.tiff"])
@@ -200,3 +216,50 @@ def test_a_huge_header_gives_no_warning_of_pillow(tmp_path: Path) -> None:
         assert image_size(path) == (12000, 20000)
         with pytest.raises(DataError, match="--max-pixels"):
             read_pixels(path)
+
+
+@pytest.mark.parametrize("size", [(5, 2**31), (2**32 - 1, 2**32 - 1)])
+def test_a_header_that_promises_what_no_picture_has_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    content = save(tmp_path / "a.png", Image.fromarray(CORNERS)).read_bytes()
+    header = b"IHDR" + struct.pack(">II", *size) + content[24:29]
+    (tmp_path / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    for read in (image_size, read_pixels):
+        with pytest.raises(DataError, match=rf"a\.png.*{size[0]} x {size[1]}"):
+            read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif"])
+def test_the_limit_on_pixels_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(CORNERS), **({"compression": "tiff_lzw"} if suffix == "tif" else {}))
+    if suffix == "gif":
+        data = bytearray(path.read_bytes())
+        data[6:10] = struct.pack("<HH", 1, 1)  # the screen, which grows to the frame
+        path.write_bytes(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Pillow warns above it, and refuses above twice as much
+    assert read_pixels(path, max_pixels=6).tolist() == CORNERS.tolist()
+    assert Image.MAX_IMAGE_PIXELS == 1
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+def test_a_picture_of_one_row_or_column_is_turned_too(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    width, height = size if orientation < 5 else size[::-1]
+    assert read_image(save(tmp_path / "a.png", Image.new("RGB", size, "red"), exif=exif)).shape == (3, height, width)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: is no file"):
+        image_size(tmp_path / "a.png")
+
+
+def test_what_pillow_skips_in_the_metadata_is_not_told_to_the_user(tmp_path: Path) -> None:
+    data = bytearray(save(tmp_path / "a.tif", Image.fromarray(CORNERS)).read_bytes())
+    at = data.index(struct.pack("<HHI", 258, 3, 3))  # bits of each channel: 3 numbers, now promised far more
+    data[at + 4 : at + 8] = struct.pack("<I", 1 << 20)
+    (tmp_path / "a.tif").write_bytes(data)
+    code = f"from retinanet.data.images import image_size; from pathlib import Path; image_size(Path({str(tmp_path / 'a.tif')!r}))"
+    error = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    assert "Warning" not in error

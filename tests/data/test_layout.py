@@ -158,6 +158,25 @@ def test_nothing_recognised_is_an_error_that_says_what_was_looked_for(tmp_path: 
         open_dataset(tmp_path / "readme.txt")
 
 
+def test_a_description_without_classes_is_told_and_not_passed_over(tmp_path: Path) -> None:
+    (yolo(tmp_path) / "data.yaml").write_text("nc: 3\n")
+    with pytest.raises(DataError, match=r"data\.yaml: has no entry 'names'"):
+        open_dataset(tmp_path)
+
+
+def test_strange_things_in_the_folder_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to("self")
+    for name in ("a.json", "b.yaml", "c.xml"):
+        (tmp_path / name).mkdir()
+    assert open_dataset(yolo(tmp_path))["train"].names == ("0",)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_path_that_cannot_be_is_no_such_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_dataset(f"{tmp_path}/{name}")
+
+
 def test_images_elsewhere_go_with_coco_and_not_with_yolo(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     coco(tmp_path / "set" / "train.json")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,3 +278,13 @@ def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("RETINANET_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/mine")
     assert headers.cache_file(Path("/data")).parent == Path("/var/mine/retinanet")
+
+
+@pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (2**32 - 1, 2**32 - 1)])
+def test_no_picture_passes_whatever_its_header_promises(tmp_path: Path, size: tuple[int, int]) -> None:
+    data = boxes(tmp_path, (0, 0, 5, 5), size=(0, 0))
+    content = (tmp_path / "a.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", *size) + content[24:29]
+    (tmp_path / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    with pytest.raises(DataError, match=rf"image 7 \(a\.png\).*{size[0]} x {size[1]}"):
+        validate(data)

@@ -70,11 +70,16 @@ def test_trainval_is_train_where_there_is_no_other(tmp_path: Path) -> None:
     [
         ("<annotation>", "XML files that cannot be read", "no element found"),
         ('<!DOCTYPE x [<!ENTITY e "boom">]><annotation>&e;</annotation>', "XML files that cannot be read", "Entit"),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', "XML files that cannot be read", "klingon"),
         ("<html/>", "XML files that are no VOC annotations", "<html>"),
         (xml(thing(), size=""), "XML files without the size of the picture", "b.xml"),
         (xml("<object><name>cat</name></object>", thing()), "objects without bndbox", "object 1 (cat)"),
         (xml(thing(corners=(1, 2, "x", 4)), thing()), "boxes that are not four finite numbers", "object 1 (cat)"),
         (xml(thing(corners=(1, 2, "nan", 4)), thing()), "boxes that are not four finite numbers", "object 1 (cat)"),
+        (xml(thing(corners=(1, 2, "1_0", 4)), thing()), "boxes that are not four finite numbers", "object 1 (cat)"),
+        (xml(thing().replace("</bndbox>", "</bndbox><bndbox/>"), thing()), "objects with two names or boxes", "object 1 (cat)"),
+        (xml(thing().replace("<name>", "<name>dog</name><name>"), thing()), "objects with two names or boxes", "object 1 (dog)"),
+        (xml(thing(difficult=2), thing()), "objects whose difficult is neither 0 nor 1", "object 1 (cat): 2"),
         (xml(thing(name=""), thing()), "objects without a name", "object 1"),
     ],
 )
@@ -94,6 +99,32 @@ def test_a_listed_picture_without_xml_is_told(tmp_path: Path) -> None:
         ("pictures without an XML file", "Annotations/lost.xml"),
     ]
     assert len(data) == 1
+
+
+def test_a_list_may_have_a_byte_order_mark_spaces_and_the_second_column_of_a_class_list(tmp_path: Path) -> None:
+    files = {"a": xml(thing()), "b c": xml(thing()), "d": xml(thing()), "e 1": xml(thing())}
+    root = tree(tmp_path / "set", files)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a -1\r\nb c\r\nb c  1\r\nd a\r\ne 1", encoding="utf-8-sig")
+    data = open_dataset(root)["train"]
+    assert data.files.tolist() == ["JPEGImages/a.jpg", "JPEGImages/b c.jpg", "JPEGImages/e 1.jpg"]
+    assert [(problem.kind, problem.detail) for problem in data.problems] == [
+        ("pictures that are listed twice", "b c"),
+        ("pictures without an XML file", "Annotations/d a.xml"),
+    ]
+
+
+def test_without_lists_the_pictures_of_the_tree_are_still_in_jpegimages(tmp_path: Path) -> None:
+    assert open_dataset(tree(tmp_path / "set", {"a": xml(thing())}))["all"].files.tolist() == ["JPEGImages/a.jpg"]
+
+
+def test_a_file_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", {"a": xml(thing())})
+    try:
+        (root / "Annotations" / "\udcff.xml").write_text(xml(thing()))
+    except (OSError, UnicodeError):
+        pytest.skip("this disk has no such names")
+    (problem,) = open_dataset(root)["all"].problems
+    assert (problem.kind, problem.detail) == ("file names that are no text", r"'Annotations/\udcff.xml'")
 
 
 def test_a_box_without_area_is_a_row_for_validate_to_report(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def test_key_points_are_no_polygon(tmp_path: Path) -> None:
         ("nan 0.5 0.5 0.2 0.4", "lines of an unknown class"),
         ("0 50 25 20 20", "lines that are not fractions"),
         ("0 nan 0.5 0.2 0.4", "lines that are not fractions"),
+        ("0 0.5 0.5 0.2 0.4_1", "lines that are not numbers"),
     ],
 )
 def test_a_bad_line_is_told_with_its_file_and_number(tmp_path: Path, line: str, kind: str) -> None:
@@ -143,6 +145,16 @@ def test_class_names_that_yaml_would_take_for_something_else_stay_words(tmp_path
         ("names: cat", "must be a list"),
         ("names: [a]\ntrain: nowhere", "are not there"),
         ("names: [a]", "names no split"),
+        ('names: ["\\UFFFFFFFF"]', "not valid YAML"),
+        ('names: ["\\ud800"]', "must be a list of class names"),
+        ("names: {0: cat, 0: dog, 1: fish}", "the key '0' stands there twice"),
+        ("names: [a]\nnames: [b]", "the key 'names' stands there twice"),
+        ("names: [a]\npath: [x]", "'path' must be a path"),
+        ("names: [a]\ntrain: [images, [images]]", "'train' must be a path, or a list of paths"),
+        ("names: [a]\ntrain: /", "above the data folder"),
+        ("names: [a]\ntrain: ../..", "above the data folder"),
+        ("names: [a]\npath: /\ntrain: .", "above the data folder"),
+        (f"names: [a]\ntrain: {'x' * 5000}", "are not there"),
     ],
 )
 def test_a_data_yaml_that_does_not_fit_is_an_error_that_says_why(tmp_path: Path, text: str, words: str) -> None:
@@ -159,3 +171,51 @@ def test_a_tag_that_asks_for_code_is_no_more_than_its_words(tmp_path: Path) -> N
 def test_the_last_folder_called_images_becomes_labels() -> None:
     assert label_file("images/x/images/train/a.b.jpg") == "images/x/labels/train/a.b.txt"
     assert label_file("train/a.jpg") == "train/a.txt"
+
+
+@pytest.mark.parametrize("key", ["names", "nc", "path", "train"])
+def test_aliases_that_stand_for_gigabytes_are_never_put_into_words(tmp_path: Path, key: str) -> None:
+    bomb = "a: &a [x]\n" + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghij"))
+    start = "" if key == "names" else "names: [a]\n"
+    with pytest.raises(DataError) as raised:
+        read_yaml(write(tmp_path / "data.yaml", f"{start}{bomb}{key}: *j"))
+    assert len(str(raised.value)) < 1000
+
+
+def test_byte_order_marks_are_no_part_of_the_words(tmp_path: Path) -> None:
+    root = one(tmp_path / "set", "\ufeff1 0.5 0.5 0.2 0.4\n")
+    (root / "data.yaml").unlink()
+    assert open_dataset(root)["train"].names == ("0", "1")
+    write(root / "classes.txt", "\ufeffcat\ndog\n")
+    data = open_dataset(root)["train"]
+    assert (data.names, data.labels.tolist(), data.problems) == (("cat", "dog"), [1], ())
+
+
+def test_a_label_file_that_is_a_dead_link_or_a_folder_is_told(tmp_path: Path) -> None:
+    root = one(tmp_path / "set", "0 0.5 0.5 0.2 0.4\n")
+    for name in ("b", "c"):
+        picture(root / "images" / "train" / f"{name}.png")
+    (root / "labels" / "train" / "b.txt").symlink_to("nowhere")
+    (root / "labels" / "train" / "c.txt").mkdir()
+    problems = open_dataset(root)["train"].problems
+    assert [problem.kind for problem in problems] == ["label files that cannot be read"] * 2
+    (root / "data.yaml").unlink()
+    assert open_dataset(root)["train"].names == ("0",)
+
+
+def test_a_listed_name_too_long_for_the_disk_is_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    root = one(tmp_path / "set", "0 0.5 0.5 0.2 0.4\n")
+    write(root / "train.txt", f"images/train/a.png\n{'x' * 300}.png\n")
+    write(root / "data.yaml", "train: train.txt\nnames: [cat]\n")
+    (problem,) = open_dataset(root)["train"].problems
+    assert problem.kind == "pictures that cannot be read"
+
+
+def test_a_file_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    root = one(tmp_path / "set", "0 0.5 0.5 0.2 0.4\n")
+    try:
+        picture(root / "images" / "train" / "\udcff.png")
+    except (OSError, UnicodeError):
+        pytest.skip("this disk has no such names")
+    (problem,) = open_dataset(root)["train"].problems
+    assert (problem.kind, problem.detail) == ("file names that are no text", r"'images/train/\udcff.png'")

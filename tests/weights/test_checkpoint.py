@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,9 +89,29 @@ def test_another_projects_safetensors_is_refused(tmp_path):
     [
         ({"format": 99}, "format 99"),
         ({"model": {"bacbone": "resnet18"}}, "did you mean 'backbone'"),
-        ({"names": None}, "cannot be read"),
-        ({"threshold": "high"}, "cannot be read"),
+        ({"names": None}, "no list of class names"),
+        ({"names": "a"}, "no list of class names"),
+        ({"names": [7]}, "no list of class names"),
+        ({"names": ["half a letter \ud800"]}, "no list of class names"),
+        ({"names": ["a", "a"], "category_ids": [1, 2]}, "not all different"),
+        ({"category_ids": [1, 2]}, "not as many"),
+        ({"category_ids": ["1"]}, "no list of whole numbers"),
+        ({"category_ids": [2**63]}, "no list of whole numbers"),
+        ({"threshold": "high"}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
+        ({"about": 7}, "cannot be read"),
+        ({"model": {"channels": "256"}}, "channels"),
+        ({"model": {"channels": True}}, "channels"),
+        ({"model": {"channels": 2**40}}, "channels must be between"),
+        ({"model": {"depth": 10**9}}, "depth must be between"),
+        ({"model": {"prior": float("nan")}}, "prior"),
+        ({"model": {"anchor_scales": []}}, "anchor_scales"),
+        ({"model": {"anchor_ratios": [1, -1]}}, "anchor_ratios must be numbers"),
+        ({"model": {"backbone_norm": "layer"}}, "backbone_norm"),
+        ({"model": {"backbone": None, "max_side": 1.5}}, "backbone and max_side"),
+        ({"model": [1]}, "cannot be read"),
     ],
+    ids=str,
 )
 def test_a_description_that_is_not_ours_is_told(tmp_path, change, reason):
     card = {"format": 1, "model": {}, "names": ["a"], "category_ids": [1], "threshold": 0.5, "about": {}}
@@ -110,3 +131,41 @@ def test_weights_that_do_not_fit_the_description_are_told(model, tmp_path):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         read(tmp_path / "nothing.safetensors")
+
+
+def test_a_description_nested_too_deep_is_told(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "x.safetensors", metadata={"retinanet": "[" * 100_000})
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"channels": 1 << 20, "depth": 64}, "Missing key"),  # some terabytes, were it built
+        ({"backbone": "resnet5O"}, "did you mean"),
+        ({"backbone": "hf-hub:somebody/something"}, "unknown backbone"),
+        ({"channels": 30}, "divide by 8"),
+    ],
+)
+def test_a_description_that_its_weights_do_not_bear_out_costs_no_memory(model, tmp_path, change, reason):
+    save_model(tmp_path / "x.safetensors", model.state_dict(), replace(CARD, model=replace(CONFIG, **change)))
+    with pytest.raises(CheckpointError, match=reason) as raised:
+        load_model(tmp_path / "x.safetensors")
+    assert len(str(raised.value)) < 3000
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda x: x.to(torch.int8), lambda x: x.to(torch.complex64), lambda x: x * torch.nan, lambda x: x + torch.inf]
+)
+def test_weights_that_are_no_finite_numbers_are_told(model, tmp_path, spoil):
+    weights = dict(model.state_dict())
+    weights["pyramid.p6.weight"] = spoil(weights["pyramid.p6.weight"])
+    save_model(tmp_path / "x.safetensors", weights, CARD)
+    with pytest.raises(CheckpointError, match=r"pyramid\.p6\.weight"):
+        load_model(tmp_path / "x.safetensors")
+
+
+def test_weights_of_half_precision_are_welcome(model, tmp_path):
+    save_model(tmp_path / "x.safetensors", {k: v.bfloat16() if v.is_floating_point() else v for k, v in model.state_dict().items()}, CARD)
+    assert load_model(tmp_path / "x.safetensors")[0].pyramid.p6.weight.dtype == torch.float32

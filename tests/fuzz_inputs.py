@@ -1,0 +1,291 @@
+"""Small data sets, pictures and files of weights, whole or damaged, made from a random generator. Used by fuzz.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+NAMES = ("cat", "dög", "no", "1e3", "traffic light")
+DEEP, DIGITS = "@deep@", "@digits@"
+HOSTILE_NAMES = [
+    *("../a.png", "/etc/passwd", "..", ".", "", " ", "a\0.png", "\ud800.png", "x/../../a.png", "..\\a.png", "C:\\a.png"),
+    *(
+        "a" * 300,
+        "x/" * 600,
+        "images",
+        "a.png/",
+        "a.png/b.png",
+        "\N{RIGHT-TO-LEFT OVERRIDE}gnp.a",
+        "~/a.png",
+        "con",
+        "a\n.png",
+        "\ufeffa.png",
+    ),
+]
+STRANGE: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 0.5, -0.0, 7.0, 1e9, 1e300, -1e308, 2**31, 2**53 + 1, 2**63, -(2**63), 2**70, 10**400),
+    *(float("nan"), float("inf"), float("-inf"), "", "1", "nan", "x", "\0", "\ud800", "\u202e", [], {}, [[]], [1], ["1"], {"a": 1}),
+    *([1, 2, 3, 4], [0, 0, 0, 0], [1e308, 1, 1e308, 1], [True, True, True, True], [5, 5, -2, -2], "1234", {"0": 1, "1": 2, "2": 3, "3": 4}),
+    *([1, 2, 3, 10**400], [0, 0, 1e-320, 1e-320], [1, 1, 2, 2, 2], [[1, 1, 2, 2]], DEEP, DIGITS, [DEEP]),
+    *HOSTILE_NAMES,
+]
+
+
+def bytes_damaged(data: bytes, rng: random.Random) -> bytes:
+    """Truncated, flipped, with bytes put in, taken out or moved; or empty."""
+    content = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
+        if not content:
+            break
+        at = rng.randrange(min(len(content), rng.choice((16, 64, 1 << 30))))
+        kind = rng.choice(("flip", "flip", "flip", "byte", "insert", "remove", "cut", "move", "empty"))
+        if kind == "flip":
+            content[at] ^= 1 << rng.randrange(8)
+        elif kind == "byte":
+            content[at] = rng.choice((0, 1, 127, 128, 254, 255))
+        elif kind == "insert":
+            content[at:at] = rng.choice(
+                (b"\0", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"_", rng.randbytes(rng.randrange(1, 9)), content[:at][-64:])
+            )
+        elif kind == "remove":
+            del content[at : at + rng.choice((1, 4, 100))]
+        elif kind == "cut":
+            del content[at:]
+        elif kind == "move":
+            other = rng.randrange(len(content))
+            content[at : at + 4], content[other : other + 4] = content[other : other + 4], content[at : at + 4]
+        elif rng.random() < 0.1:
+            content.clear()
+    return bytes(content)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of everything inside a JSON value."""
+    found: list[tuple[Any, Any]] = []
+    keys = range(len(value)) if isinstance(value, list) else list(value) if isinstance(value, dict) else []
+    for key in keys:
+        found += [(value, key), *places(value[key])]
+    return found
+
+
+def value_damaged(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one to three of its parts changed, taken out or doubled."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        found = places(value)
+        if not found:
+            return rng.choice(STRANGE)
+        container, key = rng.choice(found)
+        old = container[key]
+        near: list[Any] = [str(old), [old], {"x": old}, old, bool(old)]
+        if isinstance(old, (int, float)):
+            near += [-old, old + 1, old - 1, float(min(old, 1e300)) + 0.5, float(min(old, 1e300))]
+        kind = rng.choice(("strange", "strange", "near", "near", "remove", "double", "rename"))
+        if kind == "remove":
+            del container[key]
+        elif kind == "double" and isinstance(container, list):
+            container.insert(rng.randrange(len(container) + 1), copy.deepcopy(old))
+        elif kind == "rename" and isinstance(container, dict):
+            container[rng.choice(("x", "", "Id", "\ud800", "a\0"))] = container.pop(key)
+        else:
+            container[key] = copy.deepcopy(rng.choice(STRANGE if kind == "strange" else near))
+    return value
+
+
+def json_bytes(value: Any, rng: random.Random, odd: bool) -> bytes:
+    """JSON as a file; an odd one in a strange encoding, with a key twice, very deep, with very long numbers, or damaged in its bytes."""
+    text = json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=rng.choice((None, 1)))
+    depth = rng.choice((10, 900, 930, 960, 990, 5000, 100_000)) if odd else 0
+    text = text.replace(f'"{DEEP}"', "[" * depth + "]" * depth).replace(f'"{DIGITS}"', "9" * rng.choice((400, 5000)))
+    if odd and rng.random() < 0.1:
+        key = rng.choice(("images", "annotations", "id", "bbox", "name"))
+        text = text.replace(f'"{key}":', f'"{key}": [], "{key}":', rng.choice((1, -1)))
+    if rng.random() < 0.1:
+        text = text.replace("\n", "\r\n")
+    encoding = rng.choice(("utf-8-sig", "utf-16", "utf-32", "latin-1") if odd else ("utf-8-sig",)) if rng.random() < 0.1 else "utf-8"
+    data = text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
+    return bytes_damaged(data, rng) if odd and rng.random() < 0.3 else data
+
+
+def small_picture(path: Path, rng: random.Random) -> tuple[int, int]:
+    """Any picture of a few pixels; (width, height)."""
+    size = rng.choice(((40, 30), (30, 40), (64, 64), (100, 50)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (rng.randrange(256), 40, 90)).save(path)
+    return size
+
+
+def random_box(size: tuple[int, int], rng: random.Random) -> tuple[float, float, float, float]:
+    """xyxy inside a picture of this width and height, different for each call."""
+    (x1, x2), (y1, y2) = (sorted(round(rng.uniform(0, side), 3) for _ in range(2)) for side in size)
+    return min(x1, size[0] - 2), min(y1, size[1] - 2), max(x2, min(x1, size[0] - 2) + 1), max(y2, min(y1, size[1] - 2) + 1)
+
+
+def picture_names(rng: random.Random) -> list[str]:
+    """A few names of pictures."""
+    known = ["a.png", "b.jpg", "ü c.png", "d.bmp", "sub/e.png"]
+    return rng.sample(known, rng.randrange(1, 4))
+
+
+def write_coco(root: Path, rng: random.Random, odd: bool) -> Path:
+    """train.json beside its pictures or in annotations/; returns the file."""
+    place, pictures = rng.choice(
+        (("train.json", "."), ("annotations/train.json", "train"), ("annotations/instances_train2017.json", "images"))
+    )
+    images, annotations = [], []
+    for number, name in enumerate(picture_names(rng), start=rng.choice((0, 1, 100))):
+        width, height = small_picture(root / pictures / name, rng)
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for _ in range(rng.randrange(1, 4)):
+            x1, y1, x2, y2 = random_box((width, height), rng)
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": rng.choice((3, 18)), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            annotations.append(entry | rng.choice(({}, {"iscrowd": 0, "area": 12.5}, {"iscrowd": True})))
+    categories = [{"id": 3, "name": rng.choice(NAMES[:2])}, {"id": 18, "name": rng.choice(NAMES[2:])}]
+    content: Any = {"images": images, "annotations": annotations, "categories": categories}
+    if odd and rng.random() < 0.8:
+        content = value_damaged(content, rng)
+    file = root / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(json_bytes(content, rng, odd))
+    return file
+
+
+WORDS = ["nan", "inf", "-1", "1e9", "1e999", "1_0", "0x10", "१", "", " ", "x", "9" * 400, "1,5", "\u202e", "1 2", "true", "2"]
+
+
+def text_damaged(text: str, rng: random.Random) -> str:
+    """A text with words changed, lines lost, doubled or joined."""
+    lines = text.split("\n")
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(len(lines))
+        kind = rng.choice(("word", "word", "word", "lose", "double", "join", "tabs"))
+        words = lines[at].replace(">", "> ").replace("<", " <").split(" ")
+        if kind == "word":
+            words[rng.randrange(len(words))] = rng.choice(WORDS)
+            lines[at] = " ".join(words)
+        elif kind == "lose" and len(lines) > 1:
+            del lines[at]
+        elif kind == "double":
+            lines.insert(at, lines[at])
+        elif kind == "join":
+            lines[at : at + 2] = [" ".join(lines[at : at + 2])]
+        elif kind == "tabs":
+            lines[at] = "\t" + lines[at].replace(" ", "\t")
+    return "\n".join(lines)
+
+
+def text_bytes(text: str, rng: random.Random, odd: bool) -> bytes:
+    """A text as a file, in the encodings and with the line ends that editors give it."""
+    text = text.replace("\n", "\r\n") if rng.random() < 0.2 else text
+    encoding = rng.choice(("utf-8-sig", "utf-16", "latin-1") if odd else ("utf-8-sig",)) if rng.random() < 0.1 else "utf-8"
+    data = text.encode(encoding, "replace")
+    return bytes_damaged(data, rng) if odd and rng.random() < 0.3 else data
+
+
+DOCTYPES = [
+    '<!DOCTYPE a [<!ENTITY e "boom">]>',
+    '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>',
+    '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY e "&b;&b;&b;&b;&b;&b;&b;&b;">]>',
+    '<?xml version="1.0" encoding="bogus"?>',
+    '<?xml version="1.0" encoding="utf-7"?>',
+    '<?xml version="1.0" encoding="rot13"?>',
+    '<?xml version="1.0" encoding="utf-16"?>',
+    '<?xml version="9.9"?>',
+    "<a>" * 50_000,
+]
+
+
+def write_voc(root: Path, rng: random.Random, odd: bool) -> Path:
+    """Annotations/*.xml with lists and JPEGImages/; returns the folder."""
+    stems, chosen = [], picture_names(rng)
+    damaged = rng.choice(chosen) if odd else ""
+    for name in chosen:
+        wrong = name == damaged
+        name = Path(name).name
+        width, height = small_picture(root / "JPEGImages" / name, rng)
+        lines = ["<annotation>", f"<filename>{name}</filename>", f"<size><width>{width}</width><height>{height}</height></size>"]
+        for _ in range(rng.randrange(1, 4)):
+            corners = zip(("xmin", "ymin", "xmax", "ymax"), random_box((width, height), rng), strict=True)
+            box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
+            lines.append(
+                f"<object><name>{rng.choice(NAMES)}</name><difficult>{rng.choice((0, 1))}</difficult><bndbox>{box}</bndbox></object>"
+            )
+        text = "\n".join([*lines, "</annotation>"])
+        if wrong and rng.random() < 0.7:
+            text = text_damaged(text, rng)
+        if wrong and rng.random() < 0.2:
+            text = rng.choice(DOCTYPES) + text.replace("cat", "&e;")
+        stems.append(Path(name).stem)
+        (root / "Annotations").mkdir(exist_ok=True)
+        (root / "Annotations" / f"{stems[-1]}.xml").write_bytes(text_bytes(text, rng, wrong))
+    if rng.random() < 0.5:
+        (root / "ImageSets" / "Main").mkdir(parents=True)
+        text = "\n".join(stems)
+        listing = text_bytes(text_damaged(text, rng) if odd and rng.random() < 0.3 else text, rng, odd and rng.random() < 0.1)
+        (root / "ImageSets" / "Main" / "train.txt").write_bytes(listing)
+    return root
+
+
+YAML = [
+    "a: &a [x]\n" + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghi")) + "{} : *i",
+    "train: &x [*x]",
+    "path: !!python/object/apply:os.system [true]",
+    'train: "\\UFFFFFFFF"',
+    'names: ["\\ud800", "a\\0b"]',
+    "names: {0: cat, 0: dog, 1: no}",
+    "train: " + "[" * 3000,
+    "nc: {a: [1]}",
+    "train: [../../.., /nowhere]",
+    "path: " + "a" * 5000,
+    "? [a, b]\n: c",
+    "<<: {train: images/train}",
+    "%YAML 9.9\n---",
+    "val: 2020-01-01",
+    "train: [images/train, [images/train]]",
+    "names: {0: cat, 1: {2: dog}}",
+]
+
+
+def write_yolo(root: Path, rng: random.Random, odd: bool) -> Path:
+    """images/train, labels/train and a data.yaml, a list of pictures or neither; returns the folder."""
+    where = rng.choice(("images", "label", "label", "yaml", "list")) if odd else ""
+    names, listed = NAMES[:3], []
+    for name in picture_names(rng):
+        small_picture(root / "images" / "train" / name, rng)
+        listed.append(f"images/train/{name}")
+        lines = []
+        for _ in range(rng.randrange(1, 4)):
+            x1, y1, x2, y2 = random_box((1000, 1000), rng)
+            box, polygon = (
+                ((x1 + x2) / 2e3, (y1 + y2) / 2e3, (x2 - x1) / 1e3, (y2 - y1) / 1e3),
+                (x1 / 1e3, y1 / 1e3, x2 / 1e3, y1 / 1e3, x2 / 1e3, y2 / 1e3),
+            )
+            lines.append(" ".join([str(rng.randrange(3)), *(f"{value:.6f}" for value in rng.choice((box, box, polygon)))]))
+        text = "\n".join(lines) + "\n"
+        label = (root / "labels" / "train" / name).with_suffix(".txt")
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_bytes(text_bytes(text_damaged(text, rng) if where == "label" and rng.random() < 0.8 else text, rng, where == "label"))
+    kind = "list" if where == "list" else rng.choice(("yaml", "yaml", "list", "none"))
+    if where == "images":
+        (root / "images" / "train" / rng.choice(("x.png", "y.jpg"))).write_bytes(bytes_damaged(b"\x89PNG\r\n\x1a\nIHDR", rng))
+    if kind == "list":
+        text = "\n".join(listed + ([rng.choice(HOSTILE_NAMES) for _ in range(2)] if where == "list" else []))
+        (root / "train.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
+    if kind == "none" and rng.random() < 0.5:
+        text = "\n".join(names)
+        (root / "classes.txt").write_bytes(text_bytes(text_damaged(text, rng) if odd and rng.random() < 0.5 else text, rng, odd))
+    if kind != "none":
+        text = f"path: .\ntrain: {'train.txt' if kind == 'list' else 'images/train'}\nnc: 3\nnames: [{', '.join(names)}]\n"
+        if where == "yaml":
+            text = text_damaged(text, rng) if rng.random() < 0.4 else text
+            text = (
+                text + rng.choice(YAML).replace("{}", rng.choice(("names", "train", "path", "nc"))) + "\n" if rng.random() < 0.6 else text
+            )
+        (root / "data.yaml").write_bytes(text_bytes(text, rng, where == "yaml"))
+    return root

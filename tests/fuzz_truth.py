@@ -1,0 +1,138 @@
+"""What the files of a data set say, read a second time, strictly and without the product. Used by fuzz.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+from PIL import Image
+
+Row = tuple[str, str, float, float, float, float]
+"""picture, class, xyxy"""
+Truth = tuple[list[str], list[Row]]
+"""All pictures, and all boxes."""
+
+
+class Wrong(Exception):
+    """A result that is not what the files say."""
+
+
+def require(condition: Any, what: str) -> None:
+    """An assert that says what is wrong."""
+    if not condition:
+        raise Wrong(what)
+
+
+def is_text(message: str) -> bool:
+    """Whether it can be printed."""
+    try:
+        message.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no key may stand twice."""
+    require(len(dict(pairs)) == len(pairs), f"keys twice: {pairs}")
+    return dict(pairs)
+
+
+def whole(value: Any) -> int:
+    """An id; True and "7" are none."""
+    require(type(value) is int or (type(value) is float and value.is_integer()), f"{value!r} is no id")
+    return int(value)
+
+
+def coco_truth(place: Path) -> Truth:
+    """A COCO file, or the only one below a folder."""
+    file = place if place.is_file() else next(place.rglob("*.json"))
+    content = json.loads(file.read_bytes(), object_pairs_hook=unique)
+    names = {whole(entry["id"]): entry["name"] for entry in content["categories"]}
+    pictures = {whole(entry["id"]): entry["file_name"] for entry in content["images"]}
+    require(len(names) == len(content["categories"]) and len(pictures) == len(content["images"]), "ids twice")
+    root = next(top for top in (file.parent, *file.parents[:2]) for top in (top, top / "train", top / "images") if is_root(top, pictures))
+    rows: list[Row] = []
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        require({type(value) for value in entry["bbox"]} <= {int, float}, f"{entry['bbox']} is no box")
+        require(entry.get("iscrowd") in (None, 0, 1) and type(entry.get("area")) in (type(None), int, float), f"{entry}")
+        rows.append((tidy(root, pictures[whole(entry["image_id"])]), names[whole(entry["category_id"])], x, y, x + w, y + h))
+    return [tidy(root, name) for name in pictures.values()], rows
+
+
+def is_root(top: Path, pictures: dict[int, str]) -> bool:
+    """Whether all pictures lie there."""
+    return all(os.path.isfile(tidy(top, name)) for name in pictures.values())
+
+
+def tidy(root: Path, name: str) -> str:
+    """The path of a file name."""
+    return os.path.normpath(root / name.replace("\\", "/"))
+
+
+def voc_truth(place: Path) -> Truth:
+    """The XML files of a VOC folder, or of its list."""
+    rows: list[Row] = []
+    pictures = []
+    listing = place / "ImageSets" / "Main" / "train.txt"
+    folder = place / "Annotations"
+    stems = listing.read_text("utf-8-sig").splitlines() if listing.exists() else [file.stem for file in folder.glob("*.xml")]
+    stems = [stem.strip() for stem in stems if stem.strip()]
+    require(len(set(stems)) == len(stems), "stems twice")
+    for stem in stems:
+        tree = ElementTree.parse(folder / f"{stem}.xml").getroot()
+        (picture,) = (path for path in (place / "JPEGImages").iterdir() if path.stem == stem)
+        pictures.append(str(picture))
+        for entry in tree.findall("object"):
+            (name,), (box,) = entry.findall("name"), entry.findall("bndbox")
+            corners = [[one.text or "" for one in box.findall(key)] for key in ("xmin", "ymin", "xmax", "ymax")]
+            require(all(len(texts) == 1 and "_" not in texts[0] for texts in corners), f"{corners}")
+            x1, y1, x2, y2 = (float(text) for (text,) in corners)
+            require((entry.findtext("difficult") or "0").strip() in ("0", "1"), "difficult is neither 0 nor 1")
+            rows.append((str(picture), (name.text or "").strip(), x1, y1, x2, y2))
+    return pictures, rows
+
+
+def yolo_truth(place: Path) -> Truth:
+    """The label files of a YOLO folder: of the pictures in train.txt if there is one, else of all."""
+    names: list[str] = [str(number) for number in range(10)]
+    file = place / "data.yaml"
+    if file.exists():
+        content = yaml.load(file.read_bytes(), yaml.BaseLoader)
+        names = content["names"] if isinstance(content["names"], list) else list(content["names"].values())
+    elif (place / "classes.txt").exists():
+        names = [line.strip() for line in (place / "classes.txt").read_text("utf-8-sig").splitlines() if line.strip()]
+    rows: list[Row] = []
+    listing = place / "train.txt"
+    lines = listing.read_text("utf-8-sig").splitlines() if listing.exists() else []
+    pictures = [place / line.strip() for line in lines if line.strip()] or list((place / "images").rglob("*.*"))
+    for picture in pictures:
+        label = place / "labels" / picture.relative_to(place / "images").with_suffix(".txt")
+        with Image.open(picture) as image:
+            width, height = image.size
+        for line in (label.read_text("utf-8-sig") if label.exists() else "").splitlines():
+            if not line.strip():
+                continue
+            require("_" not in line, f"{line} has no numbers")
+            number, *values = map(float, line.split())
+            require(number.is_integer() and 0 <= number < len(names) and (len(values) == 4 or len(values) % 2 == 0), line)
+            if len(values) == 4:
+                x, y, w, h = values
+                values = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+            xs, ys = [value * width for value in values[0::2]], [value * height for value in values[1::2]]
+            rows.append((str(picture), names[int(number)], min(xs), min(ys), max(xs), max(ys)))
+    return [str(picture) for picture in pictures], rows
+
+
+def result_truth(entry: dict[str, Any]) -> tuple[int, int, list[float], float]:
+    """Image id, category id, xyxy and score of an entry of a COCO results file."""
+    x, y, w, h = entry["bbox"]
+    require({type(value) for value in [*entry["bbox"], entry["score"]]} <= {int, float}, f"{entry}")
+    require(isinstance(entry["bbox"], list) and all(map(math.isfinite, [x, y, w, h, entry["score"]])) and min(w, h) >= 0, f"{entry}")
+    return whole(entry["image_id"]), whole(entry["category_id"]), [float(x), float(y), float(x + w), float(y + h)], entry["score"]

@@ -1,0 +1,83 @@
+"""A model as the start of another: what fits is kept, classes by name, and the log says so."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import retinanet
+from retinanet.config import ModelConfig
+from retinanet.data.scenes import write_scenes
+from retinanet.errors import CheckpointError
+from retinanet.weights.checkpoint import Card, build, load_model, save_model
+from retinanet.weights.transfer import start_from
+
+CONFIG = ModelConfig(backbone="resnet18", backbone_norm="batch", channels=32, depth=1, subnet_norm="group")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model of three classes whose class rows hold their own numbers."""
+    torch.manual_seed(1)
+    model = build(CONFIG, 3)
+    with torch.no_grad():
+        model.class_subnet[-1].bias.copy_(torch.arange(3.0).repeat(9))
+    path = tmp_path_factory.mktemp("source") / "model.safetensors"
+    save_model(path, model.state_dict(), Card(CONFIG, ("cat", "dog", "cow"), (1, 2, 3)))
+    return path
+
+
+def started(source, names, config=CONFIG):
+    torch.manual_seed(2)
+    model = build(config, len(names))
+    start_from(model, names, source)
+    return model
+
+
+def test_everything_but_the_class_rows_is_copied(source):
+    model, _ = load_model(source)
+    other = started(source, ("cow", "hen"))
+    theirs = model.state_dict()
+    for name, value in other.state_dict().items():
+        if not name.startswith("class_subnet.3."):
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_class_rows_go_by_name_and_new_classes_start_fresh(source, caplog):
+    with caplog.at_level("INFO", "retinanet"):
+        rows = started(source, ("cow", "hen", "cat")).class_subnet[-1].bias.detach().unflatten(0, (9, 3))
+    prior = build(CONFIG, 1).class_subnet[-1].bias[0].item()
+    assert rows[:, 0].tolist() == [2.0] * 9
+    assert rows[:, 1].tolist() == pytest.approx([prior] * 9)
+    assert rows[:, 2].tolist() == [0.0] * 9
+    assert "kept by name: cow, cat; new: hen" in caplog.text
+
+
+def test_without_a_common_name_the_class_layer_starts_fresh(source, caplog):
+    with caplog.at_level("INFO", "retinanet"):
+        started(source, ("hen",))
+    assert "no class has a name that the model knows" in caplog.text
+
+
+def test_tensors_of_another_shape_start_fresh_and_are_named(source, caplog):
+    with caplog.at_level("INFO", "retinanet"):
+        started(source, ("cat",), replace(CONFIG, anchor_ratios=(1.0,)))
+    assert "box_subnet.3.weight" in caplog.text
+    assert "its shape differs" in caplog.text
+
+
+def test_a_training_may_start_from_a_run_of_other_classes(trained, tmp_path, caplog):
+    data = write_scenes(tmp_path / "data", {"train": 4, "val": 2}, size=(64, 96), seed=3, across=(16, 48))
+    with caplog.at_level("INFO", "retinanet"):
+        run = retinanet.train(
+            data, "tiny", init=trained, out=tmp_path / "run", budget="1it", batch=2, workers=0, device="cpu", validations=1, lr=0.0
+        )
+    assert "disc" in caplog.text
+    (theirs, card), (mine, own) = (load_model(folder / "model.safetensors") for folder in (trained, run))
+    assert own.model == card.model  # the network of the file, not the preset's
+    assert torch.equal(mine.pyramid.lateral[0].weight, theirs.pyramid.lateral[0].weight)
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(CheckpointError):
+        retinanet.train(tmp_path, "tiny", init=tmp_path / "nothing")
