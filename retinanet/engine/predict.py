@@ -1,26 +1,29 @@
-"""The verb `predict`: answers for files, as COCO results and as pictures with boxes."""
+"""The verb `predict`: answers for files, as COCO results and as pictures with boxes; a few files or, by many processes, a million."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
 import logging
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from .. import __version__
 from ..config import PredictConfig
 from ..data.dataset import Columns, Dataset
 from ..data.images import read_image
+from ..distributed import first, rank, world
 from ..errors import ConfigError, DataError
 from ..structures import Detections
 from ..view.draw import draw, save
-from ..weights.checkpoint import write_whole
-from .detector import Detector, load
+from .detector import Detector, find_model, load
 from .evaluate import in_model_classes, open_split
-from .metrics import collect, write_results
+from .parts import FAILED, PICTURES, begin, block_size, cut, done_blocks, merge, refuse_finished, write_part
 from .record import progress_bar, refuse_run
+from .results import collect, result_rows
 from .sources import find_pictures
 
 log = logging.getLogger("retinanet")
@@ -30,53 +33,126 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     """Predict for files, folders, globs, lists, or a split of a data set; true when every picture could be read.
 
     --out gets predictions.json (COCO results: everything above the model's own score threshold), images.json (which id is which
-    picture) and pictures/ with the boxes above --threshold. Without --out the answers are printed.
+    picture), failed.json (which could not be read, if any) and pictures/ with the boxes above --threshold. Without --out the answers are
+    printed. Several processes (torchrun) share the pictures, and a run that was stopped continues: see `parts`.
     """
     if not sources:
         raise ConfigError("nothing to predict on: give files, folders, globs or .txt lists, or a data set and --split")
     refuse_run(config.out)
-    detector = load(model, config.device, config.precision, config.scale)
-    if config.split is not None:
-        if len(sources) != 1:
-            raise DataError("--split goes with one data set, not with several paths")
-        data = open_split(sources[0], config.split, config.layout, config.images, config.invalid, config.max_pixels, need_boxes=False)
-        data = in_model_classes(data, detector.names)
-    else:
-        data = as_dataset(find_pictures(sources), detector)
-    threshold = detector.threshold if config.threshold is None else config.threshold
-    names = picture_names(data)
-    answers: list[Detections | None] = [None] * len(data)
-    failed = 0
-    paths = [data.path(index) for index in range(len(data))]
     if config.out is not None:
-        (config.out / "pictures").mkdir(parents=True, exist_ok=True)
-    with progress_bar(len(paths) if config.out else 0, "predicting") as progress:
-        for number, (index, answer) in enumerate(detector.stream(paths, config.batch, config.workers, config.max_pixels), 1):
-            progress(number)
+        refuse_finished(config.out)
+    detector = load(model, config.device, config.precision, config.scale)
+    data = pictures_of(sources, config, detector)
+    threshold = detector.threshold if config.threshold is None else config.threshold
+    if config.out is None:
+        return show(detector, data, threshold, config)
+    about = {
+        "retinanet": __version__,
+        "model": sha256(find_model(model)),
+        "pictures": digest(data),
+        "count": len(data),
+        "block": block_size(len(data)),
+        "precision": config.precision,
+        "scale": config.scale,
+        "max_pixels": config.max_pixels,
+        "threshold": threshold if config.pictures else None,  # which touches pictures only
+    }
+    begin(config.out, about)
+    return store(detector, data, threshold, config, config.out)
+
+
+def show(detector: Detector, data: Dataset, threshold: float, config: PredictConfig) -> bool:
+    """Print the answers for this process's blocks; true when every picture of these could be read."""
+    blocks = cut(len(data))[rank() :: world()]
+    failed = 0
+    for block in blocks:
+        for index, answer in answers(detector, data, block, config):
             if isinstance(answer, DataError):
                 failed += 1
                 log.error("%s", answer)
                 continue
-            answers[index] = answer
             shown = answer.above(threshold)
-            if config.out is None:
-                log.info("%s", "\n".join([f"{paths[index]}: {len(shown)} objects", *map(line, shown)]))
-            elif config.pictures:
-                save(config.out / "pictures" / names[index], draw(read_image(paths[index], config.max_pixels), shown))
-    if config.out is not None:
-        done = np.array([index for index, answer in enumerate(answers) if answer is not None], dtype=np.int64)
-        kept = data.subset(done)
-        results = collect(kept, [answer for answer in answers if answer is not None])
-        write_results(config.out / "predictions.json", kept, results)
-        listed = [
-            {"id": int(data.image_ids[i]), "file_name": str(data.files[i]), "picture": f"pictures/{names[i]}" if config.pictures else None}
-            for i in done
-        ]
-        write_whole(config.out / "images.json", json.dumps(listed, indent=1).encode())
-        log.info("%d of %d pictures done, %d answers: %s", len(done), len(data), len(results), config.out / "predictions.json")
+            # printed and not logged: they are what was asked for, on whichever process. In one piece, so that no other comes between
+            print("\n".join([f"{data.path(index)}: {len(shown)} objects", *map(line, shown)]) + "\n", end="", flush=True)
     if failed:
-        log.error("%d of %d pictures could not be read", failed, len(data))
+        log.error("%d of %d pictures could not be read", failed, sum(map(len, blocks)))
     return failed == 0
+
+
+def store(detector: Detector, data: Dataset, threshold: float, config: PredictConfig, out: Path) -> bool:
+    """Write the parts of this process's blocks that are not done yet, and merge them all when none is missing; see `run`.
+
+    Only the process that merges answers for the pictures that could not be read, for all of them: torchrun ends the others as soon as
+    one ends with a status other than 0, and they may still be at work.
+    """
+    blocks = cut(len(data))
+    names = picture_names(data.files.tolist()) if config.pictures else None
+    done = done_blocks(out, len(blocks))
+    if done:
+        log.info("%d of %d pictures are done already", sum(len(blocks[number]) for number in done), len(data))
+    mine = [number for number in range(rank(), len(blocks), world()) if number not in done]
+    count = itertools.count(1)
+    with progress_bar(sum(len(blocks[number]) for number in mine) if first() else 0, "predicting") as progress:
+        for number in mine:
+            found: dict[int, Detections] = {}
+            failed: dict[int, str] = {}
+            for index, answer in answers(detector, data, blocks[number], config):
+                try:
+                    if isinstance(answer, DataError):
+                        raise answer
+                    if names is not None:
+                        picture = read_image(data.path(index), config.max_pixels)
+                        save(out / PICTURES / names[index], draw(picture, answer.above(threshold)))
+                    found[index] = answer
+                except DataError as error:
+                    log.error("%s", error)
+                    failed[index] = str(error)
+                progress(next(count))
+            write_block(out, number, data, found, failed, names)
+    if len(done_blocks(out, len(blocks))) < len(blocks):
+        log.info("this process has done its share; the one that is ready last merges the parts in %s", out)
+        return True
+    return not (merge(out, len(blocks)) and (out / FAILED).exists())
+
+
+def write_block(
+    out: Path, number: int, data: Dataset, found: dict[int, Detections], failed: dict[int, str], names: list[str] | None
+) -> None:
+    """The part of a block: answers and reasons of failure by image, whichever came first, in the order of the list."""
+    good = sorted(found)
+    results = collect(data, [found[index] for index in good], good)
+
+    def image(index: int) -> dict[str, Any]:
+        return {"id": int(data.image_ids[index]), "file_name": str(data.files[index])}
+
+    images = [{**image(index), "picture": f"{PICTURES}/{names[index]}" if names else None} for index in good]
+    reasons = [{**image(index), "reason": failed[index]} for index in sorted(failed)]
+    write_part(out, number, images, reasons, result_rows(data, results))
+
+
+def answers(detector: Detector, data: Dataset, block: range, config: PredictConfig) -> Iterator[tuple[int, Detections | DataError]]:
+    """(image, answer) of the images of a block, as they come."""
+    paths = [data.path(index) for index in block]
+    for position, answer in detector.stream(paths, config.batch, config.workers, config.max_pixels):
+        yield block[position], answer
+
+
+def pictures_of(sources: Sequence[str], config: PredictConfig, detector: Detector) -> Dataset:
+    """The pictures that are meant, in the same order for every process."""
+    if config.split is None:
+        return as_dataset(not_drawn(find_pictures(sources), config.out), detector)
+    if len(sources) != 1:
+        raise DataError("--split goes with one data set, not with several paths")
+    data = open_split(sources[0], config.split, config.layout, config.images, config.invalid, config.max_pixels, need_boxes=False)
+    return in_model_classes(data, detector.names)
+
+
+def not_drawn(paths: list[Path], out: Path | None) -> list[Path]:
+    """The pictures without our own: where --out lies inside a source, they are not there when a run begins but when it continues."""
+    if out is None or not (out / PICTURES).exists():
+        return paths
+    drawn = os.path.abspath(out / PICTURES) + os.sep
+    return [path for path in paths if not os.path.abspath(path).startswith(drawn)]
 
 
 def as_dataset(paths: Sequence[Path], detector: Detector) -> Dataset:
@@ -87,14 +163,33 @@ def as_dataset(paths: Sequence[Path], detector: Detector) -> Dataset:
     return columns.build(Path(), Path(), "pictures", detector.names, detector.category_ids)
 
 
-def picture_names(data: Dataset) -> list[str]:
+def picture_names(files: Iterable[str]) -> list[str]:
     """A file name for each drawn picture: its own, with a number when another has it already."""
     names: dict[str, None] = {}
-    for file in data.files:
-        stem = Path(str(file)).stem
-        free = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-        names[next(f"{name}.jpg" for name in free if f"{name}.jpg" not in names)] = None
+    last: Counter[str] = Counter()  # where the search for a free number ended, so that a million equal names are searched once
+    for file in files:
+        stem = Path(file).stem
+        name = f"{stem}.jpg"
+        while name in names:
+            last[stem] += 1
+            name = f"{stem}-{last[stem] + 1}.jpg"
+        names[name] = None
     return list(names)
+
+
+def digest(data: Dataset) -> str:
+    """16 hex digits of the list: files, where they lie, and the ids that answers are written with."""
+    found = hashlib.sha256(repr(data.category_ids).encode())
+    root = os.path.abspath(data.root)
+    for image, file in zip(data.image_ids.tolist(), data.files.tolist(), strict=True):
+        found.update(os.fsencode(f"{image} {os.path.join(root, file)}\n"))
+    return found.hexdigest()[:16]
+
+
+def sha256(file: Path) -> str:
+    """Of the bytes of a file: a model that was trained again is another one, whatever its name."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def line(found: tuple[str, float, list[float]]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.coco import NUMBERS, once, show, whole
 from ..data.dataset import Dataset, Floats, Integers
 from ..errors import DataError, Problem
 from ..structures import Detections
@@ -46,21 +48,39 @@ class Results:
         return Results(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows])
 
 
-def collect(dataset: Dataset, detections: Sequence[Detections]) -> Results:
-    """One Detections for each image of the data set, in its order -> columns."""
-    if len(detections) != len(dataset):
-        raise ValueError(f"{len(dataset)} images need as many Detections, not {len(detections)}")
+def collect(dataset: Dataset, detections: Sequence[Detections], images: Sequence[int] | None = None) -> Results:
+    """One Detections for each image of the data set, in its order -> columns; with `images` those of these images only."""
+    images = range(len(dataset)) if images is None else images
+    if len(detections) != len(images):
+        raise ValueError(f"{len(images)} images need as many Detections, not {len(detections)}")
     parts = [one.numpy() for one in detections]
     return Results(
-        np.repeat(np.arange(len(parts), dtype=np.int64), [len(scores) for _, scores, _ in parts]),
+        np.repeat(np.array(images, dtype=np.int64), [len(scores) for _, scores, _ in parts]),
         np.concatenate([np.empty((0, 4)), *(boxes for boxes, _, _ in parts)]).astype(np.float64),
         np.concatenate([np.empty(0), *(scores for _, scores, _ in parts)]).astype(np.float64),
         np.concatenate([np.empty(0, dtype=np.int64), *(labels for _, _, labels in parts)]),
     )
 
 
+def merge(parts: Sequence[Results]) -> Results:
+    """The results of several processes as one, in the order of the images."""
+    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "boxes", "scores", "labels")]
+    whole = Results(*columns)
+    return whole[np.argsort(whole.images, kind="stable")]  # within an image they stay best first
+
+
 def write_results(file: Path, dataset: Dataset, results: Results) -> None:
-    """As COCO result JSON: the source's image and category ids, boxes as [x, y, width, height]. Written aside, then renamed."""
+    """As COCO result JSON, see `result_rows`. Written aside, then renamed."""
+    aside = file.with_name(file.name + ".part")
+    try:
+        aside.write_text("[" + ",\n".join(result_rows(dataset, results)) + "]\n", encoding="utf-8")
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def result_rows(dataset: Dataset, results: Results) -> Iterator[str]:
+    """The entries of a COCO result file: the source's image and category ids, boxes as [x, y, width, height]."""
     columns = (
         dataset.image_ids[results.images].tolist(),
         np.array(dataset.category_ids, dtype=np.int64)[results.labels].tolist(),
@@ -69,34 +89,31 @@ def write_results(file: Path, dataset: Dataset, results: Results) -> None:
         results.scores.round(6).tolist(),
     )
     names = ("image_id", "category_id", "bbox", "score")
-    rows = (json.dumps(dict(zip(names, row, strict=True)), allow_nan=False) for row in zip(*columns, strict=True))
-    aside = file.with_name(file.name + ".part")
-    try:
-        aside.write_text("[" + ",\n".join(rows) + "]\n", encoding="utf-8")
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+    return (json.dumps(dict(zip(names, row, strict=True)), allow_nan=False) for row in zip(*columns, strict=True))
 
 
 def read_results(file: Path, dataset: Dataset) -> Results:
     """COCO result JSON -> columns; ids that the data set does not know are an error."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(file.read_bytes(), object_pairs_hook=once)
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, list):
         raise DataError(f"{file} is no COCO result file: that is a list of {{image_id, category_id, bbox, score}}")
     rows, problems = [], []
     for number, entry in enumerate(content):
         try:
-            x, y, width, height = map(float, entry["bbox"])
-            row = (int(entry["image_id"]), int(entry["category_id"]), x, y, x + width, y + height, float(entry["score"]))
-            if not np.isfinite(row).all() or width < 0 or height < 0:
+            x, y, width, height = box = entry["bbox"]
+            image, category, score = whole(entry["image_id"]), whole(entry["category_id"]), entry["score"]
+            row = (x, y, x + width, y + height, score)
+            if not NUMBERS.issuperset(map(type, [*box, score])) or not all(map(isfinite, row)) or width < 0 or height < 0:
                 raise ValueError
-            rows.append(row)
-        except (KeyError, TypeError, ValueError):
+            if image is None or category is None:
+                raise ValueError
+            rows.append((image, category, *row))
+        except (KeyError, TypeError, ValueError, OverflowError):
             problems.append(
-                Problem("entries without a usable image_id, category_id, bbox and score", file.name, f"entry {number}: {entry}")
+                Problem("entries without a usable image_id, category_id, bbox and score", file.name, f"entry {number}: {show(entry)}")
             )
     images, image_problems = _positions([row[0] for row in rows], dataset.image_ids, "image", file)
     labels, label_problems = _positions([row[1] for row in rows], np.array(dataset.category_ids, dtype=np.int64), "category", file)
