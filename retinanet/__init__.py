@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import PRESETS as PRESETS
     from .data.layout import open_dataset as open_dataset
     from .engine.detector import Detector as Detector
     from .engine.detector import load as load
+    from .engine.train import resume as resume
     from .engine.train import train as train
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .model.preprocess import Preprocess as Preprocess
     from .model.retinanet import RetinaNet as RetinaNet
     from .ops.losses import focal_loss as focal_loss
+    from .presets import PRESETS as PRESETS
     from .structures import Detections as Detections
     from .structures import Targets as Targets
 
@@ -31,7 +32,7 @@ _PLACES = {
     "Detections": "structures",
     "Detector": "engine.detector",
     "DivergenceError": "errors",
-    "PRESETS": "config",
+    "PRESETS": "presets",
     "Postprocess": "model.postprocess",
     "Preprocess": "model.preprocess",
     "RetinaNet": "model.retinanet",
@@ -40,6 +41,7 @@ _PLACES = {
     "focal_loss": "ops.losses",
     "load": "engine.detector",
     "open_dataset": "data.layout",
+    "resume": "engine.train",
     "train": "engine.train",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "focal_loss",
     "load",
     "open_dataset",
+    "resume",
     "train",
 ]
 

@@ -10,11 +10,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from . import __version__
-from .config import PRESETS, CheckConfig, DemoConfig, EvalConfig, PredictConfig, preset
+from .config import CheckConfig, DemoConfig, EvalConfig, PredictConfig, ReplayConfig, ResumeConfig
+from .distributed import first, rank
 from .errors import ConfigError, RetinaNetError, unknown
+from .presets import PRESETS, preset
 
 Config = TypeVar("Config")
 
@@ -37,18 +40,47 @@ def check(arguments: list[str]) -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """Train a detector on a folder of annotated images. --preset tiny|r50-600|r50-modern is read first and sets all other defaults."""
-    name, rest = take("--preset", arguments)
-    if name is None and not {"-h", "--help"} & set(rest):
-        from .engine.train import default_preset
+    """Train a detector on a folder of annotated images.
 
-        device, _ = take("--device", rest)
-        name = default_preset(device or "auto")
-    data, config = parse("train", train, rest, preset(name or "tiny"), "data")
-    from .engine.train import run
+    --preset NAME is read first and sets all other defaults; --init MODEL (a run or a file of ours) does so for the network.
+    --resume RUN, in place of DATA, goes on with a run that was stopped (train --resume RUN --help: what may change).
+    --dry-run prints memory, time and which objects the anchors reach, and trains nothing.
+    """
+    run, rest = take("--resume", arguments)
+    if run is not None:
+        changes = parse("train --resume RUN", train, rest, ResumeConfig())
+        from .engine.train import resume
 
-    run(data, config, name)
+        resume(run, changes)
+        return 0
+    name, rest = take("--preset", rest)
+    dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
+    default = preset(name or "tiny")
+    if not {"-h", "--help"} & set(rest):
+        from .engine.session import default_preset
+        from .engine.train import start_config
+
+        device, init = take("--device", rest)[0], take("--init", rest)[0]
+        name = name or default_preset(device or "auto")
+        default = start_config(name, Path(init) if init else None)
+    data, config = parse("train", train, rest, default, "data")
+    if dry:
+        from .engine.fit import dry_run
+
+        dry_run(data, config)
+        return 0
+    from .engine.train import run as start
+
+    start(data, config, name)
     return 0
+
+
+def replay(arguments: list[str]) -> int:
+    """Repeat a step of training that was not finite, from the dump that the run has left."""
+    dump, config = parse("replay", replay, arguments, ReplayConfig(), "dump")
+    from .engine.replay import run
+
+    return 0 if run(dump, config) else 1
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -68,7 +100,14 @@ def predict(arguments: list[str]) -> int:
     return 0 if run(model, paths, config) else 1
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "check": check, "train": train, "eval": evaluate, "predict": predict}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "demo": demo,
+    "check": check,
+    "train": train,
+    "replay": replay,
+    "eval": evaluate,
+    "predict": predict,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retinanet {__version__}")
         return 0
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING)
-    logging.getLogger("retinanet").setLevel(logging.INFO)
     try:
+        logging.getLogger("retinanet").setLevel(logging.INFO if first() else logging.ERROR)
         if words[0] not in VERBS:
             raise unknown("verb", words[0], VERBS)
         return VERBS[words[0]](words[1:])
@@ -90,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (RetinaNetError, OSError) as error:
-        print(f"retinanet: {error}", file=sys.stderr)
+        print(f"retinanet{f' (process {rank()})' if not first() else ''}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("retinanet: interrupted", file=sys.stderr)
@@ -99,7 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The verbs and what they do."""
-    lines = ["usage: retinanet VERB ...", "", *(f"  {name:9s}{(verb.__doc__ or '').strip()}" for name, verb in VERBS.items())]
+    lines = [
+        "usage: retinanet VERB ...",
+        "",
+        *(f"  {name:9s}{(verb.__doc__ or '').strip().splitlines()[0]}" for name, verb in VERBS.items()),
+    ]
     return "\n".join([*lines, "", "retinanet VERB --help lists the settings of a verb. Presets of train: " + ", ".join(PRESETS) + "."])
 
 
@@ -123,7 +166,8 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
     data = Annotated[Positional[str], arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")]
     model = Annotated[Positional[str], arg(metavar="MODEL", help="A run folder or a file of weights.")]
     paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help="Images, folders, globs, .txt lists; with --split a data set.")]
-    kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths}
+    dump = Annotated[Positional[str], arg(metavar="DUMP", help="dump-N.pt of a run folder.")]
+    kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths, "dump": dump}
     fields = [*((name, kinds[name]) for name in positionals), ("config", type(default), field(default=default))]
     words = make_dataclass("Words", fields)  # type: ignore[arg-type, unused-ignore]
     parsed: Any = tyro.cli(

@@ -1,4 +1,4 @@
-"""Every setting: its type, its default, its help. These dataclasses are the command line (tyro reads them); presets are values.
+"""Every setting: its type, its default, its help. These dataclasses are the command line (tyro reads them).
 
 Nothing here imports torch, so that `retinanet --help` answers at once.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-
-from .errors import unknown
 
 Precision = Literal["auto", "fp32", "bf16"]
 Invalid = Literal["error", "drop", "clip"]
@@ -60,8 +58,8 @@ class CriterionConfig:
 
     loss: Literal["cross_entropy", "balanced", "focal", "focal_star"] = "focal"
     """Class loss: Eq. 1, 3, 5 or 8."""
-    alpha: float | None = 0.25
-    """Weight of the positives in the class loss, 1 - alpha that of the negatives; None for 1 and 1."""
+    alpha: float | Literal["inverse-frequency"] | None = 0.25
+    """Weight of the positives in the class loss, 1 - alpha that of the negatives; None: 1 and 1; inverse-frequency: a class each."""
     gamma: float = 2.0
     """Focusing parameter of the focal loss."""
     beta: float = 1.0
@@ -92,13 +90,17 @@ class TrainConfig:
     out: Path | None = None
     """Folder of the run; an existing run is never overwritten. None: runs/<data>-<preset>, numbered."""
     budget: str | None = None
-    """How long: 7min, 2h, 300it or 12ep. None: a length that fits the data."""
+    """How long: 7min, 2h, 300it, 12ep or 1440000im (images shown). None: a length that fits the data."""
     weights: Literal["imagenet", "none"] = "imagenet"
     """Where the backbone starts: ImageNet weights through timm, or from scratch with everything live."""
-    batch: int = 16
-    """Images per optimiser step."""
+    init: Path | None = None
+    """Start from a model of ours instead, a run or a file: the network is taken from it, the rows of the classes by name."""
+    batch: int | Literal["auto"] = 16
+    """Images per optimiser step, over all processes; auto: as many as fit in memory, the learning rate going along."""
+    micro_batch: int | None = None
+    """Images that a process works on at a time; a step of several gives the same as a large one. None: all of its share."""
     lr: float = 0.01
-    """Learning rate for `lr_batch` images per step; it is scaled linearly with the batch."""
+    """Learning rate for `lr_batch` images per step; scaled with the batch: linearly for SGD, by the square root for AdamW."""
     lr_batch: int = 16
     """The batch that `lr` is meant for."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -123,6 +125,10 @@ class TrainConfig:
     """Range of the factor on the scale; above 1 pictures are cropped at random to the usual size."""
     photometric: float = 0.0
     """Probability of a change of brightness, contrast, saturation and hue."""
+    repeat_threshold: float | None = None
+    """Classes on a smaller share of the images than this are shown more often (repeat-factor sampling; LVIS takes 0.001). None: off."""
+    compile: bool = False
+    """torch.compile the network, once for all shapes; where there is no compiler a line says so and nothing else changes."""
     precision: Precision = "auto"
     """bf16: autocast with the losses in fp32; auto: bf16 where the machine computes in it."""
     device: str = "auto"
@@ -135,6 +141,10 @@ class TrainConfig:
     """How often validation loss and AP are measured, the end included."""
     log_every: int = 20
     """Iterations between two lines of the log."""
+    save_every: str = "3min"
+    """How often state.pt, which --resume needs, is written besides at every validation: 3min, 500it or 1ep."""
+    tensorboard: bool = False
+    """Write the numbers of metrics.jsonl for TensorBoard too, into the run folder."""
     layout: Layout | None = None
     """Annotation format; None: recognised."""
     images: Path | None = None
@@ -143,6 +153,32 @@ class TrainConfig:
     """What bad annotations and pictures get: error lists all and stops, drop leaves them out, clip cuts boxes at the border."""
     max_pixels: int = 178_956_970
     """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """What may change when a run goes on; everything else is as it was."""
+
+    data: Path | None = None
+    """Where the data set lies now, if it has been moved."""
+    images: Path | None = None
+    """Where the pictures lie now, if they are elsewhere."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
+    workers: int | None = None
+    """Loader processes; their number changes nothing that is learned. None: one on a CPU, up to eight beside a GPU."""
+    micro_batch: int | None = None
+    """Images that a process works on at a time. None: all of its share."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """A step of training that went wrong, once more."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
+    precision: Precision | None = None
+    """Another number format than the step had: bf16 or fp32, to see whether it is to blame."""
 
 
 @dataclass(frozen=True)
@@ -229,51 +265,3 @@ class DemoConfig:
     """cpu, cuda; auto: a GPU if there is one."""
     seed: int = 0
     """Scenes and training follow from it."""
-
-
-_PAPER = TrainConfig(budget="90000it")
-
-PRESETS: dict[str, TrainConfig] = {
-    # A laptop without a GPU, minutes, no download. Measured: docs/results.md.
-    "tiny": TrainConfig(
-        model=ModelConfig(
-            backbone="resnet18", backbone_norm="batch", channels=128, depth=2, subnet_norm="group", anchor_size=3.0, scale=304
-        ),
-        criterion=CriterionConfig(box_loss="giou", box_weight=2.0),
-        weights="none",
-        batch=4,
-        lr=2e-3,
-        lr_batch=4,
-        optimizer="adamw",
-        weight_decay=0.05,
-        schedule="cosine",
-        warmup=100,
-        clip=10.0,
-        ema=0.998,
-        train_scale=288,  # answering 5 % larger than trained gains 0.014 AP (docs/results.md)
-        jitter=(0.9, 1.1),
-    ),
-    # Table 1b's best row: 8 GPUs, 16 images, 90k iterations, AP 34.0 on COCO minival (Lin et al., 2017). Not run by us.
-    "r50-600": _PAPER,
-    # What torchvision's second version showed to work (41.5 AP on COCO val2017 after 26 epochs of 8 x 2 images). Not run by us.
-    "r50-modern": TrainConfig(
-        model=ModelConfig(subnet_norm="group", scale=800),
-        criterion=CriterionConfig(box_loss="giou", box_weight=2.0),
-        batch=16,
-        lr=1e-4,
-        optimizer="adamw",
-        weight_decay=0.05,
-        schedule="cosine",
-        clip=1.0,
-        ema=0.9998,
-        jitter=(0.6, 1.0),
-        photometric=0.5,
-    ),
-}
-
-
-def preset(name: str) -> TrainConfig:
-    """The preset of that name; ConfigError with the nearest names when there is none."""
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
-    return PRESETS[name]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .config import DemoConfig, EvalConfig, preset
+from .config import DemoConfig, EvalConfig
 from .data.images import read_image
 from .data.layout import open_dataset
 from .data.scenes import write_scenes
@@ -17,6 +17,7 @@ from .engine import evaluate, train
 from .engine.detector import Detector, load
 from .engine.metrics import Metrics
 from .engine.record import duration
+from .presets import preset
 from .settings import override
 from .view.draw import draw, save, sheet
 from .view.page import write_page

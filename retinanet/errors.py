@@ -15,6 +15,7 @@ class RetinaNetError(ValueError):
     |- DataError         annotations or pictures that cannot be used as they are
     |- CheckpointError   a file of weights that is truncated, foreign or hostile
     |- DivergenceError   a loss that is no longer finite
+    |- ProcessError      another process of the same run has ended
     """
 
 
@@ -36,6 +37,10 @@ class CheckpointError(RetinaNetError):
 
 class DivergenceError(RetinaNetError):
     """The loss is not finite; the last checkpoint on disk is whole."""
+
+
+class ProcessError(RetinaNetError):
+    """Another process of the same run has ended; what is on disk is whole."""
 
 
 @dataclass(frozen=True)

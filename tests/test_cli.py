@@ -6,12 +6,13 @@ import sys
 import pytest
 
 from retinanet import cli
-from retinanet.config import PRESETS, EvalConfig
+from retinanet.config import EvalConfig
+from retinanet.presets import preset
 
 
 def test_flags_land_in_the_config_wherever_they_live():
     words = ["cells", "--gamma", "1", "--clip", "None", "--jitter", "0.5", "1", "--anchor-scales", "1", "1.5", "--budget", "7min"]
-    data, config = cli.parse("train", cli.train, words, PRESETS["tiny"], "data")
+    data, config = cli.parse("train", cli.train, words, preset("tiny"), "data")
     assert data == "cells"
     assert (config.criterion.gamma, config.clip, config.jitter, config.model.anchor_scales, config.budget) == (
         1,
@@ -20,7 +21,7 @@ def test_flags_land_in_the_config_wherever_they_live():
         (1, 1.5),
         "7min",
     )
-    assert config.model.backbone == PRESETS["tiny"].model.backbone
+    assert config.model.backbone == preset("tiny").model.backbone
 
 
 @pytest.mark.parametrize("words", [["d", "--preset", "tiny", "--seed", "1"], ["--preset=tiny", "d", "--seed", "1"]])

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import retinanet
-from retinanet.config import PRESETS
-from retinanet.engine import train as engine
-from retinanet.engine.step import new_session, train_step
+from retinanet.engine.session import new_session, open_training, settled
+from retinanet.engine.step import train_step
+from retinanet.presets import preset
 from retinanet.settings import override
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -25,8 +25,8 @@ SMALL = {
 
 
 def session(scenes, device):
-    config = engine.settled(override(PRESETS["tiny"], {**SMALL, "device": device}), torch.device(device))
-    return new_session(config, *engine.open_training(scenes, config), torch.device(device))
+    config = settled(override(preset("tiny"), {**SMALL, "device": device}), torch.device(device))
+    return new_session(config, *open_training(scenes, config), torch.device(device))
 
 
 def test_a_step_on_the_gpu_has_the_losses_of_a_step_on_the_cpu(scenes):

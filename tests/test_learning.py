@@ -1,4 +1,4 @@
-"""The whole of it learns: a handful of scenes, by heart."""
+"""The whole of it learns: eight scenes, by heart, in under a minute on two cores."""
 
 import json
 
@@ -6,8 +6,8 @@ import retinanet
 from retinanet.data.scenes import write_scenes
 
 
-def test_a_handful_of_scenes_is_learned_by_heart(tmp_path):
-    data = write_scenes(tmp_path / "data", {"train": 4}, size=(96, 96), seed=2, across=(28, 64))
+def test_eight_scenes_are_learned_by_heart(tmp_path):
+    data = write_scenes(tmp_path / "data", {"train": 8}, size=(96, 96), seed=2, across=(28, 64))
     (data / "val").symlink_to(data / "train")
     (data / "annotations" / "val.json").write_text((data / "annotations" / "train.json").read_text())
     settings = {
@@ -22,4 +22,4 @@ def test_a_handful_of_scenes_is_learned_by_heart(tmp_path):
         "validations": 1,
     }
     run = retinanet.train(data, "tiny", out=tmp_path / "run", budget="100it", device="cpu", ema=0.9, **settings)
-    assert json.loads((run / "metrics.json").read_text())["AP"] > 0.8
+    assert json.loads((run / "metrics.json").read_text())["AP"] > 0.9

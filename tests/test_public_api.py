@@ -9,12 +9,13 @@ from inspect import signature
 import pytest
 
 import retinanet
-from retinanet.config import PRESETS, CriterionConfig, ModelConfig, TrainConfig
+from retinanet.config import CriterionConfig, ModelConfig, TrainConfig
 from retinanet.data.augment import Augment
 from retinanet.model.criterion import Criterion
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet
+from retinanet.presets import PRESETS, preset
 from retinanet.settings import flat
 
 
@@ -71,14 +72,14 @@ def test_every_preset_builds_what_it_configures(name):
 
     from retinanet.weights.checkpoint import build
 
-    config = PRESETS[name]
+    config = preset(name)
     assert build(config.model, 2).num_classes == 2
     assert Criterion(**asdict(config.criterion)).gamma == 2
 
 
 def test_the_papers_preset_is_the_papers_recipe():
-    config = PRESETS["r50-600"]
-    assert (config.batch, config.lr, config.momentum, config.weight_decay, config.budget) == (16, 0.01, 0.9, 1e-4, "90000it")
+    config = preset("r50-600")
+    assert (config.batch, config.lr, config.momentum, config.weight_decay, config.budget) == (16, 0.01, 0.9, 1e-4, "1440000im")
     assert (config.criterion.gamma, config.criterion.alpha, config.model.scale, config.flip, config.jitter) == (
         2.0,
         0.25,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from retinanet import cli
-from retinanet.config import CheckConfig, DemoConfig, EvalConfig, PredictConfig, preset
+from retinanet.config import CheckConfig, DemoConfig, EvalConfig, PredictConfig, ReplayConfig, ResumeConfig
+from retinanet.presets import preset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,11 +30,14 @@ def understand(words):
     """Parse a command without running it."""
     verb, rest = words[0], words[1:]
     if verb == "train":
-        name, rest = cli.take("--preset", rest)
+        if "--resume" in rest:
+            return cli.parse(verb, cli.train, cli.take("--resume", rest)[1], ResumeConfig())
+        name, rest = cli.take("--preset", [word for word in rest if word != "--dry-run"])
         return cli.parse(verb, cli.train, rest, preset(name or "tiny"), "data")
     config, positionals = {
         "demo": (DemoConfig(), ()),
         "check": (CheckConfig(), ("data",)),
+        "replay": (ReplayConfig(), ("dump",)),
         "eval": (EvalConfig(), ("model", "data")),
         "predict": (PredictConfig(), ("model", "paths")),
     }[verb]

@@ -15,7 +15,7 @@ from ..data.validate import validate
 from ..errors import DataError, Problem, report
 from ..ops.anchors import STRIDES, cell_anchors
 from ..weights.checkpoint import preprocess_of
-from .train import preset_config
+from .session import preset_config
 
 log = logging.getLogger("retinanet")
 

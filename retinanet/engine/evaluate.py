@@ -18,6 +18,7 @@ from ..data.images import MAX_PIXELS
 from ..data.layout import open_dataset
 from ..data.loader import evaluation_batches
 from ..data.validate import validate
+from ..distributed import first, from_first, gather, rank, together, world
 from ..errors import ConfigError, DataError, unknown
 from ..model.criterion import Criterion
 from ..settings import to_json
@@ -28,6 +29,7 @@ from .detector import Detector, load
 from .machine import describe, pick_workers
 from .metrics import Metrics, Results, coco_metrics, collect, format_table, read_results, write_results
 from .record import progress_bar, refuse_run
+from .results import merge
 
 log = logging.getLogger("retinanet")
 
@@ -53,27 +55,29 @@ def evaluate(
     """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its answers.
 
     All answers are used; no display threshold has any part in it. The class losses are each picture batch's own, weighted by its pictures.
+    Several processes share the batches; the first computes the metrics, and all get the same Evaluation.
     """
-    answers: list[Detections | None] = [None] * len(data)
+    answers: dict[int, Detections] = {}
     totals: dict[str, float] = {}
-    done = 0
+    pin = detector.device.type == "cuda"
     with torch.inference_mode():
-        for loaded in evaluation_batches(data, detector.preprocess, batch, workers, detector.device.type == "cuda", max_pixels):
+        for loaded in evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world()):
             indices, sizes = loaded.indices.tolist(), loaded.targets.sizes
             logits, offsets, normalized = detector.forward(loaded.images, sizes)
             originals = [(int(height), int(width)) for height, width in data.sizes[indices]]
-            for index, found in zip(indices, detector.select(logits, offsets, normalized, sizes, originals), strict=True):
-                answers[index] = found
+            answers |= zip(indices, detector.select(logits, offsets, normalized, sizes, originals), strict=True)
             if criterion is not None:
                 anchors = detector.model.anchors(normalized)
                 matched = criterion.match(anchors, loaded.targets.to(detector.device))
                 for name, value in criterion(logits, offsets, anchors, matched).items():
                     totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / len(data)
-            done += len(indices)
             if progress is not None:
-                progress(done)
-    results = collect(data, [answer for answer in answers if answer is not None])
-    return Evaluation(coco_metrics(data, results), results, totals)
+                progress(len(answers) * world())
+    mine = collect(data, [answers[index] for index in sorted(answers)], sorted(answers))
+    parts = gather((mine, totals))
+    results = merge([part for part, _ in parts])
+    losses = {name: sum(some.get(name, 0.0) for _, some in parts) for name in parts[0][1]}
+    return Evaluation(from_first(lambda: coco_metrics(data, results)), results, losses)
 
 
 def open_split(
@@ -130,6 +134,11 @@ def run(model: str, data: str, config: EvalConfig) -> Metrics:
     `model` may also be a COCO results file (.json), from this or any other detector; then no picture is needed.
     """
     refuse_run(config.out)
+    with together():
+        return _run(model, data, config)
+
+
+def _run(model: str, data: str, config: EvalConfig) -> Metrics:
     scoring = model.endswith(".json")
     dataset = open_split(data, config.split, config.layout, config.images, config.invalid, config.max_pixels, headers=not scoring)
     about: dict[str, Any] = {"model": model, "data": str(data), "split": dataset.split, "data_hash": dataset.fingerprint()}
@@ -141,11 +150,11 @@ def run(model: str, data: str, config: EvalConfig) -> Metrics:
         dataset = in_model_classes(dataset, detector.names)
         workers = pick_workers(config.workers, detector.device)
         log.info("evaluating %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device))
-        with progress_bar(len(dataset), "evaluating") as progress:
+        with progress_bar(len(dataset) if first() else 0, "evaluating") as progress:
             evaluation = evaluate(detector, dataset, config.batch, workers, max_pixels=config.max_pixels, progress=progress)
         about |= {"config": to_json(config), "versions": versions(), "machine": describe(detector.device)}
     log.info("%s", format_table(evaluation.metrics))
-    if config.out is not None:
+    if config.out is not None and first():
         write_evaluation(config.out, dataset, evaluation, about)
         log.info("wrote %s", config.out / "metrics.json")
     return evaluation.metrics

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 
 from ..config import Precision
+from ..distributed import local_rank, world
 from ..errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU if there is one; a device that is absent is a ConfigError."""
+    """`auto` is a GPU if there is one, each process of several taking its own; a device that is absent is a ConfigError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and world() > 1:
+        device = torch.device("cuda", local_rank())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or auto"
@@ -46,7 +49,7 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
     """None: one process beside a training on the CPU, whose cores are taken; up to eight beside a GPU."""
     if workers is not None:
         return workers
-    cores = os.cpu_count() or 1
+    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return min(8, cores) if device.type == "cuda" else min(1, cores - 1)
 
 

@@ -28,6 +28,15 @@ def build_optimizer(model: nn.Module, name: str, lr: float, momentum: float, wei
     raise unknown("optimizer", name, OPTIMIZERS)
 
 
+def scaled_rate(lr: float, batch: int, lr_batch: int, optimizer: str) -> float:
+    """The learning rate for `batch` images a step, when `lr` is meant for `lr_batch`.
+
+    Linear for SGD (Goyal et al. 2017), by the square root for AdamW, whose steps do not grow with the gradient (Malladi et al. 2022).
+    """
+    factor = batch / lr_batch
+    return lr * (math.sqrt(factor) if optimizer == "adamw" else factor)
+
+
 def lr_factor(iteration: int, iterations: int, warmup: int, schedule: str) -> float:
     """The learning rate of an iteration (0-based) as a share of the base rate: linear warm-up, then two drops or a cosine.
 

@@ -7,13 +7,15 @@ import logging
 import math
 import time
 
+import numpy as np
 import torch
 
-from ..data.loader import steps_per_epoch
+from ..distributed import gather
 from ..errors import ConfigError
 from ..settings import parse_budget
 from .evaluate import evaluate
-from .step import Session, train_step
+from .session import Session
+from .step import train_step
 
 log = logging.getLogger("retinanet")
 
@@ -25,14 +27,13 @@ MARGIN = 0.94
 
 def plan(session: Session, started: float) -> tuple[int, int]:
     """How many iterations, and after how many each validation comes. Minutes become iterations here, once, after a probe."""
-    config = session.config
-    per_epoch = steps_per_epoch(session.training, config.batch)
-    amount, unit = parse_budget(config.budget) if config.budget else (float(fitting_length(session)), "it")
+    config, sampler = session.config, session.sampler
+    amount, unit = parse_budget(config.budget) if config.budget else (fitting_length(session), "it")
     if unit != "s":
-        iterations = max(1, round(amount * per_epoch if unit == "ep" else amount))
+        steps = {"it": 1.0, "ep": float(sampler.steps_per_epoch), "im": 1 / sampler.batch}[unit]
+        iterations = max(1, round(amount * steps))
         return iterations, math.ceil(iterations / min(config.validations, iterations))
-    step, picture = probe(session)
-    spent = time.perf_counter() - started
+    step, picture, spent = gather((*probe(session), time.perf_counter() - started))[0]  # the first process's clock counts
     left = amount * MARGIN - spent
     once = picture * len(session.validation)
     validations = max(1, min(config.validations, 8, int(0.05 * left / once)))  # at most a twentieth of the time is spent on looking
@@ -48,11 +49,11 @@ def plan(session: Session, started: float) -> tuple[int, int]:
     return iterations, math.ceil(iterations / validations)
 
 
-def fitting_length(session: Session) -> int:
+def fitting_length(session: Session) -> float:
     """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the paper's 90k steps of 16."""
     shortest = 3000 if session.config.weights == "none" else 1500
-    twelve = 12 * steps_per_epoch(session.training, session.config.batch)
-    return min(max(twelve, shortest), 90_000 * 16 // session.config.batch)
+    twelve = 12 * session.sampler.steps_per_epoch
+    return min(max(twelve, shortest), 90_000 * 16 // session.sampler.batch)
 
 
 def probe(session: Session) -> tuple[float, float]:
@@ -69,16 +70,15 @@ def probe(session: Session) -> tuple[float, float]:
         clock = time.perf_counter()
     session.model.load_state_dict(saved[0])
     session.optimizer.load_state_dict(saved[1])
+    session.broken.zero_()
     if session.average is not None and average is not None:
         session.average.model.load_state_dict(average)
         session.average.updates = 0
-    few = session.validation.subset(torch.arange(min(32, len(session.validation))).numpy())
+    few = session.validation.subset(np.arange(min(32, len(session.validation))))
     detector = session.detector()
     for last in (False, True):  # the first time warms up
         clock = time.perf_counter()
-        evaluate(
-            detector, few if last else few.subset(torch.arange(min(4, len(few))).numpy()), 2 * session.config.batch, 0, session.criterion
-        )
+        evaluate(detector, few if last else few.subset(np.arange(min(4, len(few)))), 2 * session.sampler.batch, 0, session.criterion)
     picture = (time.perf_counter() - clock) / len(few)
     session.model.train()
     return sum(times[4:]) / len(times[4:]), picture

@@ -13,8 +13,10 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..distributed import first
 from ..errors import ConfigError
 from ..view import plots
+from ..weights.checkpoint import write_whole
 
 log = logging.getLogger("retinanet")
 
@@ -35,7 +37,9 @@ def new_folder(out: Path | None, fallback: str) -> Path:
 def refuse_run(out: Path | None) -> None:
     """ConfigError when `out` holds a training run: neither another run nor an evaluation overwrites it."""
     if out is not None and any((out / name).exists() for name in ("config.json", "model.safetensors")):
-        raise ConfigError(f"{out} holds a run already, and runs are never overwritten; choose another --out")
+        stopped = (out / "state.pt").exists() and not (out / "metrics.json").exists()
+        hint = f", or go on with it: retinanet train --resume {out}" if stopped else ""
+        raise ConfigError(f"{out} holds a run already, and runs are never overwritten; choose another --out{hint}")
 
 
 def show_log() -> None:
@@ -49,7 +53,10 @@ def show_log() -> None:
 
 @contextmanager
 def log_file(folder: Path) -> Iterator[None]:
-    """Copy the log into the run's log.txt."""
+    """Copy the log into the run's log.txt; only the first of several processes writes."""
+    if not first():
+        yield
+        return
     handler = logging.FileHandler(folder / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
@@ -66,22 +73,51 @@ def log_file(folder: Path) -> Iterator[None]:
 class Record:
     """The numbers of a run, as they come."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, done: int = 0, tensorboard: bool = False) -> None:
+        """Begin after iteration `done`: what a run that was stopped has written beyond it is cut off, since it comes again."""
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
+        self._board = board(folder, done) if tensorboard and first() else None
+        path = folder / "metrics.jsonl"
+        if first() and path.exists():
+            for text in path.read_text().splitlines():
+                try:
+                    self.rows.append(json.loads(text))
+                except ValueError:
+                    break  # the line that was being written when the run was killed
+            self.rows = [row for row in self.rows if row["iteration"] <= done]
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
     def row(self, kind: str, iteration: int, **values: Any) -> None:
-        """One line of metrics.jsonl."""
+        """One line of metrics.jsonl; only the first of several processes writes."""
+        if not first():
+            return
         numbers = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
         entry = {"kind": kind, "iteration": iteration, **numbers}  # null, since JSON knows no NaN
         self.rows.append(entry)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
+        if self._board is not None:
+            for name, value in numbers.items():
+                if value is not None:
+                    self._board.add_scalar(f"{kind}/{name}", value, iteration)
+            self._board.flush()
 
     def plot(self) -> None:
         """Losses and AP against iterations, as far as they have come."""
+        if not first():
+            return
         plots.plot_losses(self.rows, self.folder / "plots" / "losses.png")
         plots.plot_ap(self.rows, self.folder / "plots" / "ap.png")
+
+
+def board(folder: Path, done: int) -> Any:
+    """TensorBoard's writer in the run folder; ConfigError with the pip line when the package is absent."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("--tensorboard needs the package tensorboard: pip install 'retinanet[tensorboard]'") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
 
 @contextmanager

@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config import TrainConfig, preset
-from ..data.dataset import Dataset
-from ..data.layout import hold_out, open_dataset
-from ..data.loader import steps_per_epoch
-from ..data.validate import validate
-from ..errors import ConfigError, DataError
-from ..settings import check, override, to_json
+from ..config import ResumeConfig, TrainConfig
+from ..distributed import first, from_first, together, world
+from ..errors import ConfigError, DataError, ProcessError
+from ..presets import PRESETS
+from ..settings import override, to_json
 from ..view.draw import save
-from ..weights.checkpoint import Card, save_model, versions, write_whole
+from ..weights.checkpoint import Card, read, save_model, versions, write_whole
+from .detector import find_model
 from .evaluate import Evaluation, evaluate, write_evaluation
-from .machine import describe, pick_device, pick_precision, pick_workers
+from .fit import fitted
+from .machine import describe, pick_device, pick_workers
 from .optim import lr_factor
 from .plan import plan
 from .record import Record, duration, log_file, new_folder, show_log
-from .step import Session, Watch, batch_picture, new_session, train_step
+from .session import Session, default_preset, new_session, open_training, preset_config, settled
+from .state import Progress, Timer, load_state, read_run, save_state, stop_signals
+from .step import batch_picture, train_step
+from .watch import Advice, Watch
 
 log = logging.getLogger("retinanet")
 
@@ -34,169 +39,229 @@ def train(data: str | Path, preset: str | None = None, **settings: Any) -> Path:
     """Train a detector; the verb `train` as a function.
 
     data      a folder or file of annotated pictures: COCO, VOC or YOLO
-    preset    tiny, r50-600 or r50-modern; None: tiny on a CPU, r50-modern on a GPU
+    preset    a name of `PRESETS`; None: tiny on a CPU, r50-modern on a GPU
     settings  any setting of `TrainConfig` and its parts, by name: budget="7min", out="runs/cells", gamma=1.0
     returns   the folder of the run, which `load` takes
 
     ConfigError, DataError, CheckpointError or DivergenceError say what is wrong and what to do.
     """
     show_log()
-    config = preset_config(preset, str(settings.get("device", "auto")))
-    for name in ("out", "images"):
-        if settings.get(name) is not None:
-            settings[name] = Path(settings[name])
-    return run(data, override(config, settings), preset or default_preset(str(settings.get("device", "auto"))))
+    name = preset or default_preset(str(settings.get("device", "auto")))
+    for path in ("out", "images", "init"):
+        if settings.get(path) is not None:
+            settings[path] = Path(settings[path])
+    return run(data, override(start_config(name, settings.get("init")), settings), name)
 
 
-def preset_config(name: str | None, device: str = "auto") -> TrainConfig:
-    """The preset of that name, or the one for this machine."""
-    return preset(name or default_preset(device))
-
-
-def default_preset(device: str = "auto") -> str:
-    """The preset that a machine can carry: a step of ResNet-50 at 800 px takes 10 s on two cores."""
-    return "tiny" if pick_device(device).type == "cpu" else "r50-modern"
+def start_config(preset: str, init: Path | None = None) -> TrainConfig:
+    """The preset of that name; with `init` the network of that model, whatever the preset says of it."""
+    config = preset_config(preset)
+    return config if init is None else replace(config, model=read(find_model(init))[1].model, train_scale=None)
 
 
 def run(source: str | Path, config: TrainConfig, preset_name: str | None = None) -> Path:
     """Train on the data set at `source`; returns the folder of the run."""
     started = time.perf_counter()
     device = pick_device(config.device)
-    config = settled(config, device)
-    training, validation = open_training(source, config)
-    fallback = f"{Path(source).resolve().stem}-{preset_name or default_preset(config.device)}"
-    folder = new_folder(config.out, fallback)
-    with log_file(folder):
-        log.info("preset: %s", preset_name or "none, all settings were given")
-        try:
-            return _run(source, config, training, validation, folder, device, started)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"{config.batch} images of {config.model.scale} px do not fit in the GPU's memory; lower --batch or --scale"
-            ) from error
+    with together():
+        config = settled(config, device)
+        training, validation = open_training(source, config)
+        fallback = f"{Path(source).resolve().stem}-{preset_name or default_preset(config.device)}"
+        folder = from_first(lambda: new_folder(config.out, fallback))
+        with told(config, folder), log_file(folder):
+            log.info("preset: %s", told_preset(preset_name))
+            config = fitted(config, training, validation, device)
+            session = new_session(config, training, validation, device)
+            about = planned(session, source, started)
+            save_state(session, Progress(), folder)
+            if first():
+                write_whole(folder / "config.json", json.dumps(about, indent=1).encode())
+            return loop(session, about, Progress(), folder, started)
 
 
-def settled(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """The config with everything decided that the machine decides."""
-    check(config)
-    model = config.model
-    if config.weights == "none" and model.backbone_norm == "frozen":
-        model = replace(model, backbone_norm="batch")
-        log.info("from scratch: the backbone's batch norm is live, not frozen")
-    precision, workers = pick_precision(config.precision, device), pick_workers(config.workers, device)
-    return replace(config, model=model, precision=precision, workers=workers)
+def resume(folder: str | Path, config: ResumeConfig | None = None) -> Path:
+    """Go on with a run that was stopped, from its last state, as if it had not been; the verb `train --resume` as a function.
+
+    Only what `ResumeConfig` holds may differ. ConfigError when there is no run or it is finished; DataError when the data have
+    changed; CheckpointError when the state is not whole.
+    """
+    show_log()
+    folder, changes = Path(folder), config or ResumeConfig()
+    started = time.perf_counter()
+    about, before = read_run(folder)
+    device = pick_device(changes.device)
+    workers = pick_workers(changes.workers, device)
+    images = changes.images or before.images
+    with together():
+        current = replace(
+            before, device=changes.device, workers=workers, micro_batch=changes.micro_batch or before.micro_batch, images=images
+        )
+        current = settled(current, device)
+        source = changes.data or Path(about["data"])
+        if not source.exists():
+            raise DataError(f"the data set {source} of {folder} is not here; say where it lies now with --data")
+        training, validation = open_training(source, current)
+        for data, known in ((training, "data_hash"), (validation, "validation_hash")):
+            if data.fingerprint() != about[known]:
+                raise DataError(
+                    f"{source}: the {data.split} annotations are not those that {folder} was begun with ({data.fingerprint()}, then "
+                    f"{about[known]}), so it cannot go on; start a new run, with --init {folder} to keep its weights"
+                )
+        with told(current, folder), log_file(folder):
+            session = new_session(current, training, validation, device, filled=False)
+            progress = load_state(session, folder)
+            log.info("resumed after iteration %d of %d, on %s", progress.done, about["iterations"], describe(device))
+            if about["versions"] != versions():
+                log.info("other versions than before: bits may differ (%s, now %s)", about["versions"], versions())
+            return loop(session, about, progress, folder, started)
 
 
-def open_training(source: str | Path, config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """Training and validation split, both validated; without a validation split a seeded tenth of train is held out."""
-    splits = open_dataset(source, config.layout, config.images)
-    name = next((name for name in ("train", "all") if name in splits), None)
+@contextmanager
+def told(config: TrainConfig, folder: Path) -> Iterator[None]:
+    """The region in which what the machine lacks is told as an error that helps: memory of the GPU, or of the loaders."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{config.batch} images of {config.model.scale} px do not fit in the GPU's memory; set --micro-batch (the same result with "
+            "less memory), --batch auto, or lower --scale"
+        ) from error
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # torch raises it from a signal handler, so it may come up anywhere, also in the middle of a step: nothing is saved
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise ProcessError(
+            f"a loader process was ended from outside ({str(error).splitlines()[0]}), as a system does that is short of memory: lower "
+            f"--workers, and go on with: retinanet train --resume {folder}"
+        ) from error
+
+
+def told_preset(name: str | None) -> str:
+    """What is known about a preset before it is run."""
     if name is None:
-        raise DataError(f"{source} has no training split, only {' and '.join(splits)}, which are not for training")
-    chosen = {"train": splits[name]} | ({"val": splits["val"]} if "val" in splits else {})
-    checked = {}
-    problems = []
-    for split, data in chosen.items():
-        try:
-            checked[split], found = validate(data, config.invalid, max_pixels=config.max_pixels)
-        except DataError as error:
-            problems.append(error)
-            continue
-        if found:
-            log.info("%s: %d problems met with --invalid %s (retinanet check lists them)", split, len(found), config.invalid)
-    if problems:
-        raise DataError("\n".join(map(str, problems)), [problem for error in problems for problem in error.problems])
-    if "val" not in checked:
-        checked["train"], checked["val"] = hold_out(checked["train"], config.seed)
-        log.info("no validation split: %d images (a tenth, by seed %d) are held out of train", len(checked["val"]), config.seed)
-        for data in checked.values():
-            if data.crowd.all():
-                raise DataError(f"{source}: too few boxes to hold some out for validation; give a validation split")
-    return checked["train"], checked["val"]
+        return "none, all settings were given"
+    known = PRESETS[name]
+    return f"{name}, for {known.hardware}; expect {known.expected} ({known.source}); {known.measured}"
 
 
-def _run(
-    source: str | Path, config: TrainConfig, training: Dataset, validation: Dataset, folder: Path, device: torch.device, started: float
-) -> Path:
-    session = new_session(config, training, validation, device)
-    rate = config.lr * config.batch / config.lr_batch
+def planned(session: Session, source: str | Path, started: float) -> dict[str, Any]:
+    """The plan of a run, printed and as it goes into config.json and the files of weights."""
+    config, training = session.config, session.training
     iterations, every = plan(session, started)
     about = {
         "data": str(source),
         "data_hash": training.fingerprint(),
+        "validation_hash": session.validation.fingerprint(),
         "training_images": len(training),
         "training_boxes": int((~training.crowd).sum()),
         "iterations": iterations,
+        "validate_every": every,
         "config": to_json(config),
         "versions": versions(),
-        "machine": describe(device),
+        "machine": describe(session.device),
+        "processes": world(),
     }
-    write_whole(folder / "config.json", json.dumps(about, indent=1).encode())
+    classes, boxes = len(training.names), about["training_boxes"]
     log.info(
-        "%d images of %d classes, %d boxes to train on; %d images to validate on",
-        len(training),
-        len(training.names),
-        about["training_boxes"],
-        len(validation),
+        "%d images of %d classes, %d boxes to train on; %d images to validate on", len(training), classes, boxes, len(session.validation)
     )
-    log.info("%s, %d px, %s, on %s", config.model.backbone, config.model.scale, config.precision, about["machine"])
-    log.info("learning rate %.3g (%.3g for %d images, scaled to %d)", rate, config.lr, config.lr_batch, config.batch)
-    epochs = iterations / steps_per_epoch(training, config.batch)
-    log.info("%d iterations (%.1f epochs), validation every %d; %s", iterations, epochs, every, folder)
+    several = f" and {world() - 1} more processes" if world() > 1 else ""
+    log.info("%s, %d px, %s, on %s%s", config.model.backbone, config.model.scale, config.precision, about["machine"], several)
+    log.info("learning rate %.3g (%.3g for %d images, scaled to %d)", session.rate, config.lr, config.lr_batch, session.sampler.batch)
+    epochs = iterations / session.sampler.steps_per_epoch
+    log.info("%d iterations (%.1f epochs), validation every %d", iterations, epochs, every)
+    return about
 
-    record, watch = Record(folder), Watch(device)
-    best = -1.0
+
+def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Path, started: float) -> Path:
+    """From `progress` to the end; what it writes is the same whether it began at 0 or in the middle."""
+    config, iterations, every = session.config, about["iterations"], about["validate_every"]
+    record, watch = Record(folder, progress.done, config.tensorboard), Watch(session.device)
+    advice = Advice(session.rate, session.sampler.batch, config.optimizer, config.warmup, iterations)
+    timer = Timer(config.save_every, session.sampler.steps_per_epoch, session.sampler.batch)
+    for text in advice.begin():
+        log.warning("%s", text)
+    log.info("%s", folder)
+    rates: dict[int, float] = {}
+
+    def keep() -> None:
+        if not watch.seen():  # once a step went wrong, what was before it stays
+            save_state(session, progress, folder)
+        timer.saved()
+
     seen, clock = 0, time.perf_counter()
-    for iteration, batch in enumerate(session.batches(0, iterations)):
-        if iteration == 0:
-            save(folder / "plots" / "first_batch.jpg", batch_picture(session, batch))
-        factor = lr_factor(iteration, iterations, config.warmup, config.schedule)
-        numbers = train_step(session, batch, rate * factor)
-        watch.note(iteration, numbers)
-        seen += len(batch.targets)
-        done = iteration + 1
-        if done % config.log_every == 0 or done == iterations or done % every == 0:
-            values = {name: float(value) for name, value in numbers.items()}  # the one place that waits for the device
-            speed = seen / (time.perf_counter() - clock)
-            seen, clock = 0, time.perf_counter()
-            record.row("train", done, **values, lr=rate * factor, images_per_second=speed)
-            watch.check(session, folder)
-            left = (iterations - done) * len(batch.targets) / speed
-            text = f"loss {values['loss']:.3f} (class {values['class_loss']:.3f}, box {values['box_loss']:.3f})"
-            log.info(
-                "%d/%d  %s  lr %.2g  positives %.1f  %.1f images/s  %s left",
-                *(done, iterations, text, rate * factor, values["positives"], speed, duration(left)),
-            )
-        if done % every == 0 or done == iterations:
-            evaluation = validate_and_save(session, record, done, best, about, folder)
-            best = max(best, evaluation.metrics["AP"] or 0.0)
-            seen, clock = 0, time.perf_counter()
-    record.plot()
-    write_evaluation(folder, validation, evaluation, {**about, "split": validation.split, "iteration": iterations})
+    with stop_signals() as stop:
+        try:
+            for iteration, batch in enumerate(session.batches(progress.done, iterations), progress.done):
+                if iteration == 0 and first():
+                    save(folder / "plots" / "first_batch.jpg", batch_picture(session, batch))
+                rates[iteration] = session.rate * lr_factor(iteration, iterations, config.warmup, config.schedule)
+                numbers = train_step(session, batch, rates[iteration])
+                watch.note(iteration, numbers)
+                seen += session.sampler.batch
+                progress.done = done = iteration + 1
+                validating = done % every == 0 and done < iterations
+                if done % config.log_every == 0 or done == iterations or validating:
+                    values = {name: float(value) for name, value in numbers.items()}  # the one place that waits for the device
+                    speed = seen / (time.perf_counter() - clock)
+                    seen, clock = 0, time.perf_counter()
+                    record.row("train", done, **values, lr=rates[iteration], images_per_second=speed)
+                    watch.check(session, folder, rates)
+                    left = (iterations - done) * session.sampler.batch / speed
+                    text = f"loss {values['loss']:.3f} (class {values['class_loss']:.3f}, box {values['box_loss']:.3f})"
+                    log.info(
+                        "%d/%d  %s  lr %.2g  positives %.1f  %.1f images/s  %s left",
+                        *(done, iterations, text, rates[iteration], values["positives"], speed, duration(left)),
+                    )
+                    for text in advice.row(done, values["loss"], values["positives"]):
+                        log.warning("%s", text)
+                    rates.clear()
+                if validating:
+                    validate_and_save(session, record, progress, about, folder)
+                if validating or (first() and timer.due(done)):
+                    keep()
+                    clock = time.perf_counter() if validating else clock
+                if stop.asked() and done < iterations:
+                    watch.check(session, folder, rates)
+                    keep()
+                    log.info("stopped after iteration %d of %d; go on with: retinanet train --resume %s", done, iterations, folder)
+                    stop.leave()
+        except DataError:  # a picture that cannot be decoded: it can be mended, and nothing has to be trained again
+            keep()
+            log.info("stopped after iteration %d; once it is mended go on with: retinanet train --resume %s", progress.done, folder)
+            raise
+        keep()
+        evaluation = validate_and_save(session, record, progress, about, folder)
+    if first():
+        record.plot()
+        write_evaluation(folder, session.validation, evaluation, {**about, "split": session.validation.split, "iteration": iterations})
     log.info("done in %s: AP %.3f in validation; %s", duration(time.perf_counter() - started), evaluation.metrics["AP"] or 0.0, folder)
     return folder
 
 
-def validate_and_save(session: Session, record: Record, done: int, best: float, about: dict[str, Any], folder: Path) -> Evaluation:
+def validate_and_save(session: Session, record: Record, progress: Progress, about: dict[str, Any], folder: Path) -> Evaluation:
     """Validation loss and AP of the shipped model; it is saved as model.safetensors, and as best.safetensors when it is."""
-    config, data = session.config, session.validation
+    config, data, done = session.config, session.validation, progress.done
     detector = session.detector()
-    evaluation = evaluate(detector, data, 2 * config.batch, config.workers or 0, session.criterion, config.max_pixels)
+    evaluation = evaluate(detector, data, 2 * session.sampler.batch, config.workers or 0, session.criterion, config.max_pixels)
     session.model.train()
     metrics = evaluation.metrics
     numbers = {name: metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     record.row("val", done, loss=sum(evaluation.losses.values()), **evaluation.losses, **numbers, threshold=metrics.threshold)
     shown = "  ".join(f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in numbers.items())
     log.info("%d  validation: loss %.3f  %s", done, sum(evaluation.losses.values()), shown)
-    card = Card(
-        model=config.model,
-        names=data.names,
-        category_ids=data.category_ids,
-        threshold=0.5 if metrics.threshold is None else metrics.threshold,
-        about={**about, "iteration": done, "validation": numbers},
-    )
-    save_model(folder / "model.safetensors", session.shipped.state_dict(), card)
-    if (metrics["AP"] or 0.0) > best:
-        save_model(folder / "best.safetensors", session.shipped.state_dict(), card)
-    record.plot()
+    best = (metrics["AP"] or 0.0) > progress.best
+    progress.best = max(progress.best, metrics["AP"] or 0.0)
+    if first():
+        card = Card(
+            model=config.model,
+            names=data.names,
+            category_ids=data.category_ids,
+            threshold=0.5 if metrics.threshold is None else metrics.threshold,
+            about={**about, "iteration": done, "validation": numbers},
+        )
+        save_model(folder / "model.safetensors", session.shipped.state_dict(), card)
+        if best:
+            save_model(folder / "best.safetensors", session.shipped.state_dict(), card)
+        record.plot()
     return evaluation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +33,15 @@ class Matched:
     boxes: Tensor
     positives: Tensor
 
+    def __getitem__(self, rows: slice) -> Matched:
+        return Matched(self.labels[rows], self.boxes[rows], self.positives[rows])
+
 
 class Criterion:
     """Class loss over all anchors plus box loss over the positives, both divided by the number of positives.
 
     loss            cross_entropy, balanced (alpha), focal (alpha, gamma), focal_star (alpha, gamma, beta)
-    alpha           weight of the positives; None for 1 and 1
+    alpha           weight of the positives: a number, one for each class [K], or None for 1 and 1
     box_loss        smooth_l1 (over offsets; the paper's), l1 (over offsets) or giou (over boxes), times box_weight
     positive, negative, force_above   see `ops.assign`
     normalize       step: by the positives of the whole step, at least 1; image: each picture by its own (the paper's text), averaged
@@ -47,7 +50,7 @@ class Criterion:
     def __init__(
         self,
         loss: str = "focal",
-        alpha: float | None = 0.25,
+        alpha: float | Sequence[float] | None = 0.25,
         gamma: float = 2.0,
         beta: float = 1.0,
         box_loss: str = "smooth_l1",
@@ -61,7 +64,8 @@ class Criterion:
         for kind, name, known in (("class loss", loss, LOSSES), ("box loss", box_loss, BOX_LOSSES), ("normalize", normalize, NORMALIZERS)):
             if name not in known:
                 raise unknown(kind, name, known)
-        self.loss, self.alpha, self.gamma, self.beta = loss, alpha, gamma, beta
+        self.loss, self.gamma, self.beta = loss, gamma, beta
+        self.alpha = torch.tensor(alpha) if isinstance(alpha, Sequence) else alpha
         self.box_loss, self.smooth_l1_beta, self.box_weight = box_loss, smooth_l1_beta, box_weight
         self.positive, self.negative, self.force_above = positive, negative, force_above
         self.normalize = normalize
@@ -86,33 +90,51 @@ class Criterion:
         anchors: list[Tensor],
         matched: Matched,
         normalizer: Tensor | None = None,
+        pictures: int | None = None,
     ) -> dict[str, Tensor]:
-        """{"class_loss", "box_loss"}, float32 numbers.
+        """{"class_loss", "box_loss"}, float32 numbers: the sums over `per_level`, which takes the same."""
+        parts = self.per_level(logits, offsets, anchors, matched, normalizer, pictures)
+        # added from the first level to the last, always in the same order
+        return {name: sum(levels[1:], start=levels[0]) for name, levels in parts.items()}
+
+    def per_level(
+        self,
+        logits: list[Tensor],
+        offsets: list[Tensor],
+        anchors: list[Tensor],
+        matched: Matched,
+        normalizer: Tensor | None = None,
+        pictures: int | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """The class loss and the box loss of each pyramid level, as float32 numbers.
 
         logits      per level [B, HWA, K]
         offsets     per level [B, HWA, 4]
         anchors     per level [HWA, 4]
         matched     what `match` said about the same pictures
-        normalizer  positives to divide by; None: those of these pictures. A step of several batches gives the sum of all.
+        normalizer  positives to divide by, and
+        pictures    how many pictures there are, when these are but a part of a step: those of the whole step. None: those of these
         """
         batch = len(matched.positives)
         if self.normalize == "image":
-            weights = 1 / (matched.positives.clamp(min=1) * batch)  # [B]
+            weights = 1 / (matched.positives.clamp(min=1) * (pictures or batch))  # [B]
         else:
             total = matched.positives.sum() if normalizer is None else normalizer
             weights = (1 / total.clamp(min=1)).expand(batch)
         counts = [level.shape[1] for level in logits]
         labels = matched.labels.split(counts, dim=1)
         boxes = matched.boxes.split(counts, dim=1)
-        class_total = sum(self._class_loss(x, label, weights) for x, label in zip(logits, labels, strict=True))
-        box_total = sum(
-            self._box_loss(level, anchor, box, label, weights)
-            for level, anchor, box, label in zip(offsets, anchors, boxes, labels, strict=True)
-        )
-        assert isinstance(class_total, Tensor) and isinstance(box_total, Tensor)
-        return {"class_loss": class_total, "box_loss": box_total * self.box_weight}
+        return {
+            "class_loss": [self._class_loss(x, label, weights) for x, label in zip(logits, labels, strict=True)],
+            "box_loss": [
+                self._box_loss(level, anchor, box, label, weights) * self.box_weight
+                for level, anchor, box, label in zip(offsets, anchors, boxes, labels, strict=True)
+            ],
+        }
 
     def _class_loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        if isinstance(self.alpha, Tensor):
+            self.alpha = self.alpha.to(logits.device)  # once: a copy to a GPU makes the step wait
         settings = (self.loss, self.alpha, self.gamma, self.beta)
         if self.normalize == "step":  # one weight for all: one pass over the level
             return class_loss(logits, labels, *settings) * weights[0]

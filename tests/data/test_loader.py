@@ -6,7 +6,8 @@ import torch
 
 from retinanet.data.augment import Augment, crop
 from retinanet.data.coco import read_coco
-from retinanet.data.loader import _Samples, evaluation_batches, evaluation_plan, steps_per_epoch, training_batches, training_plan
+from retinanet.data.loader import _Samples, evaluation_batches, training_batches
+from retinanet.data.sampler import Entry, Sampler
 from retinanet.model.preprocess import Preprocess
 
 PREPROCESS = Preprocess(64)
@@ -19,7 +20,7 @@ def data(scenes):
 
 
 def batches(data, start, stop, workers=0, seed=0):
-    return list(training_batches(data, PREPROCESS, STRONG, 2, seed, start, stop, workers))
+    return list(training_batches(data, PREPROCESS, STRONG, Sampler(data.sizes, 2, seed, PREPROCESS), start, stop, workers))
 
 
 def same(one, other):
@@ -42,53 +43,27 @@ def test_loading_leaves_the_global_generator_alone(data):
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    _Samples(data, PREPROCESS, STRONG, 0, 10**8)[(0, [0, 1], (64, 96))]
+    _Samples(data, PREPROCESS, STRONG, 0, 10**8)[Entry(0, [0, 1], [0, 0], (64, 96))]
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_seeds_and_epochs_differ(data):
+def test_a_picture_shown_twice_in_an_epoch_is_changed_in_two_ways(data):
+    samples = _Samples(data, PREPROCESS, STRONG, 0, 10**8)
+    once, again = (samples[Entry(0, [0], [turn], (64, 96))] for turn in (0, 1))
+    assert not same(once, again)
+
+
+def test_seeds_differ(data):
     assert not same(batches(data, 0, 1)[0], batches(data, 0, 1, seed=1)[0])
-    sizes = np.full((50, 2), 100)
-    orders = [[i for indices, _ in training_plan(sizes, 5, 0, epoch, PREPROCESS) for i in indices] for epoch in range(2)]
-    assert orders[0] != orders[1]
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
 
 
-@pytest.mark.parametrize(("tall", "wide", "batch"), [(7, 12, 4), (1, 2, 4), (0, 8, 8), (3, 0, 2), (5, 5, 1)])
-def test_an_epoch_holds_every_picture_and_always_the_same_number_of_full_batches(tall, wide, batch):
-    sizes = np.array([[200, 100]] * tall + [[100, 200]] * wide)
-
-    class Data:
-        pass
-
-    fake = Data()
-    fake.sizes = sizes
-    fake.__class__.__len__ = lambda self: len(self.sizes)
-    for epoch in range(3):
-        plan = training_plan(sizes, batch, 0, epoch, PREPROCESS)
-        assert {len(indices) for indices, _ in plan} == {batch}
-        assert {i for indices, _ in plan for i in indices} == set(range(tall + wide))
-        assert len(plan) == steps_per_epoch(fake, batch)
-
-
-def test_tall_and_wide_pictures_share_a_batch_only_at_the_end():
-    sizes = np.array([[200, 100]] * 9 + [[100, 200]] * 9)
-    mixed = [indices for indices, _ in training_plan(sizes, 4, 0, 0, PREPROCESS) if 0 < sum(i < 9 for i in indices) < len(indices)]
-    assert len(mixed) <= 1
-
-
-def test_a_batch_is_as_large_as_its_pictures_before_jitter():
-    ((_, canvas),) = training_plan(np.array([[100, 200], [100, 130]]), 2, 0, 0, PREPROCESS)
-    assert canvas == (64, 128)
-
-
-def test_in_evaluation_only_pictures_of_one_padded_shape_share_a_batch():
-    sizes = np.array([[100, 200], [200, 100], [100, 198], [100, 130], [100, 200]])
-    plan = evaluation_plan(sizes, 2, PREPROCESS)
-    assert sorted(i for indices, _ in plan for i in indices) == [0, 1, 2, 3, 4]
-    for indices, canvas in plan:
-        for i in indices:
-            assert PREPROCESS.padded([PREPROCESS.size(*map(int, sizes[i]))]) == canvas
+def test_processes_share_a_step_without_changing_it(data):
+    (whole,) = training_batches(data, PREPROCESS, STRONG, Sampler(data.sizes, 4, 0, PREPROCESS), 0, 1)
+    shares = [
+        next(training_batches(data, PREPROCESS, STRONG, Sampler(data.sizes, 4, 0, PREPROCESS, None, rank, 2), 0, 1)) for rank in (0, 1)
+    ]
+    assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+    assert torch.cat([share.indices for share in shares]).tolist() == whole.indices.tolist()
 
 
 def test_evaluation_boxes_are_those_of_the_file_at_network_scale(data):
@@ -105,7 +80,7 @@ def test_crowds_are_not_for_training(data):
     from dataclasses import replace
 
     crowded = replace(data, crowd=np.ones_like(data.crowd))
-    (batch,) = training_batches(crowded, PREPROCESS, STRONG, 2, 0, 0, 1)
+    (batch,) = training_batches(crowded, PREPROCESS, STRONG, Sampler(data.sizes, 2, 0, PREPROCESS), 0, 1)
     assert batch.targets.labels.shape[1] == 0
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from retinanet.engine.optim import Average, build_optimizer, lr_factor
+from retinanet.engine.optim import Average, build_optimizer, lr_factor, scaled_rate
 from retinanet.errors import ConfigError
 
 
@@ -61,3 +61,8 @@ def test_the_average_follows_weights_and_buffers():
         average.update()
     assert target.weight.item() == pytest.approx(3.0)
     assert not target.training
+
+
+def test_the_rate_goes_with_the_batch_for_sgd_and_with_its_root_for_adamw():
+    assert scaled_rate(0.01, 4, 16, "sgd") == pytest.approx(0.0025)
+    assert scaled_rate(0.01, 4, 16, "adamw") == pytest.approx(0.005)

@@ -1,17 +1,21 @@
 """A run: what it leaves behind, what it repeats, what it refuses."""
 
 import json
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import retinanet
-from retinanet.config import PRESETS
+from retinanet.data.sampler import Sampler
 from retinanet.data.scenes import write_scenes
 from retinanet.engine import plan
-from retinanet.engine import train as engine
-from retinanet.engine.step import new_session
+from retinanet.engine.session import new_session, open_training, settled
 from retinanet.errors import ConfigError, DataError, DivergenceError
+from retinanet.model.preprocess import Preprocess
+from retinanet.presets import preset
 from retinanet.settings import override
 from retinanet.weights.checkpoint import read
 
@@ -118,8 +122,8 @@ def test_a_budget_below_one_step_says_so(scenes, tmp_path):
 
 
 def test_the_probe_leaves_no_trace(scenes):
-    config = engine.settled(override(PRESETS["tiny"], SMALL), torch.device("cpu"))
-    session = new_session(config, *engine.open_training(scenes, config), torch.device("cpu"))
+    config = settled(override(preset("tiny"), SMALL), torch.device("cpu"))
+    session = new_session(config, *open_training(scenes, config), torch.device("cpu"))
     before = {name: value.clone() for name, value in session.model.state_dict().items()}
     plan.probe(session)
     assert all(torch.equal(before[name], value) for name, value in session.model.state_dict().items())
@@ -130,24 +134,24 @@ def test_the_probe_leaves_no_trace(scenes):
 
 
 def test_training_may_look_at_smaller_pictures_than_the_model_answers_for(scenes):
-    config = engine.settled(override(PRESETS["tiny"], {**SMALL, "scale": 96, "train_scale": 64}), torch.device("cpu"))
-    session = new_session(config, *engine.open_training(scenes, config), torch.device("cpu"))
+    config = settled(override(preset("tiny"), {**SMALL, "scale": 96, "train_scale": 64}), torch.device("cpu"))
+    session = new_session(config, *open_training(scenes, config), torch.device("cpu"))
     assert next(session.batches(0, 1)).images.shape[-2] == 64
     assert session.detector().preprocess.size(96, 128) == (96, 128)
 
 
 def test_without_a_validation_split_a_tenth_is_held_out(tmp_path, caplog):
     data = write_scenes(tmp_path / "data", {"train": 20}, size=(64, 64), seed=1, across=(16, 48))
-    config = override(PRESETS["tiny"], SMALL)
+    config = override(preset("tiny"), SMALL)
     with caplog.at_level("INFO", "retinanet"):
-        training, validation = engine.open_training(data, config)
+        training, validation = open_training(data, config)
     assert (len(training), len(validation)) == (18, 2)
     assert not set(training.files) & set(validation.files)
     assert "held out" in caplog.text
 
 
 def test_test_is_never_trained_on_nor_selected_by(scenes):
-    training, validation = engine.open_training(scenes, PRESETS["tiny"])
+    training, validation = open_training(scenes, preset("tiny"))
     assert (training.split, validation.split) == ("train", "val")
 
 
@@ -159,7 +163,7 @@ def test_problems_of_both_splits_are_listed_at_once(tmp_path):
         index["annotations"][0]["bbox"][2] = 0
         file.write_text(json.dumps(index))
     with pytest.raises(DataError) as caught:
-        engine.open_training(data, PRESETS["tiny"])
+        open_training(data, preset("tiny"))
     assert len(caught.value.problems) == 2
     assert "--invalid drop" in str(caught.value)
 
@@ -171,32 +175,41 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_images(scenes, 
 
 
 def test_training_from_scratch_is_live_even_when_frozen_was_asked_for():
-    config = engine.settled(override(PRESETS["r50-600"], {"weights": "none"}), torch.device("cpu"))
+    config = settled(override(preset("r50-600"), {"weights": "none"}), torch.device("cpu"))
     assert config.model.backbone_norm == "batch"
 
 
 def test_the_rate_is_scaled_with_the_batch(scenes, tmp_path):
-    run = retinanet.train(
-        scenes, "tiny", out=tmp_path / "run", budget="1it", **{**SMALL, "batch": 4}, lr=0.01, lr_batch=16, warmup=0, schedule="drops"
-    )
+    settings = {**SMALL, "batch": 4, "lr": 0.01, "lr_batch": 16, "warmup": 0, "schedule": "drops", "optimizer": "sgd"}
+    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="1it", **settings)
     assert rows(run)[0]["lr"] == pytest.approx(0.0025)
     assert "0.01 for 16 images, scaled to 4" in (run / "log.txt").read_text()
 
 
-def test_a_length_that_fits_the_data():
-    class Fake:
-        config = PRESETS["tiny"]
+@pytest.mark.parametrize(("images", "iterations"), [(100_000, 300_000), (100, 3000), (10_000_000, 360_000)])
+def test_a_length_that_fits_the_data(images, iterations):
+    """12 epochs, at least 3000 steps from scratch, at most the paper's 90,000 steps of 16."""
+    sampler = Sampler(np.ones((images, 2)), 4, 0, Preprocess())
+    assert plan.fitting_length(SimpleNamespace(config=preset("tiny"), sampler=sampler)) == iterations
 
-        class training:
-            sizes = torch.ones(100_000, 2).numpy()
 
-            def __len__(self):
-                return 100_000
+def test_a_budget_in_images_is_as_many_steps_as_show_them(scenes, tmp_path):
+    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="6im", validations=1, **SMALL)
+    assert json.loads((run / "config.json").read_text())["iterations"] == 3
 
-    session = Fake()
-    session.training = Fake.training()
-    assert plan.fitting_length(session) == 300_000  # 12 epochs of 25,000 steps
-    session.training.sizes = session.training.sizes[:100]
-    Fake.training.__len__ = lambda self: 100
-    assert plan.fitting_length(session) == 3000
-    assert 0.9 < plan.MARGIN < 1
+
+def test_the_numbers_go_to_tensorboard_too_when_asked(scenes, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="3it", validations=1, tensorboard=True, **SMALL)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in found] == [1, 2, 3]
+    assert [value for _, value in found] == pytest.approx([row["loss"] for row in rows(run) if row["kind"] == "train"])
+    assert {"val/AP", "val/loss", "train/lr"} <= set(events.Tags()["scalars"])
+
+
+def test_without_tensorboard_installed_the_pip_line_is_told(scenes, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'retinanet\[tensorboard\]'"):
+        retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="1it", tensorboard=True, **SMALL)

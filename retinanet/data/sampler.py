@@ -1,0 +1,135 @@
+"""Which pictures make which step: a pure function of the seed and the iteration, for any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from ..model.preprocess import Preprocess
+from .dataset import Floats, Integers
+
+
+class Entry(NamedTuple):
+    """A batch before it is loaded."""
+
+    epoch: int
+    indices: list[int]
+    """Of the pictures in their data set."""
+    turns: list[int]
+    """How often each picture was shown in this epoch before."""
+    canvas: tuple[int, int]
+    """Padded height and width, which the pictures share."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The steps of a training, shuffled by epoch, tall and wide pictures apart; an epoch always has the same number of steps.
+
+    sizes     [N, 2] height and width of the pictures
+    batch     pictures of a step, over all processes
+    repeats   [N] how often a picture is shown in an epoch, on average (`balance.repeat_factors`); None: each once
+    rank      this process among `world`: it gets its share of each step, padded like the whole of it
+
+    Every picture appears at least once in an epoch; the last step is filled up from the beginning of the order.
+    """
+
+    sizes: Integers
+    batch: int
+    seed: int
+    preprocess: Preprocess
+    repeats: Floats | None = None
+    rank: int = 0
+    world: int = 1
+
+    def entries(self, start: int, stop: int) -> Iterator[Entry]:
+        """This process's share of the steps start..stop-1, which may begin in the middle of an epoch."""
+        epoch, entries = -1, list[Entry]()
+        share = self.batch // self.world
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        for iteration in range(start, stop):
+            wanted, position = divmod(iteration, self.steps_per_epoch)
+            if wanted != epoch:
+                epoch, entries = wanted, self.epoch(wanted)
+            whole = entries[position]
+            yield Entry(epoch, whole.indices[mine], whole.turns[mine], whole.canvas)
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """A number that does not change from epoch to epoch."""
+        tall, wide = (round(float(self._factors[group].sum())) for group in self._groups)
+        return wide // self.batch + tall // self.batch + -(-(wide % self.batch + tall % self.batch) // self.batch)
+
+    def epoch(self, epoch: int) -> list[Entry]:
+        """The whole steps of one epoch."""
+        generator = np.random.default_rng(random_seed(self.seed, epoch))
+        counts = self._counts(generator)
+        indices = np.repeat(np.arange(len(self.sizes)), counts)
+        turns = np.arange(len(indices)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order = generator.permutation(len(indices))
+        tall = _tall(self.sizes)[indices[order]]
+        batch = self.batch
+        groups = [order[~tall], order[tall]]
+        full = [group[: len(group) - len(group) % batch].reshape(-1, batch) for group in groups]
+        rest = np.concatenate([group[len(group) - len(group) % batch :] for group in groups])
+        while len(rest) % batch:
+            rest = np.concatenate([rest, order[: batch - len(rest) % batch]])
+        steps = np.concatenate([*full, rest.reshape(-1, batch)])
+        shuffled = np.random.default_rng(random_seed(self.seed, epoch, 1)).permutation(len(steps))
+        return [self._entry(epoch, indices[step], turns[step]) for step in steps[shuffled]]
+
+    def _entry(self, epoch: int, indices: Integers, turns: Integers) -> Entry:
+        chosen = indices.tolist()
+        canvas = self.preprocess.padded([self.preprocess.size(*map(int, self.sizes[i])) for i in chosen])
+        return Entry(epoch, chosen, turns.tolist(), canvas)
+
+    @cached_property
+    def _groups(self) -> tuple[Integers, Integers]:
+        tall = _tall(self.sizes)
+        return np.flatnonzero(tall), np.flatnonzero(~tall)
+
+    @cached_property
+    def _factors(self) -> Floats:
+        """[N] the repeats, a little enlarged so that tall and wide pictures each add up to a whole number."""
+        factors = np.ones(len(self.sizes)) if self.repeats is None else self.repeats.copy()
+        for group in self._groups:
+            if len(group):
+                factors[group] *= np.ceil(factors[group].sum() - 1e-9) / factors[group].sum()
+        return factors
+
+    def _counts(self, generator: np.random.Generator) -> Integers:
+        """[N] how often each picture is shown: its factor rounded up or down by chance, always with the same sum (systematic sampling)."""
+        counts = np.ones(len(self.sizes), dtype=np.int64)
+        if self.repeats is not None:
+            for group in self._groups:
+                ends = np.concatenate([[0.0], np.cumsum(self._factors[group])])
+                ends[-1] = round(ends[-1])
+                # the offset stays off 0 and 1, where the rounding of the sums would decide
+                marks = np.floor(ends + generator.uniform(1e-6, 1 - 1e-6)).astype(np.int64)
+                counts[group] = np.diff(marks)
+        return counts
+
+
+def evaluation_entries(sizes: Integers, batch: int, preprocess: Preprocess, rank: int = 0, world: int = 1) -> list[Entry]:
+    """Every picture once, over all processes; only pictures of the same padded shape share a batch, since group norm sees the padding.
+
+    Whole batches are dealt to the processes, so that their composition, and with it every bit of the answers, is that of one process.
+    """
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(sizes):
+        shape = preprocess.padded([preprocess.size(int(height), int(width))])
+        shapes.setdefault(shape, []).append(index)
+    chunks = [(indices[i : i + batch], shape) for shape, indices in shapes.items() for i in range(0, len(indices), batch)]
+    return [Entry(0, indices, [0] * len(indices), shape) for indices, shape in chunks[rank::world]]
+
+
+def random_seed(*parts: int) -> int:
+    """One 64-bit seed from several numbers, so that (seed, epoch, index) and (seed, index, epoch) differ."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _tall(sizes: Integers) -> np.ndarray:
+    return np.asarray(sizes[:, 0] > sizes[:, 1])

@@ -1,0 +1,89 @@
+"""The verb `replay`: a step that went wrong, once more, from its dump alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ReplayConfig, TrainConfig
+from ..errors import CheckpointError
+from ..model.criterion import Criterion
+from ..settings import from_json
+from ..structures import Targets
+from ..weights.checkpoint import build, load_plain, preprocess_of
+from .machine import autocast, pick_device
+from .watch import FORMAT, LEVELS, checksum
+
+log = logging.getLogger("retinanet")
+
+AGREE = 1e-2
+"""Relative difference up to which two numbers are the same: bf16 keeps three digits, and another device adds in another order."""
+
+
+def run(dump: str | Path, config: ReplayConfig) -> bool:
+    """Repeat the step of a dump, print its losses by level beside the recorded ones and whose gradient is not finite; true when it agrees.
+
+    The step is run as one batch in one process, whatever it was. CheckpointError for a file that is not a whole dump of ours.
+    """
+    path = Path(dump)
+    content = read_dump(path)
+    settings = from_json(TrainConfig, content["config"])
+    device, precision = pick_device(config.device), config.precision or settings.precision
+    model = build(settings.model, len(content["names"]))
+    model.load_state_dict(content["weights"])
+    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    criterion = Criterion(**{**asdict(settings.criterion), "alpha": content["alpha"]})
+    targets = Targets(content["boxes"], content["labels"], content["sizes"]).to(device)
+    log.info("iteration %d, lr %.3g, %s, with %s", content["iteration"] + 1, content["lr"], precision, ", ".join(content["files"]))
+    log.info("weights %s, as they were", content["checksum"])
+
+    images = preprocess_of(settings.model, settings.train_scale).normalize(content["images"].to(device), targets.sizes)
+    with autocast(precision, device):
+        logits, offsets = model(images)
+    anchors = model.anchors(images)
+    parts = criterion.per_level(logits, offsets, anchors, criterion.match(anchors, targets))
+    (sum(parts["class_loss"]) + sum(parts["box_loss"])).backward()  # type: ignore[union-attr]
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
+
+    agree = True
+    for name, levels in parts.items():
+        values, recorded = torch.stack(levels).tolist(), content["levels"][name]
+        log.info("%-14s%12s%12s", name, "recorded", "now")
+        for level, then, now in zip(LEVELS, recorded, values, strict=True):
+            log.info("  %-12s%12.5g%12.5g", level, then, now)
+        agree &= all(map(same, recorded, values))
+    recorded_norm = content["numbers"]["gradient_norm"]
+    log.info("%-14s%12.5g%12.5g", "gradient_norm", recorded_norm, norm)
+    agree &= same(recorded_norm, norm)
+    for title, tensors in (("logits", logits), ("offsets", offsets)):
+        bad = [level for level, tensor in zip(LEVELS, tensors, strict=True) if not tensor.isfinite().all()]
+        if bad:
+            log.info("%s not finite at %s: the network itself, not the loss", title, ", ".join(bad))
+    wrong = [name for name, gradient in reversed(gradients.items()) if not gradient.isfinite().all()]
+    if wrong:
+        log.info("%d of %d gradients not finite; nearest to the loss: %s", len(wrong), len(gradients), ", ".join(wrong[:5]))
+    log.info("reproduced" if agree else "not reproduced: here the step has other numbers")
+    return agree
+
+
+def same(one: float, other: float) -> bool:
+    """Equal within AGREE, or both not finite."""
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return math.isfinite(one) == math.isfinite(other)
+    return math.isclose(one, other, rel_tol=AGREE, abs_tol=1e-6)
+
+
+def read_dump(path: Path) -> dict[str, Any]:
+    """The content of a dump whose weights are those that were written."""
+    content = load_plain(path, FORMAT)
+    if "checksum" not in content:
+        raise CheckpointError(f"{path} is not the dump of a training step")
+    if checksum(content["weights"]) != content["checksum"]:
+        raise CheckpointError(f"{path}: the weights are not those that were written; the file is damaged")
+    return content

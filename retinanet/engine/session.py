@@ -1,0 +1,232 @@
+"""What a training works on: settings that are settled, data that is sound, a network with everything around it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config import TrainConfig
+from ..data.augment import Augment
+from ..data.balance import inverse_frequency, repeat_factors
+from ..data.dataset import Dataset
+from ..data.layout import hold_out, open_dataset
+from ..data.loader import Batch, training_batches
+from ..data.sampler import Sampler
+from ..data.validate import validate
+from ..distributed import rank, world
+from ..errors import ConfigError, DataError
+from ..model.criterion import Criterion
+from ..model.preprocess import Preprocess
+from ..model.retinanet import RetinaNet
+from ..presets import preset
+from ..settings import check
+from ..weights.checkpoint import build, postprocess_of, preprocess_of
+from ..weights.transfer import start_from
+from .detector import Detector, find_model
+from .machine import autocast, pick_device, pick_precision, pick_workers
+from .optim import Average, build_optimizer, scaled_rate
+
+log = logging.getLogger("retinanet")
+
+
+@dataclass
+class Session:
+    """What the loop works on."""
+
+    config: TrainConfig
+    training: Dataset
+    validation: Dataset
+    device: torch.device
+    model: RetinaNet
+    network: Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
+    """What a step calls: the model, compiled if asked for, its gradients summed over the processes if there are several."""
+    shipped: RetinaNet
+    """The model that is evaluated and saved: the running average, or the model itself."""
+    average: Average | None
+    criterion: Criterion
+    preprocess: Preprocess
+    """How training wants its pictures; the detector has its own."""
+    sampler: Sampler
+    optimizer: torch.optim.Optimizer
+    broken: Tensor
+    """1 from the first step on whose loss or gradient is not finite, else 0. On the device, where it stops all updates."""
+
+    @property
+    def rate(self) -> float:
+        """The base learning rate, scaled with the batch."""
+        return scaled_rate(self.config.lr, self.sampler.batch, self.config.lr_batch, self.config.optimizer)
+
+    def detector(self) -> Detector:
+        """The shipped model, as a user will hold it: in eval mode, so call `model.train()` after."""
+        data, post = self.validation, postprocess_of(self.config.model)
+        settings = {"device": self.device, "precision": self.config.precision}
+        preprocess = preprocess_of(self.config.model)
+        return Detector(self.shipped, preprocess, post, data.names, data.category_ids, **settings)  # type: ignore[arg-type]
+
+    def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
+        """This process's share of the batches of iterations start..stop-1, on the CPU; or the whole of each."""
+        config = self.config
+        augment = Augment(config.flip, config.jitter, config.photometric)
+        sampler = replace(self.sampler, rank=0, world=1) if whole else self.sampler
+        pin = self.device.type == "cuda"
+        return training_batches(self.training, self.preprocess, augment, sampler, start, stop, config.workers or 0, pin, config.max_pixels)
+
+    def parts(self, batch: Batch) -> Iterator[tuple[slice, AbstractContextManager[Any]]]:
+        """The rows of each micro-batch, and where to work on it: only the last one lets the processes exchange their gradients."""
+        size = min(self.config.micro_batch or len(batch), len(batch))
+        for start in range(0, len(batch), size):
+            alone = start + size < len(batch) and isinstance(self.network, DistributedDataParallel)
+            context: AbstractContextManager[Any] = self.network.no_sync() if alone else nullcontext()  # type: ignore[attr-defined]
+            yield slice(start, start + size), context
+
+
+def preset_config(name: str | None, device: str = "auto") -> TrainConfig:
+    """The preset of that name, or the one for this machine."""
+    return preset(name or default_preset(device))
+
+
+def default_preset(device: str = "auto") -> str:
+    """The preset that a machine can carry: a step of ResNet-50 at 800 px takes 10 s on two cores."""
+    return "tiny" if pick_device(device).type == "cpu" else "r50-modern"
+
+
+def settled(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The config with everything decided that the machine decides."""
+    check(config)
+    model = config.model
+    if config.weights == "none" and config.init is None and model.backbone_norm == "frozen":
+        model = replace(model, backbone_norm="batch")
+        log.info("from scratch: the backbone's batch norm is live, not frozen")
+    if world() > 1:
+        if isinstance(config.batch, int) and config.batch % world():
+            raise ConfigError(f"batch {config.batch} cannot be shared equally by {world()} processes; it counts the images of all of them")
+        if device.type == "cpu" and model.backbone_norm == "batch":
+            raise ConfigError(
+                "batch norm cannot be synchronised between processes on a CPU, and without that their number would change what is "
+                "learned; use --backbone-norm group, or one process"
+            )
+    precision, workers = pick_precision(config.precision, device), pick_workers(config.workers, device)
+    return replace(config, model=model, precision=precision, workers=workers)
+
+
+def open_training(source: str | Path, config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """Training and validation split, both validated; without a validation split a seeded tenth of train is held out."""
+    splits = open_dataset(source, config.layout, config.images)
+    name = next((name for name in ("train", "all") if name in splits), None)
+    if name is None:
+        raise DataError(f"{source} has no training split, only {' and '.join(splits)}, which are not for training")
+    chosen = {"train": splits[name]} | ({"val": splits["val"]} if "val" in splits else {})
+    checked = {}
+    problems = []
+    for split, data in chosen.items():
+        try:
+            checked[split], found = validate(data, config.invalid, max_pixels=config.max_pixels)
+        except DataError as error:
+            problems.append(error)
+            continue
+        if found:
+            log.info("%s: %d problems met with --invalid %s (retinanet check lists them)", split, len(found), config.invalid)
+    if problems:
+        raise DataError("\n".join(map(str, problems)), [problem for error in problems for problem in error.problems])
+    if "val" not in checked:
+        checked["train"], checked["val"] = hold_out(checked["train"], config.seed)
+        log.info("no validation split: %d images (a tenth, by seed %d) are held out of train", len(checked["val"]), config.seed)
+        for data in checked.values():
+            if data.crowd.all():
+                raise DataError(f"{source}: too few boxes to hold some out for validation; give a validation split")
+    return checked["train"], checked["val"]
+
+
+def new_session(config: TrainConfig, training: Dataset, validation: Dataset, device: torch.device, filled: bool = True) -> Session:
+    """Weights, optimiser and average from the seed; `filled` false leaves out ImageNet's weights and --init, since a state follows."""
+    torch.manual_seed(config.seed)
+    model = build(config.model, len(training.names))
+    if config.init is not None:
+        if filled:
+            start_from(model, training.names, find_model(config.init))
+        if config.model.backbone_norm == "frozen":
+            model.backbone.freeze()
+    elif config.weights == "imagenet":
+        if filled:
+            model.backbone.load_imagenet()
+        model.backbone.freeze()
+    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if world() > 1 and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    average = Average(model, copy.deepcopy(model), config.ema) if config.ema else None
+    assert isinstance(config.batch, int)
+    optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
+    shipped = average.model if average else model
+    assert isinstance(shipped, RetinaNet)
+    preprocess = preprocess_of(config.model, config.train_scale)
+    repeats = repeat_factors(training, config.repeat_threshold) if config.repeat_threshold else None
+    sampler = Sampler(training.sizes, config.batch, config.seed, preprocess, repeats, rank(), world())
+    network = connected(compiled(model, config, sampler) if config.compile else model, device)
+    return Session(
+        config,
+        training,
+        validation,
+        device,
+        model,
+        network,
+        shipped,
+        average,
+        build_criterion(config, training),
+        preprocess,
+        sampler,
+        optimizer,
+        torch.zeros((), device=device),
+    )
+
+
+def build_criterion(config: TrainConfig, training: Dataset) -> Criterion:
+    """The losses of a config; alpha by inverse frequency is computed from the training split, and told."""
+    settings = asdict(config.criterion)
+    if settings["alpha"] == "inverse-frequency":
+        settings["alpha"] = inverse_frequency(training)
+        told = (f"{name} {weight:.2f}" for name, weight in zip(training.names, settings["alpha"], strict=True))
+        log.info("alpha by inverse frequency: %s", ", ".join(told))
+    return Criterion(**settings)
+
+
+def connected(network: Any, device: torch.device) -> Any:
+    """The network as one of several processes: its gradients become the mean over them."""
+    if world() == 1:
+        return network
+    where = [device.index] if device.type == "cuda" else None
+    known = inspect.signature(DistributedDataParallel).parameters
+    # buffers are equal everywhere already: frozen, or synchronised; the setting was renamed after torch 2.11
+    settings: dict[str, Any] = {name: False for name in ("forward_sync_buffers", "broadcast_buffers") if name in known}
+    if len(settings) == 2:
+        del settings["broadcast_buffers"]
+    return DistributedDataParallel(network, device_ids=where, gradient_as_bucket_view=True, **settings)
+
+
+def compiled(model: RetinaNet, config: TrainConfig, sampler: Sampler) -> Any:
+    """The model through torch.compile, for pictures of any shape; the model itself where compiling fails, with a line that says why."""
+    network = torch.compile(model, dynamic=True)
+    device = next(model.parameters()).device
+    saved = copy.deepcopy(model.state_dict())
+    share = sampler.batch // sampler.world
+    height, width = max((entry.canvas for entry in sampler.epoch(0)), key=lambda shape: shape[0] * shape[1])
+    try:
+        images = torch.zeros(min(config.micro_batch or share, share), 3, height, width, device=device)
+        with autocast(config.precision, device):
+            logits, offsets = network(images.to(memory_format=torch.channels_last))
+        sum(level.float().sum() for level in logits + offsets).backward()
+    except Exception as error:  # whatever a missing or old compiler makes of it
+        log.info("--compile: not compiled, since %s: %s", type(error).__name__, str(error).strip().splitlines()[0])
+        network = model
+    model.load_state_dict(saved)
+    model.zero_grad(set_to_none=True)
+    return network

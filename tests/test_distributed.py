@@ -1,0 +1,166 @@
+"""Several processes are one: the same losses, the same AP, the same predictions; and one that dies takes nothing with it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import retinanet
+import retinanet.cli
+from retinanet import distributed
+from retinanet.config import ResumeConfig
+from retinanet.data.scenes import write_scenes
+from retinanet.errors import ConfigError
+
+SETTINGS = "--preset tiny --channels 32 --depth 1 --scale 64 --train-scale 64 --backbone-norm group --optimizer sgd --lr 0.01 --lr-batch 4"
+SETTINGS += " --ema None --budget 20it --batch 4 --log-every 1 --validations 2 --precision fp32 --workers 0 --device cpu"
+
+
+def several(processes, *words):
+    """The command of a user, under torchrun."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "retinanet"]
+    return [*run, *map(str, words)], {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def finish(processes, *words):
+    """Its output; it must end well."""
+    command, environment = several(processes, *words)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("data"), {"train": 10, "val": 7}, size=(64, 96), seed=3, across=(16, 48))
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """Number of processes -> the folder of the same training; "micro" is one process with one image at a time."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, more in ((1, []), ("micro", ["--micro-batch", "1"])):
+        assert retinanet.cli.main(["train", str(data), *SETTINGS.split(), *more, "--out", str(root / str(name))]) == 0
+    for processes in (2, 4):
+        finish(processes, "train", data, *SETTINGS.split(), "--out", root / str(processes))
+    return {name: root / str(name) for name in (1, "micro", 2, 4)}
+
+
+@pytest.mark.parametrize("name", ["micro", 2, 4])
+def test_the_losses_of_20_steps_are_those_of_one_process(runs, name):
+    for mine, theirs in zip(rows(runs[1]), rows(runs[name]), strict=True):
+        for number in ("loss", "class_loss", "box_loss", "positives"):
+            if number in mine:
+                assert mine[number] == pytest.approx(theirs[number], abs=1e-4), (mine["iteration"], number)
+    assert sum(row["kind"] == "train" for row in rows(runs[name])) == 20
+
+
+@pytest.mark.parametrize("name", ["micro", 2, 4])
+def test_the_weights_are_those_of_one_process(runs, name):
+    mine, theirs = (load_file(runs[which] / "model.safetensors") for which in (1, name))
+    assert max(float((mine[key] - theirs[key]).abs().max()) for key in mine) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["micro", 2, 4])
+def test_validation_finds_the_ap_of_one_process(runs, name):
+    found = [[row["AP"] for row in rows(run) if row["kind"] == "val"] for run in (runs[1], runs[name])]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(runs, data, tmp_path_factory):
+    """The answers of one process."""
+    root = tmp_path_factory.mktemp("alone")
+    finish(1, "eval", runs[1], data, "--device", "cpu", "--batch", "2", "--out", root / "eval")
+    finish(1, "predict", runs[1], data / "train", "--device", "cpu", "--no-pictures", "--out", root / "predict")
+    return root
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_eval_gives_the_numbers_and_answers_of_one_process(runs, data, alone, tmp_path, processes):
+    printed = finish(processes, "eval", runs[1], data, "--device", "cpu", "--batch", "2", "--out", tmp_path)
+    assert printed.count("evaluating") == 1  # only the first process prints
+    one, several = (json.loads((root / "metrics.json").read_text()) for root in (alone / "eval", tmp_path))
+    assert {**one, "config": None} == {**several, "config": None}
+    assert (alone / "eval" / "predictions.json").read_bytes() == (tmp_path / "predictions.json").read_bytes()
+
+
+def test_predict_loses_and_doubles_nothing(runs, data, alone, tmp_path):
+    finish(4, "predict", runs[1], data / "train", "--device", "cpu", "--no-pictures", "--out", tmp_path)
+    for name in ("predictions.json", "images.json"):
+        assert (alone / "predict" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def running(data, folder):
+    """A training of two processes that has begun, and the ids of the two."""
+    settings = SETTINGS.replace("--budget 20it", "--budget 2000it")
+    command, environment = several(2, "train", data, *settings.split(), "--save-every", "1it", "--out", folder)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    for line in process.stdout:
+        if line.startswith("5/2000"):
+            break
+    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True)
+    return process, [int(number) for number in children.stdout.split()]
+
+
+def test_a_process_that_dies_ends_the_run_with_a_message_and_a_whole_state(data, runs, tmp_path):
+    process, ranks = running(data, tmp_path / "run")
+    os.kill(ranks[-1], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "another of the 2 processes has ended" in printed
+    assert "--resume" in printed
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["done"] >= 5
+
+
+def test_a_run_of_two_stops_at_one_step_and_goes_on_with_any_number(data, runs, tmp_path):
+    process, _ = running(data, tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert "go on with: retinanet train --resume" in printed
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    done = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["done"]
+    assert about["processes"] == 2
+    (tmp_path / "run" / "config.json").write_text(json.dumps(about | {"iterations": done + 2}))  # the rest would take a while
+    retinanet.resume(tmp_path / "run", ResumeConfig(device="cpu", workers=0))
+    assert [row["iteration"] for row in rows(tmp_path / "run") if row["kind"] == "train"] == list(range(1, done + 3))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(data, monkeypatch):
+    from retinanet.engine.session import settled
+    from retinanet.presets import preset
+    from retinanet.settings import override
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="shared equally by 3"):
+        settled(override(preset("tiny"), {"backbone_norm": "group"}), torch.device("cpu"))
+    with pytest.raises(ConfigError, match="--backbone-norm group"):
+        settled(override(preset("tiny"), {"batch": 3}), torch.device("cpu"))
+
+
+def test_alone_there_is_nothing_to_do():
+    assert (distributed.rank(), distributed.world(), distributed.first()) == (0, 1, True)
+    value = torch.ones(2)
+    assert distributed.total(value) is value
+    assert distributed.gather(3) == [3]
+    assert distributed.from_first(lambda: 4) == 4
+    assert distributed.Agreement().any(True)
+    with distributed.together():
+        assert not torch.distributed.is_initialized()
+
+
+def test_a_rank_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="torchrun"):
+        distributed.rank()
