@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import retinanet
+from retinanet.engine import fit, train
 from retinanet.engine.session import new_session, open_training, settled
 from retinanet.engine.step import train_step
 from retinanet.presets import preset
@@ -54,3 +55,31 @@ def test_training_and_prediction_on_the_gpu(scenes, tmp_path):
     picture = sorted((scenes / "test").glob("*.jpg"))[0]
     on_cpu, on_gpu = (retinanet.load(run, device=device).predict(picture) for device in ("cpu", "cuda"))
     torch.testing.assert_close(on_gpu.scores[:5], on_cpu.scores[:5], rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_that_was_interrupted_goes_on_on_the_gpu(scenes, tmp_path, monkeypatch):
+    settings = {**SMALL, "device": "cuda", "budget": "6it", "save_every": "2it"}
+    true_step, steps = train.train_step, iter(range(100))
+
+    def step(*arguments):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return true_step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        retinanet.train(scenes, "tiny", out=tmp_path / "run", **settings)
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["done"] == 2
+    assert (retinanet.resume(tmp_path / "run") / "metrics.json").exists()
+
+
+def test_the_largest_batch_runs_and_a_larger_share_of_memory_is_measured_for_larger_pictures(scenes):
+    config = settled(override(preset("tiny"), {**SMALL, "device": "cuda", "batch": "auto"}), torch.device("cuda"))
+    data = open_training(scenes, config)
+    assert fit.fitted(config, *data, torch.device("cuda")).batch >= 1
+    images = []
+    for scale in (128, 256):
+        larger = settled(override(preset("tiny"), {**SMALL, "device": "cuda", "scale": scale}), torch.device("cuda"))
+        images.append(fit.measure(new_session(larger, *data, torch.device("cuda"))).image)
+    assert 2 < images[1] / images[0] < 6

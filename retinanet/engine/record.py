@@ -73,20 +73,17 @@ def log_file(folder: Path) -> Iterator[None]:
 class Record:
     """The numbers of a run, as they come."""
 
-    def __init__(self, folder: Path, done: int = 0, tensorboard: bool = False) -> None:
-        """Begin after iteration `done`: what a run that was stopped has written beyond it is cut off, since it comes again."""
+    def __init__(self, folder: Path, rows: int = 0, tensorboard: bool = False) -> None:
+        """Begin after so many `rows`: what a run that was stopped has written beyond them is cut off, since it comes again."""
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
-        self._board = board(folder, done) if tensorboard and first() else None
         path = folder / "metrics.jsonl"
         if first() and path.exists():
-            for text in path.read_text().splitlines():
-                try:
-                    self.rows.append(json.loads(text))
-                except ValueError:
-                    break  # the line that was being written when the run was killed
-            self.rows = [row for row in self.rows if row["iteration"] <= done]
-            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            lines = path.read_text().splitlines(keepends=True)[:rows]
+            self.rows = [json.loads(line) for line in lines]
+            write_whole(path, "".join(lines).encode())
+        done = self.rows[-1]["iteration"] if self.rows else 0
+        self._board = board(folder, done) if tensorboard and first() else None
 
     def row(self, kind: str, iteration: int, **values: Any) -> None:
         """One line of metrics.jsonl; only the first of several processes writes."""

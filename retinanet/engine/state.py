@@ -37,6 +37,8 @@ class Progress:
     """Iterations."""
     best: float = -1.0
     """AP of the best validation; -1 before the first."""
+    rows: int = 0
+    """Lines of metrics.jsonl: what was written after them comes again."""
 
 
 def save_state(session: Session, progress: Progress, folder: Path) -> None:
@@ -48,6 +50,7 @@ def save_state(session: Session, progress: Progress, folder: Path) -> None:
         "format": FORMAT,
         "done": progress.done,
         "best": progress.best,
+        "rows": progress.rows,
         "model": session.model.state_dict(),
         "optimizer": session.optimizer.state_dict(),
         "average": average.model.state_dict() if average else None,
@@ -69,7 +72,7 @@ def load_state(session: Session, folder: Path) -> Progress:
         if session.average is not None:
             session.average.model.load_state_dict(state["average"])
             session.average.updates = int(state["updates"])
-        return Progress(int(state["done"]), float(state["best"]))
+        return Progress(int(state["done"]), float(state["best"]), int(state["rows"]))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is not a state of this run ({reason[0]})") from error

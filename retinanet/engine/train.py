@@ -176,7 +176,7 @@ def planned(session: Session, source: str | Path, started: float) -> dict[str, A
 def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Path, started: float) -> Path:
     """From `progress` to the end; what it writes is the same whether it began at 0 or in the middle."""
     config, iterations, every = session.config, about["iterations"], about["validate_every"]
-    record, watch = Record(folder, progress.done, config.tensorboard), Watch(session.device)
+    record, watch = Record(folder, progress.rows, config.tensorboard), Watch(session.device)
     advice = Advice(session.rate, session.sampler.batch, config.optimizer, config.warmup, iterations)
     timer = Timer(config.save_every, session.sampler.steps_per_epoch, session.sampler.batch)
     for text in advice.begin():
@@ -186,6 +186,7 @@ def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Pa
 
     def keep() -> None:
         if not watch.seen():  # once a step went wrong, what was before it stays
+            progress.rows = len(record.rows)
             save_state(session, progress, folder)
         timer.saved()
 

@@ -108,6 +108,23 @@ def test_what_was_recorded_after_the_last_state_is_recorded_once(data, whole, tm
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []
 
 
+@pytest.mark.parametrize("where", ["validate_and_save", "write_evaluation"])
+def test_a_run_that_was_stopped_after_its_last_step_is_finished_once(data, whole, tmp_path, monkeypatch, where):
+    true, calls = getattr(train, where), iter(range(10))
+
+    def crash(*arguments):
+        true(*arguments)
+        if where == "write_evaluation" or next(calls) == 1:
+            (tmp_path / "run" / "metrics.json").unlink(missing_ok=True)
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(train, where, crash)
+    with pytest.raises(ZeroDivisionError):
+        retinanet.train(data, "tiny", out=tmp_path / "run", **SMALL)
+    monkeypatch.undo()
+    assert differences(whole, retinanet.resume(tmp_path / "run")) == []
+
+
 def test_a_picture_that_cannot_be_decoded_stops_the_run_which_goes_on_when_it_is_mended(data, whole, tmp_path):
     broken = tmp_path / "data"
     broken.mkdir()
