@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
     from .errors import DivergenceError as DivergenceError
+    from .errors import ProcessError as ProcessError
     from .errors import RetinaNetError as RetinaNetError
     from .model.criterion import Criterion as Criterion
     from .model.postprocess import Postprocess as Postprocess
@@ -35,6 +36,7 @@ _PLACES = {
     "PRESETS": "presets",
     "Postprocess": "model.postprocess",
     "Preprocess": "model.preprocess",
+    "ProcessError": "errors",
     "RetinaNet": "model.retinanet",
     "RetinaNetError": "errors",
     "Targets": "structures",
@@ -56,6 +58,7 @@ __all__ = [
     "DivergenceError",
     "Postprocess",
     "Preprocess",
+    "ProcessError",
     "RetinaNet",
     "RetinaNetError",
     "Targets",

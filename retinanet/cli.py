@@ -49,9 +49,9 @@ def train(arguments: list[str]) -> int:
     run, rest = take("--resume", arguments)
     if run is not None:
         changes = parse("train --resume RUN", train, rest, ResumeConfig())
-        from .engine.train import resume
+        from .engine.train import go_on
 
-        resume(run, changes)
+        go_on(Path(run), changes)
         return 0
     name, rest = take("--preset", rest)
     dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
@@ -65,7 +65,7 @@ def train(arguments: list[str]) -> int:
         default = start_config(name, Path(init) if init else None)
     data, config = parse("train", train, rest, default, "data")
     if dry:
-        from .engine.fit import dry_run
+        from .engine.cost import dry_run
 
         dry_run(data, config)
         return 0

@@ -163,12 +163,12 @@ class ResumeConfig:
     """Where the data set lies now, if it has been moved."""
     images: Path | None = None
     """Where the pictures lie now, if they are elsewhere."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, auto. None: as before."""
     workers: int | None = None
     """Loader processes; their number changes nothing that is learned. None: one on a CPU, up to eight beside a GPU."""
     micro_batch: int | None = None
-    """Images that a process works on at a time. None: all of its share."""
+    """Images that a process works on at a time. None: as before."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class ReplayConfig:
 
     device: str = "cpu"
     """cpu, cuda, cuda:1."""
-    precision: Precision | None = None
+    precision: Literal["fp32", "bf16"] | None = None
     """Another number format than the step had: bf16 or fp32, to see whether it is to blame."""
 
 

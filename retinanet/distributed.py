@@ -59,13 +59,14 @@ def together() -> Iterator[None]:
     if world() == 1 or distributed.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
+    if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     # objects and control travel over gloo, so that they never wait for a GPU
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
         distributed.barrier()  # nobody leaves while another still asks for something
+        distributed.destroy_process_group()  # not after an error: NCCL would wait for the process that is gone
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):  # gloo's errors have no class of their own
             raise ProcessError(
@@ -73,8 +74,6 @@ def together() -> Iterator[None]:
                 "is whole, and a training goes on from there with --resume"
             ) from error
         raise
-    finally:
-        distributed.destroy_process_group()
 
 
 def total(value: Tensor) -> Tensor:

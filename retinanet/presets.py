@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .config import CriterionConfig, ModelConfig, TrainConfig
 from .errors import unknown
@@ -100,9 +100,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(name: str, init: ModelConfig | None = None) -> TrainConfig:
-    """The settings of that preset, with the model `init` in place of its own; ConfigError with the nearest names for an unknown one."""
+def preset(name: str) -> TrainConfig:
+    """The settings of that preset; ConfigError with the nearest names when there is none."""
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    config = PRESETS[name].config
-    return config if init is None else replace(config, model=init, train_scale=None)
+    return PRESETS[name].config

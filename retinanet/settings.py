@@ -33,6 +33,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "batch": (1, 1 << 30),
     "micro_batch": (1, 1 << 30),
     "repeat_threshold": (0, 1),
+    "box_weight": (0, 1e6),
+    "smooth_l1_beta": (1e-9, 1e6),
+    "warmup": (0, 1 << 30),
+    "momentum": (0, 1),
+    "weight_decay": (0, 1e6),
+    "clip": (1e-9, float("inf")),
+    "workers": (0, 1 << 10),
+    "seed": (0, (1 << 63) - 1),
+    "max_pixels": (1, 1 << 40),
     "lr": (0, float("inf")),
     "lr_batch": (1, 1 << 30),
     "flip": (0, 1),
@@ -60,6 +69,8 @@ def check(config: Any) -> None:
             wrong.append(f"{name} must be numbers between 0.001 and 1000, not {settings[name]}")
     if settings["negative"] > settings["positive"]:
         wrong.append(f"negative ({settings['negative']}) must not exceed positive ({settings['positive']})")
+    if settings["loss"] == "cross_entropy" and settings["alpha"] == "inverse-frequency":
+        wrong.append("cross_entropy has no alpha; take --loss balanced for --alpha inverse-frequency")
     if settings["loss"] == "focal_star" and settings["gamma"] == 0:
         wrong.append("gamma must be above 0 for focal_star")
     if not 0 < settings["jitter"][0] <= settings["jitter"][1]:

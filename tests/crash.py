@@ -41,7 +41,9 @@ def kill_once(words, folder, longest, chance):
     while time.monotonic() < moment and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    return process.wait() == 0
+    status = process.wait()
+    assert status in (0, -signal.SIGKILL), f"ended by itself with status {status}"
+    return status == 0
 
 
 def recorded(folder):

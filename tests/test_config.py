@@ -93,6 +93,10 @@ def test_the_papers_length_counts_images_so_that_it_goes_with_the_batch():
         ({"micro_batch": 0}, "micro_batch"),
         ({"save_every": "now"}, "save_every 'now' is not a length"),
         ({"repeat_threshold": 2.0}, "repeat_threshold"),
+        ({"warmup": -1}, "warmup"),
+        ({"clip": 0.0}, "clip"),
+        ({"seed": -1, "workers": -1}, "seed must be between"),
+        ({"loss": "cross_entropy", "alpha": "inverse-frequency"}, "has no alpha"),
     ],
 )
 def test_settings_of_the_wrong_kind_are_refused(settings, reason):

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 import retinanet
 import retinanet.cli
 from retinanet import distributed
-from retinanet.config import ResumeConfig
 from retinanet.data.scenes import write_scenes
 from retinanet.errors import ConfigError
 
 SETTINGS = "--preset tiny --channels 32 --depth 1 --scale 64 --train-scale 64 --backbone-norm group --optimizer sgd --lr 0.01 --lr-batch 4"
 SETTINGS += " --ema None --budget 20it --batch 4 --log-every 1 --validations 2 --precision fp32 --workers 0 --device cpu"
+
+
+SAME = ("micro", 2, 4, "2 micro")
 
 
 def several(processes, *words):
@@ -46,16 +48,16 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """Number of processes -> the folder of the same training; "micro" is one process with one image at a time."""
+    """Number of processes -> the folder of the same training; "micro": with one image at a time, on one process and on two."""
     root = tmp_path_factory.mktemp("runs")
     for name, more in ((1, []), ("micro", ["--micro-batch", "1"])):
         assert retinanet.cli.main(["train", str(data), *SETTINGS.split(), *more, "--out", str(root / str(name))]) == 0
-    for processes in (2, 4):
-        finish(processes, "train", data, *SETTINGS.split(), "--out", root / str(processes))
-    return {name: root / str(name) for name in (1, "micro", 2, 4)}
+    for name, processes, more in ((2, 2, []), (4, 4, []), ("2 micro", 2, ["--micro-batch", "1"])):
+        finish(processes, "train", data, *SETTINGS.split(), *more, "--out", root / str(name))
+    return {name: root / str(name) for name in (1, *SAME)}
 
 
-@pytest.mark.parametrize("name", ["micro", 2, 4])
+@pytest.mark.parametrize("name", SAME)
 def test_the_losses_of_20_steps_are_those_of_one_process(runs, name):
     for mine, theirs in zip(rows(runs[1]), rows(runs[name]), strict=True):
         for number in ("loss", "class_loss", "box_loss", "positives"):
@@ -64,13 +66,13 @@ def test_the_losses_of_20_steps_are_those_of_one_process(runs, name):
     assert sum(row["kind"] == "train" for row in rows(runs[name])) == 20
 
 
-@pytest.mark.parametrize("name", ["micro", 2, 4])
+@pytest.mark.parametrize("name", SAME)
 def test_the_weights_are_those_of_one_process(runs, name):
     mine, theirs = (load_file(runs[which] / "model.safetensors") for which in (1, name))
     assert max(float((mine[key] - theirs[key]).abs().max()) for key in mine) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["micro", 2, 4])
+@pytest.mark.parametrize("name", SAME)
 def test_validation_finds_the_ap_of_one_process(runs, name):
     found = [[row["AP"] for row in rows(run) if row["kind"] == "val"] for run in (runs[1], runs[name])]
     assert found[0] == pytest.approx(found[1], abs=1e-4)
@@ -131,7 +133,7 @@ def test_a_run_of_two_stops_at_one_step_and_goes_on_with_any_number(data, runs, 
     done = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["done"]
     assert about["processes"] == 2
     (tmp_path / "run" / "config.json").write_text(json.dumps(about | {"iterations": done + 2}))  # the rest would take a while
-    retinanet.resume(tmp_path / "run", ResumeConfig(device="cpu", workers=0))
+    retinanet.resume(tmp_path / "run", workers=0)
     assert [row["iteration"] for row in rows(tmp_path / "run") if row["kind"] == "train"] == list(range(1, done + 3))
 
 

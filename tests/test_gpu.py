@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import retinanet
-from retinanet.engine import fit, train
+from retinanet.data.scenes import write_scenes
+from retinanet.engine import cost, train
 from retinanet.engine.session import new_session, open_training, settled
 from retinanet.engine.step import train_step
 from retinanet.presets import preset
@@ -74,12 +75,29 @@ def test_a_run_that_was_interrupted_goes_on_on_the_gpu(scenes, tmp_path, monkeyp
     assert (retinanet.resume(tmp_path / "run") / "metrics.json").exists()
 
 
-def test_the_largest_batch_runs_and_a_larger_share_of_memory_is_measured_for_larger_pictures(scenes):
+def test_the_largest_batch_runs(tmp_path):
+    data = write_scenes(tmp_path / "data", {"train": 40, "val": 2}, size=(64, 96), seed=3, across=(16, 48))
     config = settled(override(preset("tiny"), {**SMALL, "device": "cuda", "batch": "auto"}), torch.device("cuda"))
-    data = open_training(scenes, config)
-    assert fit.fitted(config, *data, torch.device("cuda")).batch >= 1
+    training, validation = open_training(data, config)
+    fitted = cost.fitted(config, training, validation, torch.device("cuda"))
+    assert fitted.batch == 5  # an eighth of the pictures
+    run = new_session(fitted, training, validation, torch.device("cuda"))
+    train_step(run, cost.made_up(run, fitted.batch), 0.0)
+
+
+def test_an_image_of_four_times_the_area_needs_about_four_times_the_memory(scenes):
     images = []
-    for scale in (128, 256):
-        larger = settled(override(preset("tiny"), {**SMALL, "device": "cuda", "scale": scale}), torch.device("cuda"))
-        images.append(fit.measure(new_session(larger, *data, torch.device("cuda"))).image)
-    assert 2 < images[1] / images[0] < 6
+    for scale in (256, 512):
+        config = settled(override(preset("tiny"), {**SMALL, "device": "cuda", "scale": scale, "train_scale": scale}), torch.device("cuda"))
+        images.append(cost.measure(new_session(config, *open_training(scenes, config), torch.device("cuda"))).image)
+    assert 2.5 < images[1] / images[0] < 6
+
+
+def test_a_compiled_step_has_the_losses_of_a_plain_one(scenes):
+    results = []
+    for compile in (False, True):
+        settings = {**SMALL, "device": "cuda", "compile": compile, "backbone_norm": "group"}
+        config = settled(override(preset("tiny"), settings), torch.device("cuda"))
+        run = new_session(config, *open_training(scenes, config), torch.device("cuda"))
+        results.append({name: float(value) for name, value in train_step(run, next(run.batches(0, 1)), 1e-3).items()})
+    assert results[0] == pytest.approx(results[1], rel=1e-3)

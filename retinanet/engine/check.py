@@ -15,12 +15,10 @@ from ..data.validate import validate
 from ..errors import DataError, Problem, report
 from ..ops.anchors import STRIDES, cell_anchors
 from ..weights.checkpoint import preprocess_of
+from .cost import SIDES
 from .session import preset_config
 
 log = logging.getLogger("retinanet")
-
-SIDES = ((0, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1 << 30))
-"""Bins of object size at network scale, in pixels (the root of the area)."""
 
 
 def run(path: str, config: CheckConfig) -> bool:

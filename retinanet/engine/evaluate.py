@@ -36,7 +36,7 @@ log = logging.getLogger("retinanet")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a split, the answers behind them, and the mean losses per picture (empty without a criterion)."""
+    """Metrics of a split, the answers behind them, and the losses of the split (empty without a criterion)."""
 
     metrics: Metrics
     results: Results
@@ -54,11 +54,11 @@ def evaluate(
 ) -> Evaluation:
     """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its answers.
 
-    All answers are used; no display threshold has any part in it. The class losses are each picture batch's own, weighted by its pictures.
+    All answers are used; no display threshold has any part in it. The losses are those of the whole split, divided by all its positives.
     Several processes share the batches; the first computes the metrics, and all get the same Evaluation.
     """
     answers: dict[int, Detections] = {}
-    totals: dict[str, float] = {}
+    totals: dict[str, float] = {"positives": 0.0}
     pin = detector.device.type == "cuda"
     with torch.inference_mode():
         for loaded in evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world()):
@@ -69,14 +69,18 @@ def evaluate(
             if criterion is not None:
                 anchors = detector.model.anchors(normalized)
                 matched = criterion.match(anchors, loaded.targets.to(detector.device))
-                for name, value in criterion(logits, offsets, anchors, matched).items():
-                    totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / len(data)
+                one = torch.ones((), device=detector.device)  # sums, divided in the end
+                for name, value in criterion(logits, offsets, anchors, matched, one, len(data)).items():
+                    totals[name] = totals.get(name, 0.0) + float(value)
+                totals["positives"] += float(matched.positives.sum())
             if progress is not None:
                 progress(len(answers) * world())
     mine = collect(data, [answers[index] for index in sorted(answers)], sorted(answers))
     parts = gather((mine, totals))
     results = merge([part for part, _ in parts])
-    losses = {name: sum(some.get(name, 0.0) for _, some in parts) for name in parts[0][1]}
+    sums = {name: sum(some.get(name, 0.0) for _, some in parts) for name in parts[0][1]}
+    divisor = max(1.0, sums.pop("positives")) if criterion is not None and criterion.normalize == "step" else 1.0
+    losses = {name: value / divisor for name, value in sums.items() if name != "positives"}
     return Evaluation(from_first(lambda: coco_metrics(data, results)), results, losses)
 
 
@@ -164,7 +168,6 @@ def write_evaluation(out: Path, data: Dataset, evaluation: Evaluation, about: di
     """metrics.json, predictions.json and the plots of an evaluation."""
     out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
-    write_whole(out / "metrics.json", json.dumps({**metrics.to_json(), **about}, indent=1).encode())
     write_results(out / "predictions.json", data, evaluation.results)
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
@@ -173,3 +176,5 @@ def write_evaluation(out: Path, data: Dataset, evaluation: Evaluation, about: di
     plots.plot_precision_recall(named, folder / "precision_recall.png")
     plots.plot_confusion(metrics.confusion, data.names, folder / "confusion.png")
     plots.plot_f1(curves.thresholds, curves.f1, metrics.threshold, folder / "f1.png")
+    # last: a training run is finished when this is there
+    write_whole(out / "metrics.json", json.dumps({**metrics.to_json(), **about}, indent=1).encode())

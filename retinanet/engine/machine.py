@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from ..config import Precision
 from ..distributed import local_rank, world
-from ..errors import ConfigError
+from ..errors import ConfigError, ProcessError
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,6 +52,27 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
         return workers
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return min(8, cores) if device.type == "cuda" else min(1, cores - 1)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """The region in which what a machine lacks is told as an error that helps: memory of the GPU, or of the loaders."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "the step does not fit in the GPU's memory; set --micro-batch (less memory, the same result) or --batch auto, or lower --scale"
+        ) from error
+    except RuntimeError as error:
+        # torch raises it from a signal handler, so it may come up anywhere, also in the middle of a step: nothing is saved
+        if not ("DataLoader worker" in str(error) and ("killed by signal" in str(error) or "exited unexpectedly" in str(error))):
+            raise
+        raise ProcessError(
+            f"a loader process was ended from outside ({str(error).splitlines()[0]}), as a system does that is short of memory: lower "
+            "--workers; a training goes on from its last state with --resume"
+        ) from error
+    except (ConnectionError, EOFError) as error:  # the same, met while its batch was being fetched
+        raise ProcessError("a loader process was ended from outside; a training goes on from its last state with --resume") from error
 
 
 def describe(device: torch.device) -> str:

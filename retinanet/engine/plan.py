@@ -50,10 +50,14 @@ def plan(session: Session, started: float) -> tuple[int, int]:
 
 
 def fitting_length(session: Session) -> float:
-    """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the paper's 90k steps of 16."""
-    shortest = 3000 if session.config.weights == "none" else 1500
+    """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the paper's 90k steps of 16.
+
+    All three count images, so that a larger batch has fewer steps.
+    """
+    config, batch = session.config, session.sampler.batch
+    shortest = (3000 if config.weights == "none" and config.init is None else 1500) * config.lr_batch // batch
     twelve = 12 * session.sampler.steps_per_epoch
-    return min(max(twelve, shortest), 90_000 * 16 // session.sampler.batch)
+    return max(1, min(max(twelve, shortest), 90_000 * 16 // batch))
 
 
 def probe(session: Session) -> tuple[float, float]:
@@ -78,7 +82,8 @@ def probe(session: Session) -> tuple[float, float]:
     detector = session.detector()
     for last in (False, True):  # the first time warms up
         clock = time.perf_counter()
-        evaluate(detector, few if last else few.subset(np.arange(min(4, len(few)))), 2 * session.sampler.batch, 0, session.criterion)
+        some = few if last else few.subset(np.arange(min(4, len(few))))
+        evaluate(detector, some, session.evaluation_batch, 0, session.criterion, session.config.max_pixels)
     picture = (time.perf_counter() - clock) / len(few)
     session.model.train()
     return sum(times[4:]) / len(times[4:]), picture

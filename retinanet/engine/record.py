@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,11 +80,15 @@ class Record:
         self.rows: list[dict[str, Any]] = []
         path = folder / "metrics.jsonl"
         if first() and path.exists():
-            lines = path.read_text().splitlines(keepends=True)[:rows]
-            self.rows = [json.loads(line) for line in lines]
-            write_whole(path, "".join(lines).encode())
+            for line in path.read_text().splitlines()[:rows]:
+                try:
+                    self.rows.append(json.loads(line))
+                except ValueError:
+                    log.warning("%s is damaged after %d lines; the others are lost, the training is not", path, len(self.rows))
+                    break
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         done = self.rows[-1]["iteration"] if self.rows else 0
-        self._board = board(folder, done) if tensorboard and first() else None
+        self._board = board_writer()(str(folder / "tensorboard"), purge_step=done + 1) if tensorboard and first() else None
 
     def row(self, kind: str, iteration: int, **values: Any) -> None:
         """One line of metrics.jsonl; only the first of several processes writes."""
@@ -94,6 +99,8 @@ class Record:
         self.rows.append(entry)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # the state counts these lines: a power cut must not take them
         if self._board is not None:
             for name, value in numbers.items():
                 if value is not None:
@@ -108,13 +115,13 @@ class Record:
         plots.plot_ap(self.rows, self.folder / "plots" / "ap.png")
 
 
-def board(folder: Path, done: int) -> Any:
-    """TensorBoard's writer in the run folder; ConfigError with the pip line when the package is absent."""
+def board_writer() -> Any:
+    """TensorBoard's writer, a class; ConfigError with the pip line when the package is absent."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError("--tensorboard needs the package tensorboard: pip install 'retinanet[tensorboard]'") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+    return SummaryWriter
 
 
 @contextmanager

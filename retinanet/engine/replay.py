@@ -32,13 +32,19 @@ def run(dump: str | Path, config: ReplayConfig) -> bool:
     """
     path = Path(dump)
     content = read_dump(path)
-    settings = from_json(TrainConfig, content["config"])
+    try:
+        settings = from_json(TrainConfig, content["config"])
+        model = build(settings.model, len(content["names"]))
+        model.load_state_dict(content["weights"])
+        criterion = Criterion(**{**asdict(settings.criterion), "alpha": content["alpha"]})
+        targets = Targets(content["boxes"], content["labels"], content["sizes"])
+        recorded = {name: [float(value) for value in content["levels"][name]] for name in ("class_loss", "box_loss")}
+        recorded_norm = float(content["numbers"]["gradient_norm"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a whole dump of a training step ({type(error).__name__}: {error})") from error
     device, precision = pick_device(config.device), config.precision or settings.precision
-    model = build(settings.model, len(content["names"]))
-    model.load_state_dict(content["weights"])
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    criterion = Criterion(**{**asdict(settings.criterion), "alpha": content["alpha"]})
-    targets = Targets(content["boxes"], content["labels"], content["sizes"]).to(device)
+    targets = targets.to(device)
     log.info("iteration %d, lr %.3g, %s, with %s", content["iteration"] + 1, content["lr"], precision, ", ".join(content["files"]))
     log.info("weights %s, as they were", content["checksum"])
 
@@ -53,12 +59,11 @@ def run(dump: str | Path, config: ReplayConfig) -> bool:
 
     agree = True
     for name, levels in parts.items():
-        values, recorded = torch.stack(levels).tolist(), content["levels"][name]
+        values, before = torch.stack(levels).tolist(), recorded[name]
         log.info("%-14s%12s%12s", name, "recorded", "now")
-        for level, then, now in zip(LEVELS, recorded, values, strict=True):
+        for level, then, now in zip(LEVELS, before, values, strict=True):
             log.info("  %-12s%12.5g%12.5g", level, then, now)
-        agree &= all(map(same, recorded, values))
-    recorded_norm = content["numbers"]["gradient_norm"]
+        agree &= all(map(same, before, values))
     log.info("%-14s%12.5g%12.5g", "gradient_norm", recorded_norm, norm)
     agree &= same(recorded_norm, norm)
     for title, tensors in (("logits", logits), ("offsets", offsets)):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
@@ -35,6 +36,7 @@ from ..weights.transfer import start_from
 from .detector import Detector, find_model
 from .machine import autocast, pick_device, pick_precision, pick_workers
 from .optim import Average, build_optimizer, scaled_rate
+from .record import board_writer
 
 log = logging.getLogger("retinanet")
 
@@ -81,7 +83,12 @@ class Session:
         pin = self.device.type == "cuda"
         return training_batches(self.training, self.preprocess, augment, sampler, start, stop, config.workers or 0, pin, config.max_pixels)
 
-    def parts(self, batch: Batch) -> Iterator[tuple[slice, AbstractContextManager[Any]]]:
+    @property
+    def evaluation_batch(self) -> int:
+        """Pictures of a batch in validation. Not by the number of processes, so that any number computes the same bits."""
+        return min(8, 2 * (self.config.micro_batch or 4))
+
+    def micro_batches(self, batch: Batch) -> Iterator[tuple[slice, AbstractContextManager[Any]]]:
         """The rows of each micro-batch, and where to work on it: only the last one lets the processes exchange their gradients."""
         size = min(self.config.micro_batch or len(batch), len(batch))
         for start in range(0, len(batch), size):
@@ -90,9 +97,9 @@ class Session:
             yield slice(start, start + size), context
 
 
-def preset_config(name: str | None, device: str = "auto") -> TrainConfig:
+def preset_config(name: str | None) -> TrainConfig:
     """The preset of that name, or the one for this machine."""
-    return preset(name or default_preset(device))
+    return preset(name or default_preset())
 
 
 def default_preset(device: str = "auto") -> str:
@@ -107,6 +114,14 @@ def settled(config: TrainConfig, device: torch.device) -> TrainConfig:
     if config.weights == "none" and config.init is None and model.backbone_norm == "frozen":
         model = replace(model, backbone_norm="batch")
         log.info("from scratch: the backbone's batch norm is live, not frozen")
+    if config.tensorboard:
+        board_writer()
+    share = config.batch // world() if isinstance(config.batch, int) else config.micro_batch
+    if model.backbone_norm == "batch" and (config.micro_batch or 0) < (share or 0) and config.micro_batch is not None:
+        raise ConfigError(
+            "with live batch norm every micro-batch would have statistics of its own, and the result would not be that of the whole batch; "
+            "use --backbone-norm group, or a smaller --batch without --micro-batch"
+        )
     if world() > 1:
         if isinstance(config.batch, int) and config.batch % world():
             raise ConfigError(f"batch {config.batch} cannot be shared equally by {world()} processes; it counts the images of all of them")
@@ -162,7 +177,7 @@ def new_session(config: TrainConfig, training: Dataset, validation: Dataset, dev
         model.backbone.freeze()
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if world() > 1 and device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # timm's, since some of its layers are a norm and an activation in one
     average = Average(model, copy.deepcopy(model), config.ema) if config.ema else None
     assert isinstance(config.batch, int)
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)

@@ -27,7 +27,7 @@ def train_step(session: Session, batch: Batch, rate: float) -> dict[str, Tensor]
     positives = total(matched.positives.sum())
     session.optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(2, device=session.device)
-    for rows, context in session.parts(batch):
+    for rows, context in session.micro_batches(batch):
         with context:
             images = session.preprocess.normalize(batch.images[rows], batch.targets.sizes[rows])
             with autocast(config.precision, session.device):

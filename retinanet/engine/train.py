@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ..config import ResumeConfig, TrainConfig
 from ..distributed import first, from_first, together, world
-from ..errors import ConfigError, DataError, ProcessError
+from ..errors import DataError
 from ..presets import PRESETS
 from ..settings import override, to_json
 from ..view.draw import save
-from ..weights.checkpoint import Card, read, save_model, versions, write_whole
+from ..weights.checkpoint import Card, load_model, save_model, versions, write_whole
+from .cost import fitted
 from .detector import find_model
 from .evaluate import Evaluation, evaluate, write_evaluation
-from .fit import fitted
-from .machine import describe, pick_device, pick_workers
+from .machine import describe, pick_device, told
 from .optim import lr_factor
 from .plan import plan
 from .record import Record, duration, log_file, new_folder, show_log
@@ -56,7 +54,7 @@ def train(data: str | Path, preset: str | None = None, **settings: Any) -> Path:
 def start_config(preset: str, init: Path | None = None) -> TrainConfig:
     """The preset of that name; with `init` the network of that model, whatever the preset says of it."""
     config = preset_config(preset)
-    return config if init is None else replace(config, model=read(find_model(init))[1].model, train_scale=None)
+    return config if init is None else replace(config, model=load_model(find_model(init))[1].model, train_scale=None)
 
 
 def run(source: str | Path, config: TrainConfig, preset_name: str | None = None) -> Path:
@@ -68,7 +66,7 @@ def run(source: str | Path, config: TrainConfig, preset_name: str | None = None)
         training, validation = open_training(source, config)
         fallback = f"{Path(source).resolve().stem}-{preset_name or default_preset(config.device)}"
         folder = from_first(lambda: new_folder(config.out, fallback))
-        with told(config, folder), log_file(folder):
+        with told(), log_file(folder):
             log.info("preset: %s", told_preset(preset_name))
             config = fitted(config, training, validation, device)
             session = new_session(config, training, validation, device)
@@ -79,23 +77,30 @@ def run(source: str | Path, config: TrainConfig, preset_name: str | None = None)
             return loop(session, about, Progress(), folder, started)
 
 
-def resume(folder: str | Path, config: ResumeConfig | None = None) -> Path:
+def resume(folder: str | Path, **changes: Any) -> Path:
     """Go on with a run that was stopped, from its last state, as if it had not been; the verb `train --resume` as a function.
 
-    Only what `ResumeConfig` holds may differ. ConfigError when there is no run or it is finished; DataError when the data have
-    changed; CheckpointError when the state is not whole.
+    changes  what may differ, by name (`ResumeConfig`): data, images, device, workers, micro_batch
+
+    ConfigError when there is no run or it is finished; DataError when the data have changed; CheckpointError when the state is not whole.
     """
     show_log()
-    folder, changes = Path(folder), config or ResumeConfig()
+    for path in ("data", "images"):
+        if changes.get(path) is not None:
+            changes[path] = Path(changes[path])
+    return go_on(Path(folder), override(ResumeConfig(), changes))
+
+
+def go_on(folder: Path, changes: ResumeConfig) -> Path:
+    """From the last state of a run to its end."""
     started = time.perf_counter()
     about, before = read_run(folder)
-    device = pick_device(changes.device)
-    workers = pick_workers(changes.workers, device)
-    images = changes.images or before.images
+    current = replace(before, workers=changes.workers)  # their number is the machine's business, not the run's
+    for name in ("device", "micro_batch", "images"):
+        if getattr(changes, name) is not None:
+            current = replace(current, **{name: getattr(changes, name)})
+    device = pick_device(current.device)
     with together():
-        current = replace(
-            before, device=changes.device, workers=workers, micro_batch=changes.micro_batch or before.micro_batch, images=images
-        )
         current = settled(current, device)
         source = changes.data or Path(about["data"])
         if not source.exists():
@@ -107,33 +112,13 @@ def resume(folder: str | Path, config: ResumeConfig | None = None) -> Path:
                     f"{source}: the {data.split} annotations are not those that {folder} was begun with ({data.fingerprint()}, then "
                     f"{about[known]}), so it cannot go on; start a new run, with --init {folder} to keep its weights"
                 )
-        with told(current, folder), log_file(folder):
+        with told(), log_file(folder):
             session = new_session(current, training, validation, device, filled=False)
             progress = load_state(session, folder)
             log.info("resumed after iteration %d of %d, on %s", progress.done, about["iterations"], describe(device))
             if about["versions"] != versions():
                 log.info("other versions than before: bits may differ (%s, now %s)", about["versions"], versions())
             return loop(session, about, progress, folder, started)
-
-
-@contextmanager
-def told(config: TrainConfig, folder: Path) -> Iterator[None]:
-    """The region in which what the machine lacks is told as an error that helps: memory of the GPU, or of the loaders."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"{config.batch} images of {config.model.scale} px do not fit in the GPU's memory; set --micro-batch (the same result with "
-            "less memory), --batch auto, or lower --scale"
-        ) from error
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        # torch raises it from a signal handler, so it may come up anywhere, also in the middle of a step: nothing is saved
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise ProcessError(
-            f"a loader process was ended from outside ({str(error).splitlines()[0]}), as a system does that is short of memory: lower "
-            f"--workers, and go on with: retinanet train --resume {folder}"
-        ) from error
 
 
 def told_preset(name: str | None) -> str:
@@ -190,47 +175,55 @@ def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Pa
             save_state(session, progress, folder)
         timer.saved()
 
+    for row in record.rows:  # a run that goes on is not judged anew
+        if row["kind"] == "train":
+            advice.row(row["iteration"], row["loss"] or 0.0, row["positives"])
+    positives: Tensor | float = 0.0  # of all steps since the last row, on the device
     seen, clock = 0, time.perf_counter()
     with stop_signals() as stop:
-        try:
-            for iteration, batch in enumerate(session.batches(progress.done, iterations), progress.done):
-                if iteration == 0 and first():
-                    save(folder / "plots" / "first_batch.jpg", batch_picture(session, batch))
-                rates[iteration] = session.rate * lr_factor(iteration, iterations, config.warmup, config.schedule)
-                numbers = train_step(session, batch, rates[iteration])
-                watch.note(iteration, numbers)
-                seen += session.sampler.batch
-                progress.done = done = iteration + 1
-                validating = done % every == 0 and done < iterations
-                if done % config.log_every == 0 or done == iterations or validating:
-                    values = {name: float(value) for name, value in numbers.items()}  # the one place that waits for the device
-                    speed = seen / (time.perf_counter() - clock)
-                    seen, clock = 0, time.perf_counter()
-                    record.row("train", done, **values, lr=rates[iteration], images_per_second=speed)
-                    watch.check(session, folder, rates)
-                    left = (iterations - done) * session.sampler.batch / speed
-                    text = f"loss {values['loss']:.3f} (class {values['class_loss']:.3f}, box {values['box_loss']:.3f})"
-                    log.info(
-                        "%d/%d  %s  lr %.2g  positives %.1f  %.1f images/s  %s left",
-                        *(done, iterations, text, rates[iteration], values["positives"], speed, duration(left)),
-                    )
-                    for text in advice.row(done, values["loss"], values["positives"]):
-                        log.warning("%s", text)
-                    rates.clear()
-                if validating:
-                    validate_and_save(session, record, progress, about, folder)
-                if validating or (first() and timer.due(done)):
-                    keep()
-                    clock = time.perf_counter() if validating else clock
-                if stop.asked() and done < iterations:
-                    watch.check(session, folder, rates)
-                    keep()
-                    log.info("stopped after iteration %d of %d; go on with: retinanet train --resume %s", done, iterations, folder)
-                    stop.leave()
-        except DataError:  # a picture that cannot be decoded: it can be mended, and nothing has to be trained again
-            keep()
-            log.info("stopped after iteration %d; once it is mended go on with: retinanet train --resume %s", progress.done, folder)
-            raise
+        batches = session.batches(progress.done, iterations)
+        for iteration in range(progress.done, iterations):
+            try:
+                batch = next(batches)
+            except DataError:  # a picture that cannot be decoded: once it is mended, the run goes on from here
+                keep()
+                log.info("stopped after iteration %d; go on with: retinanet train --resume %s", progress.done, folder)
+                raise
+            if iteration == 0 and first():
+                save(folder / "plots" / "first_batch.jpg", batch_picture(session, batch))
+            rates[iteration] = session.rate * lr_factor(iteration, iterations, config.warmup, config.schedule)
+            numbers = train_step(session, batch, rates[iteration])
+            watch.note(iteration, numbers)
+            positives = positives + numbers["positives"]
+            seen += session.sampler.batch
+            progress.done = done = iteration + 1
+            validating = done % every == 0 and done < iterations
+            if done % config.log_every == 0 or done == iterations or validating:
+                values = {name: float(value) for name, value in numbers.items()}  # the one place that waits for the device
+                speed = seen / (time.perf_counter() - clock)
+                seen, clock = 0, time.perf_counter()
+                record.row("train", done, **values, lr=rates[iteration], images_per_second=speed)
+                watch.check(session, folder, rates)
+                left = (iterations - done) * session.sampler.batch / speed
+                text = f"loss {values['loss']:.3f} (class {values['class_loss']:.3f}, box {values['box_loss']:.3f})"
+                log.info(
+                    "%d/%d  %s  lr %.2g  positives %.1f  %.1f images/s  %s left",
+                    *(done, iterations, text, rates[iteration], values["positives"], speed, duration(left)),
+                )
+                for text in advice.row(done, values["loss"], float(positives)):
+                    log.warning("%s", text)
+                rates.clear()
+                positives = 0.0
+            if validating:
+                validate_and_save(session, record, progress, about, folder)
+            if validating or (first() and timer.due(done)):
+                keep()
+                clock = time.perf_counter() if validating else clock
+            if stop.asked() and done < iterations:
+                watch.check(session, folder, rates)
+                keep()
+                log.info("stopped after iteration %d of %d; go on with: retinanet train --resume %s", done, iterations, folder)
+                stop.leave()
         keep()
         evaluation = validate_and_save(session, record, progress, about, folder)
     if first():
@@ -244,7 +237,7 @@ def validate_and_save(session: Session, record: Record, progress: Progress, abou
     """Validation loss and AP of the shipped model; it is saved as model.safetensors, and as best.safetensors when it is."""
     config, data, done = session.config, session.validation, progress.done
     detector = session.detector()
-    evaluation = evaluate(detector, data, 2 * session.sampler.batch, config.workers or 0, session.criterion, config.max_pixels)
+    evaluation = evaluate(detector, data, session.evaluation_batch, config.workers or 0, session.criterion, config.max_pixels)
     session.model.train()
     metrics = evaluation.metrics
     numbers = {name: metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}

@@ -61,13 +61,14 @@ class Watch:
         at = [f"{name} at {', '.join(bad)}" for name, row in levels.items() if (bad := not_finite(row))]
         files = [str(session.training.files[i]) for i in whole.indices.tolist()]
         dump = folder / f"dump-{iteration + 1}.pt"
+        keeps = f"; --init {folder} keeps the weights of the last validation" if (folder / "model.safetensors").exists() else ""
         if first():
             numbers = {"iteration": iteration, "lr": rates[iteration], "numbers": values, "levels": levels, "files": files}
             write_dump(dump, session, whole, numbers)
         raise DivergenceError(
             f"iteration {iteration + 1}: {' and '.join(wrong)} not finite ({'; '.join(at) or 'the losses of all levels are'}), with the "
             f"images {', '.join(files)}.\nThe step was not taken, and the files of {folder} are those of before. Look at it with "
-            f"'retinanet replay {dump}', then go on from the last state with --resume, or anew with a lower --lr or with --clip."
+            f"'retinanet replay {dump}', then start a new run with a lower --lr or with --clip{keeps}."
         )
 
 
@@ -84,7 +85,7 @@ def level_losses(session: Session, share: Batch) -> dict[str, list[float]]:
     positives = total(matched.positives.sum())
     sums = torch.zeros(2, len(LEVELS), device=session.device)
     with torch.no_grad():
-        for rows, _ in session.parts(batch):
+        for rows, _ in session.micro_batches(batch):
             images = session.preprocess.normalize(batch.images[rows], batch.targets.sizes[rows])
             with autocast(session.config.precision, session.device):
                 logits, offsets = session.model(images)
@@ -95,7 +96,10 @@ def level_losses(session: Session, share: Batch) -> dict[str, list[float]]:
 
 
 def write_dump(path: Path, session: Session, batch: Batch, numbers: dict[str, Any]) -> None:
-    """All that is needed to repeat a step elsewhere: the whole batch, the weights before it, settings, and the `numbers` it had."""
+    """All that is needed to repeat a step elsewhere: the whole batch, the weights before it, settings, and the `numbers` it had.
+
+    Running statistics of live batch norm have moved since; a step does not read them.
+    """
     weights = {name: tensor.detach().cpu().clone() for name, tensor in session.model.state_dict().items()}
     alpha = session.criterion.alpha
     content = {
@@ -143,6 +147,8 @@ class Advice:
     def begin(self) -> list[str]:
         """What can be said before the first step: SGD's rate against the linear rule (Goyal et al. 2017; 0.01 for 16 images, Sec. 4.1)."""
         usual = 0.01 * self.batch / 16
+        if self.optimizer == "adamw" and self.rate >= 5e-3:
+            return [f"the learning rate {self.rate:.3g} is high for AdamW: 1e-4 (pretrained) to 2e-3 (from scratch) are usual"]
         if self.optimizer != "sgd" or usual / 10 <= self.rate <= 3 * usual:
             return []
         which = "high" if self.rate > usual else "low"
@@ -152,7 +158,7 @@ class Advice:
         ]
 
     def row(self, done: int, loss: float, positives: float) -> list[str]:
-        """What the log row after iteration `done` gives reason to say."""
+        """What the log row after iteration `done` gives reason to say; `positives` of all steps since the row before."""
         self.positives += positives
         said = {}
         if done >= self.EMPTY and self.positives == 0:

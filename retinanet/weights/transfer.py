@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.retinanet import RetinaNet
-from .checkpoint import read
+from .checkpoint import load_model
 
 log = logging.getLogger("retinanet")
 
@@ -20,7 +20,8 @@ def start_from(model: RetinaNet, names: Sequence[str], source: Path) -> None:
 
     CheckpointError when the file cannot be read. A tensor of another shape keeps its fresh values, as do the rows of new classes.
     """
-    theirs, card = read(source)
+    donor, card = load_model(source)
+    theirs = donor.state_dict()
     mine = model.state_dict()
     last = [f"class_subnet.{len(model.class_subnet) - 1}.{part}" for part in ("weight", "bias")]
     fresh = []
@@ -34,7 +35,7 @@ def start_from(model: RetinaNet, names: Sequence[str], source: Path) -> None:
             tensor.copy_(other)
     shared = [name for name in names if name in card.names]
     fits = all(copy_rows(mine[name], theirs, name, names, card.names) for name in last)
-    log.info("from %s: %d of %d tensors", source, len(mine) - len(fresh), len(mine))
+    log.info("from %s: %d of %d tensors, the class layer aside", source, len(mine) - len(last) - len(fresh), len(mine) - len(last))
     if fresh:
         log.info("  fresh, since the file has none of their shape: %s", ", ".join(fresh))
     if fits and shared:

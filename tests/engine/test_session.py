@@ -7,6 +7,7 @@ from retinanet.data.balance import inverse_frequency
 from retinanet.engine import session as engine
 from retinanet.engine.session import new_session, open_training, settled
 from retinanet.engine.step import train_step
+from retinanet.errors import ConfigError
 from retinanet.presets import preset
 from retinanet.settings import override
 
@@ -32,8 +33,14 @@ def test_micro_batches_give_the_losses_and_gradients_of_the_whole_step(scenes, n
         assert step_of(session_of(scenes, **settings, micro_batch=size)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_micro_batches_are_refused_where_they_would_change_the_result(scenes):
+    with pytest.raises(ConfigError, match="--backbone-norm group"):
+        session_of(scenes, micro_batch=2)
+    assert session_of(scenes, micro_batch=4).config.micro_batch == 4
+
+
 def test_the_same_weights_whatever_the_other_settings(scenes):
-    one, other = session_of(scenes).model.state_dict(), session_of(scenes, repeat_threshold=0.5, micro_batch=1).model.state_dict()
+    one, other = session_of(scenes).model.state_dict(), session_of(scenes, repeat_threshold=0.5).model.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -70,10 +77,13 @@ def test_where_compiling_fails_the_plain_network_is_used_and_a_line_says_why(sce
 @pytest.mark.slow
 def test_a_compiled_network_has_the_same_losses_and_is_not_compiled_for_each_shape(scenes):
     """Minutes: the C++ compiler is slow. More than two graphs for six shapes would mean that shapes are compiled one by one."""
+    from torch._dynamo import reset
     from torch._dynamo.utils import counters
 
-    from retinanet.engine.fit import made_up
+    from retinanet.engine.cost import made_up
 
+    reset()
+    counters.clear()
     settings = {"scale": 288, "train_scale": 288, "batch": 2, "backbone_norm": "group"}
     plain, fast = session_of(scenes, **settings), session_of(scenes, **settings, compile=True)
     for height, width in [(288, 384), (384, 288), (288, 288), (288, 480), (416, 288), (320, 320)]:
@@ -82,4 +92,4 @@ def test_a_compiled_network_has_the_same_losses_and_is_not_compiled_for_each_sha
         one, other = (train_step(session, batch, 0.0) for session in (plain, fast))
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
     assert fast.network is not fast.model
-    assert counters["stats"]["unique_graphs"] <= 3
+    assert counters["stats"]["unique_graphs"] <= 2

@@ -13,9 +13,8 @@ from crash import SMALL as SMALL_WORDS
 from crash import differences, torture
 
 import retinanet
-from retinanet.config import ResumeConfig
 from retinanet.data.scenes import write_scenes
-from retinanet.engine import state, train
+from retinanet.engine import evaluate, state, train
 from retinanet.errors import CheckpointError, ConfigError, DataError
 
 SMALL = {
@@ -65,18 +64,31 @@ def interrupt():
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("after", [0, 2, 4])
+@pytest.mark.parametrize("after", [0, 3, 4, 7])  # 3: at the validation; 7: after the last step
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(data, whole, tmp_path, monkeypatch, after):
+    if after == 7:  # nothing is left but to validate, which is done
+        stopped(data, tmp_path / "run", monkeypatch, after, interrupt)
+        assert differences(whole, tmp_path / "run") == []
+        return
     with pytest.raises(KeyboardInterrupt):
         stopped(data, tmp_path / "run", monkeypatch, after, interrupt)
-    resumed = retinanet.resume(tmp_path / "run")
-    assert differences(whole, resumed) == []
+    assert differences(whole, retinanet.resume(tmp_path / "run")) == []
+
+
+def test_another_recipe_is_resumed_as_exactly(data, tmp_path, monkeypatch):
+    """SGD with momentum, no average, clipping, group norm, micro-batches, repeated pictures, inverse frequencies."""
+    recipe = {"optimizer": "sgd", "lr": 0.01, "ema": None, "clip": 1.0, "backbone_norm": "group", "micro_batch": 1, "schedule": "drops"}
+    recipe |= {"repeat_threshold": 1.0, "alpha": "inverse-frequency", "normalize": "image", "photometric": 1.0}
+    expected = retinanet.train(data, "tiny", out=tmp_path / "whole", **SMALL, **recipe)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(data, tmp_path / "run", monkeypatch, 4, interrupt, **recipe)
+    assert differences(expected, retinanet.resume(tmp_path / "run")) == []
 
 
 def test_the_number_of_loader_processes_may_change_on_the_way(data, whole, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         stopped(data, tmp_path / "run", monkeypatch, 4, interrupt, workers=1)
-    assert differences(whole, retinanet.resume(tmp_path / "run", ResumeConfig(workers=2))) == []
+    assert differences(whole, retinanet.resume(tmp_path / "run", workers=2)) == []
 
 
 def test_sigterm_ends_the_program_with_its_status_after_a_whole_step(data, whole, tmp_path, monkeypatch):
@@ -108,21 +120,38 @@ def test_what_was_recorded_after_the_last_state_is_recorded_once(data, whole, tm
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []
 
 
-@pytest.mark.parametrize("where", ["validate_and_save", "write_evaluation"])
+@pytest.mark.parametrize("where", ["write_evaluation", "write_results"])
 def test_a_run_that_was_stopped_after_its_last_step_is_finished_once(data, whole, tmp_path, monkeypatch, where):
-    true, calls = getattr(train, where), iter(range(10))
-
     def crash(*arguments):
-        true(*arguments)
-        if where == "write_evaluation" or next(calls) == 1:
-            (tmp_path / "run" / "metrics.json").unlink(missing_ok=True)
-            raise ZeroDivisionError
+        raise ZeroDivisionError
 
-    monkeypatch.setattr(train, where, crash)
+    monkeypatch.setattr(train if where == "write_evaluation" else evaluate, where, crash)
     with pytest.raises(ZeroDivisionError):
         retinanet.train(data, "tiny", out=tmp_path / "run", **SMALL)
     monkeypatch.undo()
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []
+
+
+def test_a_picture_of_validation_that_cannot_be_decoded_costs_no_validation(data, whole, tmp_path, monkeypatch):
+    true, calls = train.evaluate, iter(range(10))
+
+    def fails_once(*arguments, **settings):
+        if next(calls) == 0:
+            raise DataError("val/000001.jpg: cannot be read")
+        return true(*arguments, **settings)
+
+    monkeypatch.setattr(train, "evaluate", fails_once)
+    with pytest.raises(DataError):
+        retinanet.train(data, "tiny", out=tmp_path / "run", **SMALL)
+    assert differences(whole, retinanet.resume(tmp_path / "run")) == []
+
+
+def test_a_record_that_is_damaged_costs_its_end_and_not_the_run(data, whole, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        stopped(data, tmp_path / "run", monkeypatch, 4, interrupt)
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-20] + b"\0" * 20)
+    assert differences(whole, retinanet.resume(tmp_path / "run")) == ["metrics.jsonl"]
 
 
 def test_a_picture_that_cannot_be_decoded_stops_the_run_which_goes_on_when_it_is_mended(data, whole, tmp_path):
@@ -173,8 +202,8 @@ def test_data_that_have_moved_are_found_and_data_that_have_changed_are_refused(d
     moved.symlink_to(data)
     other = write_scenes(tmp_path / "other", {"train": 5, "val": 3}, size=(64, 96), seed=4, across=(16, 48))
     with pytest.raises(DataError, match="not those that"):
-        retinanet.resume(tmp_path / "run", ResumeConfig(data=other))
-    assert differences(whole, retinanet.resume(tmp_path / "run", ResumeConfig(data=moved))) == []
+        retinanet.resume(tmp_path / "run", data=other)
+    assert differences(whole, retinanet.resume(tmp_path / "run", data=moved)) == []
 
 
 def test_a_finished_run_is_not_resumed(whole):

@@ -107,6 +107,14 @@ def test_a_dump_with_other_weights_does_not_reproduce(diverged, tmp_path):
     assert not replay.run(tmp_path / "other.pt", ReplayConfig())
 
 
+def test_a_dump_without_one_of_its_parts_is_refused(diverged, tmp_path):
+    content = torch.load(diverged[0] / "dump-3.pt", weights_only=True)
+    for name in ("config", "levels", "boxes", "numbers"):
+        torch.save({key: value for key, value in content.items() if key != name}, tmp_path / "part.pt")
+        with pytest.raises(CheckpointError):
+            replay.run(tmp_path / "part.pt", ReplayConfig())
+
+
 def test_a_damaged_dump_is_refused(diverged, tmp_path):
     content = torch.load(diverged[0] / "dump-3.pt", weights_only=True)
     content["weights"]["box_subnet.3.weight"][0] += 1
@@ -155,6 +163,7 @@ def test_a_rate_that_does_not_fit_the_batch_is_told_at_once():
     assert "high for SGD with 2 images" in advice(batch=2).begin()[0]
     assert "low for SGD" in advice(rate=1e-5).begin()[0]
     assert advice(optimizer="adamw", rate=1e-4).begin() == []
+    assert "high for AdamW" in advice(optimizer="adamw", rate=1e-2).begin()[0]
 
 
 def test_a_run_without_positives_is_told_so_once():

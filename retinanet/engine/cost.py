@@ -17,12 +17,12 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data.dataset import Dataset, Floats, Integers
 from ..data.loader import Batch
-from ..distributed import gather, world
+from ..distributed import gather, together, world
 from ..errors import ConfigError
 from ..ops.anchors import inside
 from ..ops.assign import assign
 from ..structures import Targets
-from .machine import describe, pick_device
+from .machine import describe, pick_device, told
 from .optim import scaled_rate
 from .plan import plan, probe
 from .record import duration
@@ -39,7 +39,7 @@ LARGEST = 16
 """Times `lr_batch`: beyond, the rules for scaling the learning rate are not known to hold for detectors (Peng et al. 2018: 16 to 256)."""
 FEWEST = 8
 """Steps that an epoch keeps."""
-SIDES = ((0, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1 << 30))
+SIDES = ((0, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1 << 30))
 """Bins of object size at network scale, in pixels (the root of the area)."""
 LOOKED_AT = 2000
 """Pictures whose boxes are held against the anchors."""
@@ -61,29 +61,32 @@ class Memory:
 def dry_run(source: str | Path, config: TrainConfig) -> None:
     """Print memory, time and anchors of a training, and train nothing."""
     device = pick_device(config.device)
-    config = settled(config, device)
-    training, validation = open_training(source, config)
-    config = fitted(config, training, validation, device)
-    session = new_session(config, training, validation, device, filled=False)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in session.model.parameters()]
-    parameters, trained = sum(count for count, _ in sizes) / 1e6, sum(count for count, live in sizes if live) / 1e6
-    share = session.sampler.batch // world()
-    alike = min(config.micro_batch or share, share)
-    memory = measure(session)
-    log.info("%d images to train on, %d to validate on; %s", len(training), len(validation), describe(device))
-    log.info("%s, %d classes: %.1f million parameters, %.1f trained", config.model.backbone, len(training.names), parameters, trained)
-    log.info(
-        "memory: %s, and %s for each image of the largest shape: %s for %d at a time, of %s free",
-        *(gib(memory.fixed), gib(memory.image), gib(memory.step(alike)), alike, gib(memory.free)),
-    )
-    step, picture = probe(session)
-    per_epoch = session.sampler.steps_per_epoch
-    log.info("time: %.2f s a step, %d steps an epoch: %s an epoch", step, per_epoch, duration(step * per_epoch))
-    iterations, every = plan(session, time.perf_counter())
-    looks = -(-iterations // every)
-    whole = duration(step * iterations + looks * picture * len(validation))
-    log.info("  %d iterations (%.1f epochs) and %d validations: %s", iterations, iterations / per_epoch, looks, whole)
-    log.info("%s", anchor_table(session))
+    with together(), told():
+        config = settled(config, device)
+        training, validation = open_training(source, config)
+        config = fitted(config, training, validation, device)
+        log.info("%d images to train on, %d to validate on; %s", len(training), len(validation), describe(device))
+        session = new_session(config, training, validation, device, filled=False)
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in session.model.parameters()]
+        parameters, trained = sum(count for count, _ in sizes) / 1e6, sum(count for count, live in sizes if live) / 1e6
+        log.info("%s, %d classes: %.1f million parameters, %.1f trained", config.model.backbone, len(training.names), parameters, trained)
+        log.info("%s", anchor_table(session))
+        share = session.sampler.batch // world()
+        alike = min(config.micro_batch or share, share)
+        memory = measure(new_session(replace(config, micro_batch=None, compile=False), training, validation, device, filled=False))
+        log.info(
+            "memory: %s, and %s for each image of the largest shape: %s for %d at a time, of %s free",
+            *(gib(memory.fixed), gib(memory.image), gib(memory.step(alike)), alike, gib(memory.free)),
+        )
+        if min(gather(memory.free - memory.step(alike))) < 0:
+            raise ConfigError("that does not fit; set --micro-batch (less memory, the same result) or --batch auto, or lower --scale")
+        step, picture = probe(session)
+        per_epoch = session.sampler.steps_per_epoch
+        log.info("time: %.2f s a step, %d steps an epoch: %s an epoch", step, per_epoch, duration(step * per_epoch))
+        iterations, every = plan(session, time.perf_counter())
+        looks = -(-iterations // every)
+        whole = duration(step * iterations + looks * picture * len(validation))
+        log.info("  %d iterations (%.1f epochs) and %d validations: %s", iterations, iterations / per_epoch, looks, whole)
 
 
 def fitted(config: TrainConfig, training: Dataset, validation: Dataset, device: torch.device) -> TrainConfig:
@@ -96,7 +99,7 @@ def fitted(config: TrainConfig, training: Dataset, validation: Dataset, device: 
     most = max(1, min(LARGEST * config.lr_batch, len(training) // FEWEST) // world())
     room = (memory.free * SHARE[device.type] - memory.fixed) / max(1, memory.image)
     share = max(0, min(int(room), most))
-    if device.type == "cuda":
+    if device.type == "cuda" and world() == 1:  # with several, one that runs out would leave the others waiting
         share = confirmed(session, share)
     share = min(gather(share))
     if share < 1:
@@ -112,7 +115,7 @@ def fitted(config: TrainConfig, training: Dataset, validation: Dataset, device: 
     rate = scaled_rate(config.lr, batch, config.lr_batch, config.optimizer)
     rule = "the square root of the batch (AdamW)" if config.optimizer == "adamw" else "the batch (SGD)"
     log.info("  the learning rate goes with %s: %.3g for %d images, so %.3g", rule, config.lr, config.lr_batch, rate)
-    log.info("  the schedule counts images or epochs, so it has fewer steps; a budget in iterations stays as it is")
+    log.info("  the schedule counts images, so a larger batch has fewer steps; a --budget in iterations stays as it is")
     return replace(config, batch=batch)
 
 
@@ -120,19 +123,21 @@ def measure(session: Session) -> Memory:
     """Memory of steps on made-up images of the largest shape: measured on a GPU, estimated on a CPU. It spoils the session."""
     device = session.device
     if device.type == "cuda":
-        used = []
-        for images in (1, 2):
+        peaks: list[int] = []
+        for images in (1, 1, 2):  # the first step makes the optimiser's moments
+            fixed = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device) if images == 1 else 0
             try:
                 train_step(session, made_up(session, images), 0.0)
-            except torch.OutOfMemoryError as error:
-                raise ConfigError(
-                    f"{images} images of {session.config.model.scale} px do not fit in the GPU's memory; lower --scale"
-                ) from error
-            used.append(torch.cuda.max_memory_allocated(device))
+            except torch.OutOfMemoryError:
+                if not peaks:
+                    raise
+                peaks.append(2 * peaks[-1] - fixed)  # two do not fit: an image is all that the first one added
+                break
+            peaks.append(torch.cuda.max_memory_allocated(device))
+        torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-        return Memory(max(before, 2 * used[0] - used[1]), used[1] - used[0], free)
+        return Memory(2 * peaks[-2] - peaks[-1], peaks[-1] - peaks[-2], free)
     kept = []
     for images in (1, 2):  # weights are kept too: only the difference is the image's
         with kept_bytes() as storages:
@@ -158,7 +163,8 @@ def confirmed(session: Session, images: int) -> int:
 
 def made_up(session: Session, images: int) -> Batch:
     """Grey images of the largest padded shape of the data set, each with as many boxes as its fullest one."""
-    height, width = max((entry.canvas for entry in session.sampler.epoch(0)), key=lambda shape: shape[0] * shape[1])
+    shapes = np.unique(session.training.sizes, axis=0).tolist()  # a step of tall and wide pictures is as tall and as wide as any
+    height, width = session.preprocess.padded([session.preprocess.size(*shape) for shape in shapes])
     boxes = int(np.diff(session.training.first).max(initial=1))
     side = torch.tensor([0.0, 0.0, width / 4, height / 4])
     targets = Targets(side.expand(images, boxes, 4), torch.zeros(images, boxes, dtype=torch.long), torch.tensor([[height, width]] * images))
@@ -189,7 +195,7 @@ def free_memory() -> int:
         free = min(free, int(limit) - int(used))
     except (OSError, ValueError, KeyError):  # another system, or no limit ("max")
         pass
-    return free
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the processes of this machine share it
 
 
 def gib(count: float) -> str:
@@ -198,7 +204,7 @@ def gib(count: float) -> str:
 
 
 def anchors_of_objects(session: Session, pictures: int = LOOKED_AT) -> tuple[Integers, Floats, Integers]:
-    """How many anchors answer for each object of the first `pictures` shown: counts [M], root of the area in pixels [M], labels [M]."""
+    """How many anchors answer for each object of the first `pictures`, before jitter: counts [M], root of the area [M], labels [M]."""
     data, criterion = session.training, session.criterion
     counts, sides, labels = [], [], []
     for entry in session.sampler.epoch(0)[: max(1, pictures // session.sampler.batch)]:
@@ -219,13 +225,14 @@ def anchors_of_objects(session: Session, pictures: int = LOOKED_AT) -> tuple[Int
 
 
 def anchor_table(session: Session) -> str:
-    """Anchors per object by size and by class, as training will assign them."""
+    """Anchors per object by size and by class, by the rules of the training, without its jitter."""
     counts, sides, labels = anchors_of_objects(session)
-    lines = [f"{'anchors per object':<28}{'objects':>9}{'anchors':>9}{'none':>8}"]
+    seen = "" if len(session.training) <= LOOKED_AT else f" (of {LOOKED_AT} pictures)"
+    lines = [f"{'anchors per object' + seen:<40}{'objects':>9}{'anchors':>9}{'none':>8}"]
 
     def row(title: str, where: np.ndarray) -> None:
         if where.any():
-            lines.append(f"  {title:<26}{where.sum():>9}{counts[where].mean():>9.1f}{(counts[where] == 0).mean():>8.1%}")
+            lines.append(f"  {title:<38}{where.sum():>9}{counts[where].mean():>9.1f}{(counts[where] == 0).mean():>8.1%}")
 
     row("all", np.ones(len(counts), dtype=np.bool_))
     for low, high in SIDES:
