@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from . import __version__
-from .config import CheckConfig, DemoConfig, EvalConfig, PredictConfig, ReplayConfig, ResumeConfig
+from .config import CheckConfig, DemoConfig, EvalConfig, ImportConfig, PredictConfig, ReplayConfig, ResumeConfig
 from .distributed import first, rank
 from .errors import ConfigError, RetinaNetError, unknown
 from .presets import PRESETS, preset
@@ -100,6 +100,15 @@ def predict(arguments: list[str]) -> int:
     return 0 if run(model, paths, config) else 1
 
 
+def import_(arguments: list[str]) -> int:
+    """Turn another project's weights (torchvision's RetinaNet, .pth) into a file of ours that gives its boxes."""
+    foreign, config = parse("import", import_, arguments, ImportConfig(), "foreign")
+    from .weights.convert import run
+
+    run(foreign, config)
+    return 0
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo,
     "check": check,
@@ -107,6 +116,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "replay": replay,
     "eval": evaluate,
     "predict": predict,
+    "import": import_,
 }
 
 
@@ -167,7 +177,8 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
     model = Annotated[Positional[str], arg(metavar="MODEL", help="A run folder or a file of weights.")]
     paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help="Images, folders, globs, .txt lists; with --split a data set.")]
     dump = Annotated[Positional[str], arg(metavar="DUMP", help="dump-N.pt of a run folder.")]
-    kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths, "dump": dump}
+    foreign = Annotated[Positional[str], arg(metavar="FOREIGN", help="A file of another project: .pth, .pt or .pkl.")]
+    kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths, "dump": dump, "foreign": foreign}
     fields = [*((name, kinds[name]) for name in positionals), ("config", type(default), field(default=default))]
     words = make_dataclass("Words", fields)  # type: ignore[arg-type, unused-ignore]
     parsed: Any = tyro.cli(

@@ -38,6 +38,18 @@ class ModelConfig:
     """Height over width of the anchors."""
     anchor_center: float = 0.5
     """Where in its cell an anchor stands."""
+    anchor_rounding: bool = False
+    """Anchors of whole pixels, as torchvision's weights expect them."""
+    anchor_steps: Literal["stride", "picture"] = "stride"
+    """How far apart the anchors stand: the level's stride, or the padded picture's side over the map's (torchvision)."""
+    padding_anchors: Literal["dropped", "kept"] = "dropped"
+    """Answers of anchors whose centre lies in the padding."""
+    p6: Literal["c5", "p5"] = "c5"
+    """What the sixth pyramid level is computed from: C5, as printed, or P5."""
+    backbone_eps: float = 1e-5
+    """Added to the variance in the backbone's batch norm; torchvision's first weights have 0."""
+    resize: Literal["antialias", "plain"] = "antialias"
+    """antialias: on bytes, like Pillow; plain: on floats without antialiasing, sides rounded down (torchvision)."""
     scale: int = 600
     """Short side of a picture in pixels after resizing ..."""
     max_side: int | None = None
@@ -169,6 +181,18 @@ class ResumeConfig:
     """Loader processes; their number changes nothing that is learned. None: one on a CPU, up to eight beside a GPU."""
     micro_batch: int | None = None
     """Images that a process works on at a time. None: as before."""
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Another project's weights as ours."""
+
+    out: Path | None = None
+    """File to write. None: beside theirs, ending in .safetensors."""
+    names: Path | None = None
+    """Text file with the class names, one a line, when they are not COCO's."""
+    bn_eps: float | None = None
+    """eps of the backbone's batch norm, which no file tells. None: 0 for torchvision's own first file, else 1e-5."""
 
 
 @dataclass(frozen=True)

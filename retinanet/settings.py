@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_side": (32, 1 << 20),
     "anchor_size": (1e-3, 1e6),
     "train_scale": (32, 1 << 16),
+    "backbone_eps": (0, 1),
     "score_threshold": (0, 1 - 1e-9),
     "nms_threshold": (0, 1),
     "per_level": (1, 1 << 30),

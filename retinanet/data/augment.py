@@ -38,7 +38,9 @@ class Augment:
         low, high = self.jitter
         factor = low * (high / low) ** torch.rand(()).item() if low < high else low
         height, width = image.shape[-2:]
-        image = preprocess.resize(image, preprocess.scale * factor)
+        image = preprocess.resized(image, preprocess.scale * factor)
+        if image.is_floating_point():
+            image = image.round().byte()  # training needs no more than bytes, and the colours are changed in bytes
         new_height, new_width = image.shape[-2:]
         boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
         image, boxes, labels = crop(image, boxes, labels, canvas)

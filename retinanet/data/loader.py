@@ -74,7 +74,7 @@ class _Samples(TorchDataset[Batch | DataError]):
         labels = torch.from_numpy(self.data.labels[rows][single])
         if self.augment is None:
             height, width = image.shape[-2:]
-            image = self.preprocess.resize(image)
+            image = self.preprocess.resized(image)
             return image, boxes * torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2), labels
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
             torch.manual_seed(random_seed(self.seed, epoch, index, *([turn] if turn else [])))

@@ -19,7 +19,8 @@ from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
 from ..structures import Detections
-from ..weights.checkpoint import Card, load_model, postprocess_of, preprocess_of
+from ..weights.checkpoint import Card, postprocess_of, preprocess_of
+from ..weights.convert import load_any
 from .machine import autocast, pick_device, pick_workers
 
 Picture = str | Path | np.ndarray | Tensor | Any
@@ -67,11 +68,11 @@ class Detector:
         if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
             answers: dict[int, Detections] = {}
             pictures = enumerate(map(as_picture, images))  # one by one: a thousand full-size pictures need not fit in memory
-            prepared = ((i, self.preprocess.resize(picture), (picture.shape[1], picture.shape[2])) for i, picture in pictures)
+            prepared = ((i, self.preprocess.resized(picture), (picture.shape[1], picture.shape[2])) for i, picture in pictures)
             answers.update(self._in_batches(prepared, batch))
             return [answers[index] for index in range(len(images))]
         picture = as_picture(images)
-        resized, sizes = self.preprocess.stack([self.preprocess.resize(picture)])
+        resized, sizes = self.preprocess.stack([self.preprocess.resized(picture)])
         return self.answer(resized, sizes, [(picture.shape[1], picture.shape[2])])[0]
 
     def stream(
@@ -153,7 +154,7 @@ class _Pictures(TorchDataset[Any]):
             image = read_image(self.paths[index], self.max_pixels)
         except DataError as error:
             return index, str(error), (0, 0)
-        return index, self.preprocess.resize(image), (image.shape[1], image.shape[2])
+        return index, self.preprocess.resized(image), (image.shape[1], image.shape[2])
 
 
 def as_picture(image: Picture) -> Tensor:
@@ -185,7 +186,7 @@ def as_picture(image: Picture) -> Tensor:
 def load(model: str | Path, device: str = "auto", precision: str = "fp32", scale: int | None = None) -> Detector:
     """A detector from a run folder or a file of weights.
 
-    model      runs/cells (its model.safetensors) or a .safetensors file of ours
+    model      runs/cells (its model.safetensors), a .safetensors file of ours, or a .pth file of torchvision's RetinaNet
     device     cpu, cuda, cuda:1; auto: a GPU if there is one
     precision  fp32 or bf16
     scale      short side in pixels, when it is not to be the model's own
@@ -194,7 +195,7 @@ def load(model: str | Path, device: str = "auto", precision: str = "fp32", scale
     """
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision is fp32 or bf16, not {precision!r}")
-    network, card = load_model(find_model(model))
+    network, card = load_any(find_model(model))
     return detector_of(network, card, pick_device(device), precision, scale)
 
 

@@ -19,6 +19,7 @@ from ..distributed import first, rank, world
 from ..errors import ConfigError, DataError
 from ..structures import Detections
 from ..view.draw import draw, save
+from ..weights.checkpoint import sha256
 from .detector import Detector, find_model, load
 from .evaluate import in_model_classes, open_split
 from .parts import FAILED, PICTURES, begin, block_size, cut, done_blocks, merge, refuse_finished, write_part
@@ -184,12 +185,6 @@ def digest(data: Dataset) -> str:
     for image, file in zip(data.image_ids.tolist(), data.files.tolist(), strict=True):
         found.update(os.fsencode(f"{image} {os.path.join(root, file)}\n"))
     return found.hexdigest()[:16]
-
-
-def sha256(file: Path) -> str:
-    """Of the bytes of a file: a model that was trained again is another one, whatever its name."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def line(found: tuple[str, float, list[float]]) -> str:

@@ -17,7 +17,8 @@ from ..errors import DataError
 from ..presets import PRESETS
 from ..settings import override, to_json
 from ..view.draw import save
-from ..weights.checkpoint import Card, load_model, save_model, versions, write_whole
+from ..weights.checkpoint import Card, save_model, versions, write_whole
+from ..weights.convert import load_any
 from .cost import fitted
 from .detector import find_model
 from .evaluate import Evaluation, evaluate, write_evaluation
@@ -54,7 +55,7 @@ def train(data: str | Path, preset: str | None = None, **settings: Any) -> Path:
 def start_config(preset: str, init: Path | None = None) -> TrainConfig:
     """The preset of that name; with `init` the network of that model, whatever the preset says of it."""
     config = preset_config(preset)
-    return config if init is None else replace(config, model=load_model(find_model(init))[1].model, train_scale=None)
+    return config if init is None else replace(config, model=load_any(find_model(init))[1].model, train_scale=None)
 
 
 def run(source: str | Path, config: TrainConfig, preset_name: str | None = None) -> Path:

@@ -24,9 +24,10 @@ class Backbone(nn.Module):
 
     name   a timm model; ConfigError with the nearest names when there is none, or when it lacks one of the three maps
     norm   frozen: batch norm with fixed statistics (for pretrained weights); batch: live batch norm; group: group norm of 32
+    eps    added to the variance of batch norm
     """
 
-    def __init__(self, name: str = "resnet50", norm: str = "frozen") -> None:
+    def __init__(self, name: str = "resnet50", norm: str = "frozen", eps: float = 1e-5) -> None:
         super().__init__()
         if norm not in NORMS:
             raise unknown("backbone norm", norm, NORMS)
@@ -39,6 +40,9 @@ class Backbone(nn.Module):
         except TypeError as error:  # timm's constructors do not all take a norm layer
             raise ConfigError(f"backbone {name!r} cannot be built with {norm} norm: {error}") from error
         self.body = freeze_batch_norm_2d(body) if norm == "frozen" else body
+        for layer in self.body.modules():
+            if hasattr(layer, "running_var"):
+                layer.eps = eps
         self.channels: list[int] = self.body.feature_info.channels()
 
     def forward(self, images: Tensor) -> list[Tensor]:

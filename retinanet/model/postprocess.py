@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from ..errors import unknown
 from ..ops.anchors import inside
 from ..ops.boxes import clip, decode
+
+PADDING_ANCHORS = ("dropped", "kept")
 
 
 class Postprocess:
@@ -19,9 +22,20 @@ class Postprocess:
     per_level        the best (anchor, class) pairs of each level that are decoded
     nms_threshold    IoU above which the lower of two boxes of one class goes
     max_detections   at most so many of a picture
+    padding_anchors  dropped or kept: answers of anchors that are centred in the padding
     """
 
-    def __init__(self, score_threshold: float = 0.05, per_level: int = 1000, nms_threshold: float = 0.5, max_detections: int = 100) -> None:
+    def __init__(
+        self,
+        score_threshold: float = 0.05,
+        per_level: int = 1000,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        padding_anchors: str = "dropped",
+    ) -> None:
+        if padding_anchors not in PADDING_ANCHORS:
+            raise unknown("padding_anchors", padding_anchors, PADDING_ANCHORS)
+        self.padding_anchors = padding_anchors
         self.score_threshold = score_threshold
         self.per_level = per_level
         self.nms_threshold = nms_threshold
@@ -38,7 +52,7 @@ class Postprocess:
         logits   per level [B, HWA, K]
         offsets  per level [B, HWA, 4]
         anchors  per level [HWA, 4]
-        sizes    [B, 2] height and width of each picture inside the batch; anchors centred in the padding are dropped
+        sizes    [B, 2] height and width of each picture inside the batch
         """
         levels = [self._candidates(*level, sizes) for level in zip(logits, offsets, anchors, strict=True)]
         x, labels, boxes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
@@ -48,7 +62,9 @@ class Postprocess:
     def _candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of one level: logits [B, P], labels [B, P], boxes [B, P, 4]. No Python loop over pictures or classes."""
         _, count, classes = logits.shape
-        best = logits.amax(dim=2).float().masked_fill(~inside(anchors, sizes), -torch.inf)
+        best = logits.amax(dim=2).float()
+        if self.padding_anchors == "dropped":
+            best = best.masked_fill(~inside(anchors, sizes), -torch.inf)
         # every pair among the best P has its anchor among the best P anchors, by best class
         _, kept = best.topk(min(self.per_level, count), dim=1)
         pairs = logits.gather(1, kept[..., None].expand(-1, -1, classes)).float()

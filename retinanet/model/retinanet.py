@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 from ..ops.anchors import RATIOS, SCALES, STRIDES, grid_anchors
 from .backbone import Backbone
 from .pyramid import Pyramid
 from .subnets import subnet
 
+STEPS = ("stride", "picture")
 KEPT_SHAPES = 32
 """Shapes whose anchors are kept: aspect ratios vary from batch to batch, and making anchors anew costs more than keeping them."""
 
@@ -30,6 +31,9 @@ class RetinaNet(nn.Module):
     anchor_size    side of the smallest anchor of a level, in strides: 4 gives 32 px on P3
     anchor_scales  octave steps; anchor_ratios: height over width; their product is the number of anchors of a cell
     anchor_center  where in its cell an anchor stands, 0.5 being the middle
+    anchor_rounding, anchor_steps   see `ops.anchors`: whole pixels; cells a stride apart, or the padded picture over the map
+    p6             what P6 is computed from: c5 (as printed, footnote 2) or p5
+    backbone_eps   added to the variance in the backbone's batch norm
     """
 
     def __init__(
@@ -45,14 +49,21 @@ class RetinaNet(nn.Module):
         anchor_scales: Sequence[float] = SCALES,
         anchor_ratios: Sequence[float] = RATIOS,
         anchor_center: float = 0.5,
+        anchor_rounding: bool = False,
+        anchor_steps: str = "stride",
+        p6: str = "c5",
+        backbone_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ConfigError(f"a detector needs at least one class, not {num_classes}")
         self.num_classes = num_classes
+        if anchor_steps not in STEPS:
+            raise unknown("anchor steps", anchor_steps, STEPS)
         self.anchor_settings = (anchor_size, tuple(anchor_scales), tuple(anchor_ratios), anchor_center)
-        self.backbone = Backbone(backbone, backbone_norm)
-        self.pyramid = Pyramid(self.backbone.channels, channels)
+        self.anchor_rounding, self.anchor_steps = anchor_rounding, anchor_steps
+        self.backbone = Backbone(backbone, backbone_norm, backbone_eps)
+        self.pyramid = Pyramid(self.backbone.channels, channels, p6)
         per_cell = len(anchor_scales) * len(anchor_ratios)
         self.class_subnet = subnet(per_cell * num_classes, channels, depth, subnet_norm, prior)
         self.box_subnet = subnet(per_cell * 4, channels, depth, subnet_norm)
@@ -77,7 +88,9 @@ class RetinaNet(nn.Module):
             if len(self._anchors) >= KEPT_SHAPES:
                 self._anchors.pop(next(iter(self._anchors)))
             with torch.inference_mode(False):  # made in an evaluation, they must still serve in training
-                self._anchors[key] = grid_anchors(shapes, STRIDES, size, scales, ratios, center, images.device)
+                picture = (height, width) if self.anchor_steps == "picture" else None
+                settings = (size, scales, ratios, center, images.device, self.anchor_rounding, picture)
+                self._anchors[key] = grid_anchors(shapes, STRIDES, *settings)
         return self._anchors[key]
 
 

@@ -15,12 +15,21 @@ RATIOS = (0.5, 1.0, 2.0)
 """Height over width."""
 
 
-def cell_anchors(stride: int, size: float = 4.0, scales: Sequence[float] = SCALES, ratios: Sequence[float] = RATIOS) -> Tensor:
-    """The S x R anchors of a cell whose centre is (0, 0): [S * R, 4], scales outermost; a base side is `size` x `stride` pixels."""
-    sides = torch.tensor([size * stride * scale for scale in scales], dtype=torch.float64)[:, None]
-    root = torch.tensor(list(ratios), dtype=torch.float64).sqrt()[None]
-    half_width, half_height = (sides / root / 2).flatten(), (sides * root / 2).flatten()
-    return torch.stack([-half_width, -half_height, half_width, half_height], dim=1).float()
+def cell_anchors(
+    stride: int, size: float = 4.0, scales: Sequence[float] = SCALES, ratios: Sequence[float] = RATIOS, rounded: bool = False
+) -> Tensor:
+    """The S x R anchors of a cell whose centre is (0, 0): [S * R, 4], scales outermost; a base side is `size` x `stride` pixels.
+
+    rounded  sides are cut to whole pixels and then corners rounded, as torchvision has it (its `_default_anchorgen` and
+             `AnchorGenerator.generate_anchors`, in float32): 40.3 x 40.3 becomes 40 x 40
+    """
+    kind = torch.float32 if rounded else torch.float64
+    sides = torch.tensor([int(size * stride * scale) if rounded else size * stride * scale for scale in scales], dtype=kind)[:, None]
+    root = torch.tensor(list(ratios), dtype=kind).sqrt()[None]
+    # torchvision multiplies by the reciprocal, and rounding halves makes the last bit count
+    half_width, half_height = (sides * (1 / root) / 2).flatten(), (sides * root / 2).flatten()
+    anchors = torch.stack([-half_width, -half_height, half_width, half_height], dim=1)
+    return (anchors.round() if rounded else anchors).float()
 
 
 def grid_anchors(
@@ -31,18 +40,23 @@ def grid_anchors(
     ratios: Sequence[float] = RATIOS,
     center: float = 0.5,
     device: torch.device | None = None,
+    rounded: bool = False,
+    picture: tuple[int, int] | None = None,
 ) -> list[Tensor]:
     """Per level the anchors [H * W * S * R, 4] of a map of (H, W) cells: rows, columns, scales, ratios.
 
     Cell (i, j) has its centre at ((j + center) x stride, (i + center) x stride) pixels.
+    picture  height and width: cells then stand height // H and width // W pixels apart, which is less than the stride where a map
+             was rounded up (torchvision's rule)
     """
     levels = []
     for (height, width), stride in zip(shapes, strides, strict=True):
-        y = (torch.arange(height, device=device) + center) * stride
-        x = (torch.arange(width, device=device) + center) * stride
+        down, across = (stride, stride) if picture is None else (picture[0] // height, picture[1] // width)
+        y = (torch.arange(height, device=device) + center) * down
+        x = (torch.arange(width, device=device) + center) * across
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)  # [H, W, 4]
-        levels.append((centers[:, :, None] + cell_anchors(stride, size, scales, ratios).to(centers)).reshape(-1, 4))
+        levels.append((centers[:, :, None] + cell_anchors(stride, size, scales, ratios, rounded).to(centers)).reshape(-1, 4))
     return levels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -26,9 +27,9 @@ from ..settings import check, fits, from_json
 
 FORMAT = 1
 KEY = "retinanet"  # one key only: several are written in a random order, and the same model would give different bytes
-NETWORK = ("backbone", "backbone_norm", "channels", "depth", "subnet_norm", "prior")
-ANCHORS = ("anchor_size", "anchor_scales", "anchor_ratios", "anchor_center")
-ANSWERS = ("score_threshold", "per_level", "nms_threshold", "max_detections")
+NETWORK = ("backbone", "backbone_norm", "backbone_eps", "channels", "depth", "subnet_norm", "p6", "prior")
+ANCHORS = ("anchor_size", "anchor_scales", "anchor_ratios", "anchor_center", "anchor_rounding", "anchor_steps")
+ANSWERS = ("score_threshold", "per_level", "nms_threshold", "max_detections", "padding_anchors")
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def build(config: ModelConfig, num_classes: int) -> RetinaNet:
 def preprocess_of(config: ModelConfig, scale: int | None = None) -> Preprocess:
     """How this model wants its pictures; `scale` overrides the short side (a fixed long side goes along)."""
     if scale is None or scale == config.scale:
-        return Preprocess(config.scale, config.max_side)
-    return Preprocess(scale, round(config.max_side * scale / config.scale) if config.max_side else None)
+        return Preprocess(config.scale, config.max_side, resize=config.resize)
+    return Preprocess(scale, round(config.max_side * scale / config.scale) if config.max_side else None, resize=config.resize)
 
 
 def postprocess_of(config: ModelConfig) -> Postprocess:
@@ -171,6 +172,12 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def sha256(file: Path) -> str:
+    """Of the bytes of a file: a model that was trained again is another one, whatever its name."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

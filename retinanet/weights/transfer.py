@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.retinanet import RetinaNet
-from .checkpoint import load_model
+from .convert import load_any
 
 log = logging.getLogger("retinanet")
 
@@ -20,7 +20,7 @@ def start_from(model: RetinaNet, names: Sequence[str], source: Path) -> None:
 
     CheckpointError when the file cannot be read. A tensor of another shape keeps its fresh values, as do the rows of new classes.
     """
-    donor, card = load_model(source)
+    donor, card = load_any(source)
     theirs = donor.state_dict()
     mine = model.state_dict()
     last = [f"class_subnet.{len(model.class_subnet) - 1}.{part}" for part in ("weight", "bias")]

@@ -15,7 +15,7 @@ from .arrays import DTYPES, Array, Dtype, Placeholder, Storage, Storages, Stored
 
 STEPS = 2_000_000  # opcodes, keys and values of the answer: a checkpoint has some ten thousand, what doubles sixty times never ends
 DEPTH = 100  # of containers in containers; a cycle is deeper than any number
-ODD_KEYS = 10_000  # keys that are no text: their hashes can be chosen to collide, and n such keys take n^2 comparisons
+ODD_KEYS = 10_000  # keys that are no text: hashes of tuples can be chosen to collide, and n such keys take n^2 comparisons
 COPIES = 8  # how often a file's bytes may be used: tied weights are used twice, a storage seen through a million tensors ends here
 FRESH: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,

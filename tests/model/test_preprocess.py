@@ -33,11 +33,11 @@ def test_pixels_become_zero_mean_unit_deviation_and_padding_zero():
 
 def test_a_picture_of_the_right_size_is_left_alone():
     image = torch.randint(0, 255, (3, 64, 80), dtype=torch.uint8)
-    assert Preprocess(64).resize(image) is image
+    assert Preprocess(64).resized(image) is image
 
 
 def test_shrinking_averages_instead_of_picking_pixels():
     stripes = torch.zeros(3, 256, 256, dtype=torch.uint8)
     stripes[:, :, ::2] = 255
-    small = Preprocess(64).resize(stripes).float()
+    small = Preprocess(64).resized(stripes).float()
     assert (small - 127.5).abs().max() < 30
