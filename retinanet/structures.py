@@ -20,11 +20,13 @@ class Targets:
     boxes   [B, G, 4]  xyxy in pixels of the padded batch, float32; zeros where padded
     labels  [B, G]     0..K-1, int64; -1 where padded
     sizes   [B, 2]     height and width of each picture inside the padded batch, float32
+    seeds   [B]        what is drawn at random for a picture follows from its number, int64, on the CPU; None: from torch's own generator
     """
 
     boxes: Tensor
     labels: Tensor
     sizes: Tensor
+    seeds: Tensor | None = None
 
     def __post_init__(self) -> None:
         batch, count = self.labels.shape
@@ -48,16 +50,17 @@ class Targets:
         return len(self.labels)
 
     def __getitem__(self, index: slice) -> Targets:
-        return Targets(self.boxes[index], self.labels[index], self.sizes[index])
+        seeds = None if self.seeds is None else self.seeds[index]
+        return Targets(self.boxes[index], self.labels[index], self.sizes[index], seeds)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """The same targets on another device."""
         boxes, labels, sizes = (part.to(device, non_blocking=non_blocking) for part in (self.boxes, self.labels, self.sizes))
-        return Targets(boxes, labels, sizes)
+        return Targets(boxes, labels, sizes, self.seeds)
 
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory (called by the data loader)."""
-        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.sizes.pin_memory())
+        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.sizes.pin_memory(), self.seeds)
 
 
 @dataclass(frozen=True)

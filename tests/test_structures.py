@@ -1,6 +1,7 @@
 """Targets and detections check themselves."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,9 @@ def test_targets_are_padded_to_the_fullest_picture():
     assert len(targets) == 2
     assert targets[1:].sizes.tolist() == [[30, 40]]
     assert targets.to("cpu").labels.tolist() == targets.labels.tolist()
+    assert targets[1:].seeds is None
+    seeded = replace(targets, seeds=torch.tensor([5, 7]))
+    assert seeded[1:].to("cpu").seeds.tolist() == [7]
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 5), (2, 3, 4), (1, 2, 4)])

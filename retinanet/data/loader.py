@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ class _Samples(TorchDataset[Batch | DataError]):
         images, sizes = self.preprocess.stack([image for image, _, _ in samples], entry.canvas)
         size_pairs = [(int(height), int(width)) for height, width in sizes.tolist()]
         targets = Targets.pad([boxes for _, boxes, _ in samples], [labels for _, _, labels in samples], size_pairs)
-        return Batch(images, targets, torch.tensor(entry.indices))
+        seeds = torch.tensor([random_seed(self.seed, entry.epoch, *which, 1) for which in zip(entry.indices, entry.turns, strict=True)])
+        return Batch(images, replace(targets, seeds=seeds), torch.tensor(entry.indices))
 
     def sample(self, epoch: int, index: int, turn: int, canvas: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """One picture at network size [3, h, w] uint8, its boxes [G, 4] and labels [G]; crowds are not for training."""

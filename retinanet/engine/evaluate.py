@@ -79,8 +79,8 @@ def evaluate(
     parts = gather((mine, totals))
     results = merge([part for part, _ in parts])
     sums = {name: sum(some.get(name, 0.0) for _, some in parts) for name in parts[0][1]}
-    divisor = max(1.0, sums.pop("positives")) if criterion is not None and criterion.normalize == "step" else 1.0
-    losses = {name: value / divisor for name, value in sums.items() if name != "positives"}
+    positives = max(1.0, sums.pop("positives"))
+    losses = {name: value / (positives if criterion is not None and name in criterion.shared else 1) for name, value in sums.items()}
     return Evaluation(from_first(lambda: coco_metrics(data, results)), results, losses)
 
 

@@ -37,7 +37,7 @@ def run(dump: str | Path, config: ReplayConfig) -> bool:
         model = build(settings.model, len(content["names"]))
         model.load_state_dict(content["weights"])
         criterion = Criterion(**{**asdict(settings.criterion), "alpha": content["alpha"]})
-        targets = Targets(content["boxes"], content["labels"], content["sizes"])
+        targets = Targets(content["boxes"], content["labels"], content["sizes"], content.get("seeds"))
         recorded = {name: [float(value) for value in content["levels"][name]] for name in ("class_loss", "box_loss")}
         recorded_norm = float(content["numbers"]["gradient_norm"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -112,6 +112,7 @@ def write_dump(path: Path, session: Session, batch: Batch, numbers: dict[str, An
         "boxes": batch.targets.boxes,
         "labels": batch.targets.labels,
         "sizes": batch.targets.sizes,
+        "seeds": batch.targets.seeds,
         "weights": weights,
         "checksum": checksum(weights),
     }

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import unknown
+from ..errors import ConfigError, unknown
 from ..ops import losses
 from ..ops.anchors import inside
 from ..ops.assign import BACKGROUND, IGNORE, assign
 from ..ops.boxes import decode, encode
-from ..ops.fused import LOSSES, class_loss
+from ..ops.fused import LOSSES, anchor_losses, class_loss
+from ..ops.mining import HARD, random_sample
 from ..structures import Targets
 
 BOX_LOSSES = ("smooth_l1", "l1", "giou")
 NORMALIZERS = ("step", "image")
+MINING = ("none", *HARD, "random")
 
 
 @dataclass(frozen=True)
@@ -27,24 +29,34 @@ class Matched:
     labels     [B, A]     0..K-1, BACKGROUND or IGNORE
     boxes      [B, A, 4]  the ground truth of each positive; the anchor itself elsewhere
     positives  [B]        positive anchors of each picture, float32
+    drawn      [B, A]     with random mining: true where the anchor is in its picture's minibatch; else None
     """
 
     labels: Tensor
     boxes: Tensor
     positives: Tensor
+    drawn: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Matched:
-        return Matched(self.labels[rows], self.boxes[rows], self.positives[rows])
+        drawn = None if self.drawn is None else self.drawn[rows]
+        return Matched(self.labels[rows], self.boxes[rows], self.positives[rows], drawn)
 
 
 class Criterion:
     """Class loss over all anchors plus box loss over the positives, both divided by the number of positives.
 
-    loss            cross_entropy, balanced (alpha), focal (alpha, gamma), focal_star (alpha, gamma, beta)
+    loss            cross_entropy, balanced (alpha), focal (alpha, gamma), focal_star (alpha, gamma, beta), hinge (alpha, margin)
     alpha           weight of the positives: a number, one for each class [K], or None for 1 and 1
+    mining          none: the class loss is over all anchors; ohem, ohem-1:3, random: over a minibatch of each picture (`ops.mining`)
+    mining_batch, mining_nms   anchors of a minibatch; IoU above which OHEM leaves out the easier of two anchors, or None
     box_loss        smooth_l1 (over offsets; the paper's), l1 (over offsets) or giou (over boxes), times box_weight
     positive, negative, force_above   see `ops.assign`
     normalize       step: by the positives of the whole step, at least 1; image: each picture by its own (the paper's text), averaged
+
+    With mining the class loss, whatever `normalize` says, is the mean over each picture's minibatch, averaged over the pictures of the
+    step. The paper is silent; Fast R-CNN and OHEM take means over the minibatch. How many anchors NMS leaves is known only after the
+    forward pass, too late for a step of several micro-batches to share it; where all minibatches are full, as they are but for
+    ohem-1:3, it is the mean over those of the whole step.
     """
 
     def __init__(
@@ -53,6 +65,10 @@ class Criterion:
         alpha: float | Sequence[float] | None = 0.25,
         gamma: float = 2.0,
         beta: float = 1.0,
+        margin: float = 0.5,
+        mining: str = "none",
+        mining_batch: int = 512,
+        mining_nms: float | None = 0.7,
         box_loss: str = "smooth_l1",
         smooth_l1_beta: float = 1 / 9,
         box_weight: float = 1.0,
@@ -61,27 +77,39 @@ class Criterion:
         force_above: float | None = 0.4,
         normalize: str = "step",
     ) -> None:
-        for kind, name, known in (("class loss", loss, LOSSES), ("box loss", box_loss, BOX_LOSSES), ("normalize", normalize, NORMALIZERS)):
+        names = (("class loss", loss, LOSSES), ("mining", mining, MINING))
+        for kind, name, known in (*names, ("box loss", box_loss, BOX_LOSSES), ("normalize", normalize, NORMALIZERS)):
             if name not in known:
                 raise unknown(kind, name, known)
-        self.loss, self.gamma, self.beta = loss, gamma, beta
+        if mining_batch < 4:
+            raise ConfigError(f"mining_batch must be at least 4, a positive and three negatives, not {mining_batch}")
+        self.loss, self.gamma, self.beta, self.margin = loss, gamma, beta, margin
+        self.mining, self.mining_batch, self.mining_nms = mining, mining_batch, mining_nms
         self.alpha = torch.tensor(alpha) if isinstance(alpha, Sequence) else alpha
         self.box_loss, self.smooth_l1_beta, self.box_weight = box_loss, smooth_l1_beta, box_weight
         self.positive, self.negative, self.force_above = positive, negative, force_above
         self.normalize = normalize
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The losses that are divided by the positives of the whole step, so that parts of it need their number."""
+        if self.normalize == "image":
+            return ()
+        return ("class_loss", "box_loss") if self.mining == "none" else ("box_loss",)
 
     @torch.no_grad()
     def match(self, anchors: list[Tensor], targets: Targets) -> Matched:
         """Per level anchors [HWA, 4] and the targets of B pictures -> what every anchor should say."""
         flat = torch.cat(anchors)
         index = assign(flat, targets.boxes, inside(flat, targets.sizes), self.positive, self.negative, self.force_above)
+        drawn = self._drawn(index, targets.seeds) if self.mining == "random" else None
         if targets.labels.shape[1] == 0:
-            return Matched(index, flat.expand(len(targets), -1, -1), index.new_zeros(len(targets), dtype=torch.float32))
+            return Matched(index, flat.expand(len(targets), -1, -1), index.new_zeros(len(targets), dtype=torch.float32), drawn)
         matched = index >= 0
         safe = index.clamp(min=0)
         labels = torch.where(matched, targets.labels.gather(1, safe), index)
         boxes = targets.boxes.gather(1, safe[..., None].expand(-1, -1, 4))
-        return Matched(labels, torch.where(matched[..., None], boxes, flat), matched.sum(dim=1).float())
+        return Matched(labels, torch.where(matched[..., None], boxes, flat), matched.sum(dim=1).float(), drawn)
 
     def __call__(
         self,
@@ -124,22 +152,60 @@ class Criterion:
         counts = [level.shape[1] for level in logits]
         labels = matched.labels.split(counts, dim=1)
         boxes = matched.boxes.split(counts, dim=1)
+        if self.mining == "none":
+            class_losses = [self._class_loss(x, label, weights) for x, label in zip(logits, labels, strict=True)]
+        else:
+            chosen = self._minibatches(logits, anchors, matched)
+            means = 1 / (chosen.sum(dim=1).clamp(min=1) * (pictures or batch))  # [B]
+            parts = zip(logits, labels, chosen.split(counts, dim=1), strict=True)
+            class_losses = [self._by_picture(picked(x, which), picked(label, which), means) for x, label, which in parts]
         return {
-            "class_loss": [self._class_loss(x, label, weights) for x, label in zip(logits, labels, strict=True)],
+            "class_loss": class_losses,
             "box_loss": [
                 self._box_loss(level, anchor, box, label, weights) * self.box_weight
                 for level, anchor, box, label in zip(offsets, anchors, boxes, labels, strict=True)
             ],
         }
 
-    def _class_loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def _settings(self, device: torch.device) -> tuple[str, float | Tensor | None, float, float, float]:
+        """What `ops.fused` wants to know of the class loss."""
         if isinstance(self.alpha, Tensor):
-            self.alpha = self.alpha.to(logits.device)  # once: a copy to a GPU makes the step wait
-        settings = (self.loss, self.alpha, self.gamma, self.beta)
+            self.alpha = self.alpha.to(device)  # once: a copy to a GPU makes the step wait
+        return self.loss, self.alpha, self.gamma, self.beta, self.margin
+
+    def _class_loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Over all anchors of a level: logits [B, HWA, K], labels [B, HWA], weights [B]."""
         if self.normalize == "step":  # one weight for all: one pass over the level
-            return class_loss(logits, labels, *settings) * weights[0]
+            return class_loss(logits, labels, *self._settings(logits.device)) * weights[0]
+        return self._by_picture(logits, labels, weights)
+
+    def _by_picture(self, logits: Iterable[Tensor], labels: Iterable[Tensor], weights: Tensor) -> Tensor:
+        """Over some anchors of each picture: logits B x [n, K], labels B x [n], weights [B]."""
+        settings = self._settings(weights.device)
         parts = [class_loss(x, label, *settings) * weight for x, label, weight in zip(logits, labels, weights, strict=True)]
         return torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def _minibatches(self, logits: list[Tensor], anchors: list[Tensor], matched: Matched) -> Tensor:
+        """[B, A]: which anchors the class loss is over."""
+        if self.mining == "random":
+            assert matched.drawn is not None, "matched by another criterion"
+            return matched.drawn
+        labels = matched.labels.split([level.shape[1] for level in logits], dim=1)
+        settings = self._settings(logits[0].device)
+        scores = torch.cat([anchor_losses(x, label, *settings) for x, label in zip(logits, labels, strict=True)], dim=1)
+        flat, chosen = torch.cat(anchors), torch.zeros_like(matched.labels, dtype=torch.bool)
+        for row, score, label in zip(chosen, scores, matched.labels, strict=True):
+            row[HARD[self.mining](score, label, flat, self.mining_batch, self.mining_nms)] = True
+        return chosen
+
+    def _drawn(self, labels: Tensor, seeds: Tensor | None) -> Tensor:
+        """[B, A]: the random minibatch of each picture, which its seed decides: not when it is drawn, nor with which others."""
+        chosen = torch.zeros_like(labels, dtype=torch.bool)
+        for picture, (row, label) in enumerate(zip(chosen, labels, strict=True)):
+            generator = None if seeds is None else torch.Generator().manual_seed(int(seeds[picture]))
+            row[random_sample(label, self.mining_batch, generator)] = True
+        return chosen
 
     def _box_loss(self, offsets: Tensor, anchors: Tensor, boxes: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         positive = (labels >= 0)[..., None]
@@ -156,4 +222,10 @@ class Criterion:
         return (torch.where(positive[..., 0], loss, 0).sum(dim=1) * weights).sum()
 
 
-__all__ = ["BACKGROUND", "BOX_LOSSES", "IGNORE", "NORMALIZERS", "Criterion", "Matched"]
+def picked(values: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
+    """values [B, N, ...] -> of each picture those that are `chosen` [B, N]. One gather for all, since its gradient is of the full size."""
+    parts: tuple[Tensor, ...] = values[chosen].split(chosen.sum(dim=1).tolist())
+    return parts
+
+
+__all__ = ["BACKGROUND", "BOX_LOSSES", "IGNORE", "MINING", "NORMALIZERS", "Criterion", "Matched"]

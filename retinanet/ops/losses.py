@@ -85,6 +85,16 @@ def softmax_focal_loss(
     return reduce(loss, reduction)
 
 
+def hinge_loss(logits: Tensor, targets: Tensor, margin: float = 0.5, alpha: Alpha = None, reduction: str = "none") -> Tensor:
+    """max(0, margin - p_t): nothing is asked of the truth above that probability (Sec. 5.1, where it did not train).
+
+    margin above 0 and at most 1; the rest as in `balanced_cross_entropy`.
+    """
+    check_margin(margin)
+    loss = F.relu(margin - torch.sigmoid(signed(logits, targets)))
+    return reduce(loss * alpha_t(loss, targets, alpha), reduction)
+
+
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1 / 9, reduction: str = "none") -> Tensor:
     """0.5 d^2 / beta where |d| < beta, else |d| - beta / 2 (Fast R-CNN); [..., 4] offsets against [..., 4] offsets."""
     if beta == 0:
@@ -120,6 +130,12 @@ def check(logits: Tensor, targets: Tensor, gamma: float = 0.0) -> None:
         raise ConfigError(f"targets must be dense, of the logits' shape {list(logits.shape)}, not {list(targets.shape)}")
     if gamma < 0:
         raise ConfigError(f"gamma must be at least 0, not {gamma}")
+
+
+def check_margin(margin: float) -> None:
+    """A margin without meaning is a ConfigError: no probability is below 0 or above 1."""
+    if not 0 < margin <= 1:
+        raise ConfigError(f"margin must be above 0 and at most 1, not {margin}")
 
 
 def alpha_t(like: Tensor, targets: Tensor, alpha: Alpha) -> Tensor | float:

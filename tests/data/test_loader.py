@@ -66,6 +66,22 @@ def test_processes_share_a_step_without_changing_it(data):
     assert torch.cat([share.indices for share in shares]).tolist() == whole.indices.tolist()
 
 
+def test_the_seed_of_a_picture_follows_from_seed_epoch_and_index_whoever_loads_it(data):
+    def seeds(start, stop, seed=0, batch=2, rank=0, world=1):
+        sampler = Sampler(data.sizes, batch, seed, PREPROCESS, None, rank, world)
+        batches = training_batches(data, PREPROCESS, STRONG, sampler, start, stop)
+        return {
+            (index, seed) for batch in batches for index, seed in zip(batch.indices.tolist(), batch.targets.seeds.tolist(), strict=True)
+        }
+
+    steps = Sampler(data.sizes, 2, 0, PREPROCESS).steps_per_epoch
+    whole = seeds(0, 2 * steps)
+    assert whole == seeds(0, 1) | seeds(1, 2 * steps)
+    assert whole == seeds(0, 2 * steps, rank=0, world=2) | seeds(0, 2 * steps, rank=1, world=2)
+    assert len(whole) == 2 * len(data)  # each picture has another one in each epoch
+    assert not whole & seeds(0, 2 * steps, seed=1)
+
+
 def test_evaluation_boxes_are_those_of_the_file_at_network_scale(data):
     for batch in evaluation_batches(data, PREPROCESS, 2):
         for row, index in enumerate(batch.indices.tolist()):

@@ -1,14 +1,16 @@
 """The criterion: hand-made cases and independent formulas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from retinanet.errors import ConfigError
-from retinanet.model.criterion import Criterion
+from retinanet.model.criterion import MINING, Criterion
 from retinanet.ops import losses
 from retinanet.ops.assign import BACKGROUND, IGNORE
+from retinanet.ops.fused import LOSSES
 from retinanet.structures import Targets
 
 ANCHORS = [torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10]]), torch.tensor([[0.0, 0, 20, 20]])]
@@ -112,7 +114,137 @@ def test_bf16_predictions_are_scored_in_float32():
         torch.testing.assert_close(low[name], high[name])
 
 
-@pytest.mark.parametrize("setting", [{"loss": "focl"}, {"box_loss": "l3"}, {"normalize": "batch"}])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_class_loss_is_its_dense_form_over_the_positives(loss):
+    logits, offsets = outputs()
+    criterion = Criterion(loss=loss, gamma=1.5, beta=0.5, margin=0.4)
+    found = criterion(logits, offsets, ANCHORS, criterion.match(ANCHORS, targets()))["class_loss"]
+    dense = {
+        "cross_entropy": losses.cross_entropy,
+        "balanced": losses.balanced_cross_entropy,
+        "focal": lambda x, y: losses.focal_loss(x, y, 0.25, 1.5),
+        "focal_star": lambda x, y: losses.focal_loss_star(x, y, 1.5, 0.5, 0.25),
+        "hinge": lambda x, y: losses.hinge_loss(x, y, 0.4, 0.25),
+    }
+    one_hot = torch.tensor([[0.0, 1], [0, 0], [0, 0]])
+    torch.testing.assert_close(found, dense[loss](torch.cat(logits, dim=1)[0], one_hot).sum())
+
+
+GRID = [torch.tensor([[x, y, x + 10.0, y + 10] for y in range(0, side, 10) for x in range(0, side, 10)]) for side in (100, 30)]
+
+
+def crowd(pictures=3, classes=2):
+    """Logits and offsets that need a gradient, and targets of which the last picture has none, over 100 and 9 anchors."""
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(pictures, len(level), classes, generator=generator).mul(3).requires_grad_() for level in GRID]
+    offsets = [torch.randn(pictures, len(level), 4, generator=generator).requires_grad_() for level in GRID]
+    boxes = [torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])] * (pictures - 1) + [torch.zeros(0, 4)]
+    labels = [torch.tensor([0, 1])] * (pictures - 1) + [torch.zeros(0, dtype=torch.long)]
+    return logits, offsets, replace(Targets.pad(boxes, labels, [(100, 100)] * pictures), seeds=torch.arange(pictures))
+
+
+def learned_from(logits):
+    """[B, A] where the class loss has a gradient."""
+    return torch.cat([level.grad.any(dim=2) for level in logits], dim=1)
+
+
+def test_ohem_is_the_mean_over_the_hardest_and_nothing_else_has_a_gradient():
+    logits, offsets, wanted = crowd()
+    criterion = Criterion(loss="cross_entropy", mining="ohem", mining_batch=8, mining_nms=None)
+    matched = criterion.match(GRID, wanted)
+    found = criterion(logits, offsets, GRID, matched)["class_loss"]
+    found.backward()
+    one_hot = torch.nn.functional.one_hot(matched.labels.clamp(min=0), 2) * (matched.labels >= 0)[..., None]
+    every = losses.cross_entropy(torch.cat(logits, dim=1), one_hot.float()).sum(dim=2)
+    hardest = every.topk(8, dim=1)
+    torch.testing.assert_close(found, hardest.values.mean())
+    assert torch.equal(learned_from(logits), torch.zeros_like(every).scatter(1, hardest.indices, 1).bool())
+
+
+def test_nms_compares_anchors():
+    """On both levels there is an anchor of (0, 0, 10, 10): with NMS only the harder of each such two can be chosen."""
+    logits, offsets, wanted = crowd()
+    criterion = Criterion(mining="ohem", mining_batch=100)
+    criterion(logits, offsets, GRID, criterion.match(GRID, wanted))["class_loss"].backward()
+    chosen = learned_from(logits)
+    small = chosen[:, :100].reshape(3, 10, 10)[:, :3, :3].flatten(1)
+    assert torch.equal(small, ~chosen[:, 100:])
+    assert chosen.sum().item() == 300
+
+
+@pytest.mark.parametrize(("mining", "positives", "negatives"), [("ohem-1:3", [2, 2, 0], [6, 6, 9]), ("random", [2, 2, 0], [10, 10, 12])])
+def test_positives_and_negatives_of_a_minibatch(mining, positives, negatives):
+    logits, offsets, wanted = crowd()
+    criterion = Criterion(mining=mining, mining_batch=12, mining_nms=None, force_above=None)
+    matched = criterion.match(GRID[:1], wanted)
+    criterion(logits[:1], offsets[:1], GRID[:1], matched)["class_loss"].backward()
+    chosen = learned_from(logits[:1])
+    assert (chosen & (matched.labels >= 0)).sum(dim=1).tolist() == positives
+    assert (chosen & (matched.labels == BACKGROUND)).sum(dim=1).tolist() == negatives
+
+
+@pytest.mark.parametrize("mining", MINING)
+@pytest.mark.parametrize("normalize", ["step", "image"])
+def test_parts_of_a_step_add_up_to_the_whole(mining, normalize):
+    logits, offsets, wanted = crowd()
+    criterion = Criterion(mining=mining, mining_batch=16, normalize=normalize)
+    matched = criterion.match(GRID, wanted)
+    whole = criterion(logits, offsets, GRID, matched)
+    slices = (slice(0, 2), slice(2, 3))
+    parts = [
+        criterion([x[rows] for x in logits], [x[rows] for x in offsets], GRID, matched[rows], matched.positives.sum(), 3) for rows in slices
+    ]
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), value)
+
+
+@pytest.mark.parametrize("mining", MINING[1:])
+def test_mining_leaves_the_box_loss_and_a_minibatch_of_everything_alone(mining):
+    logits, offsets, wanted = crowd()
+    plain, mined = Criterion(), Criterion(mining=mining, mining_batch=1000, mining_nms=None)
+    one, other = (criterion(logits, offsets, GRID, criterion.match(GRID, wanted)) for criterion in (plain, mined))
+    torch.testing.assert_close(one["box_loss"], other["box_loss"])
+    if mining != "ohem-1:3":  # the others hold all 109 anchors of each of the three pictures
+        positives = plain.match(GRID, wanted).positives.sum()
+        torch.testing.assert_close(one["class_loss"] * positives, other["class_loss"] * 3 * 109)
+
+
+def test_a_picture_is_drawn_from_by_its_seed_alone():
+    criterion = Criterion(mining="random", mining_batch=16)
+    _, _, wanted = crowd()
+    drawn = criterion.match(GRID, wanted).drawn
+    assert torch.equal(criterion.match(GRID, wanted[1:]).drawn, drawn[1:])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(criterion.match(GRID, replace(wanted, seeds=wanted.seeds + 9)).drawn, drawn)
+
+
+def test_without_seeds_torch_draws():
+    criterion = Criterion(mining="random", mining_batch=16)
+    wanted = replace(crowd()[2], seeds=None)
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(criterion.match(GRID, wanted).drawn)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("mining", MINING[1:])
+def test_where_all_is_ignored_there_is_no_class_loss(mining):
+    logits, offsets, wanted = crowd()
+    criterion = Criterion(mining=mining)
+    found = criterion(logits, offsets, GRID, criterion.match(GRID, replace(wanted, sizes=torch.zeros(3, 2))))
+    found["class_loss"].backward()
+    assert found["class_loss"].item() == 0
+    assert not learned_from(logits).any()
+
+
+def test_a_minibatch_too_small_for_a_positive_is_refused():
+    with pytest.raises(ConfigError, match="mining_batch must be at least 4"):
+        Criterion(mining="ohem", mining_batch=3)
+
+
+@pytest.mark.parametrize("setting", [{"loss": "focl"}, {"box_loss": "l3"}, {"normalize": "batch"}, {"mining": "ohem 1:3"}])
 def test_unknown_names_are_refused(setting):
     with pytest.raises(ConfigError, match="unknown"):
         Criterion(**setting)

@@ -12,6 +12,7 @@ DENSE = {
     "balanced": lambda x, y, alpha, gamma, beta: losses.balanced_cross_entropy(x, y, alpha),
     "focal": lambda x, y, alpha, gamma, beta: losses.focal_loss(x, y, alpha, gamma),
     "focal_star": lambda x, y, alpha, gamma, beta: losses.focal_loss_star(x, y, gamma, beta, alpha),
+    "hinge": lambda x, y, alpha, gamma, beta: losses.hinge_loss(x, y, 0.5, alpha),
 }
 
 
@@ -42,11 +43,44 @@ def test_value_and_gradient_equal_the_dense_loss(loss, alpha, gamma):
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("loss", fused.LOSSES)
+def test_the_gradient_is_that_of_finite_differences(loss):
+    logits, labels = sample(batch=(12,))
+    assert torch.autograd.gradcheck(lambda x: fused.class_loss(x / 4, labels, loss, margin=0.7), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("loss", fused.LOSSES)
+@pytest.mark.parametrize("alpha", [0.25, None])
+def test_the_losses_of_the_anchors_are_the_parts_of_the_sum(loss, alpha):
+    logits, labels = sample(torch.bfloat16)
+    every = fused.anchor_losses(logits.requires_grad_(), labels, loss, alpha)
+    assert (every.shape, every.dtype, every.requires_grad) == (labels.shape, torch.float32, False)
+    for place in [(0, 0), (1, 7), (1, 49)]:
+        torch.testing.assert_close(every[place], fused.class_loss(logits[place][None], labels[place][None], loss, alpha).detach())
+    torch.testing.assert_close(every.sum(), fused.class_loss(logits, labels, loss, alpha).detach())
+    assert not every[labels == IGNORE].any()
+
+
 def test_many_chunks_equal_one(monkeypatch):
     logits, labels = sample()
-    whole = fused.class_loss(logits, labels)
+    whole, every = fused.class_loss(logits, labels), fused.anchor_losses(logits, labels)
     monkeypatch.setitem(fused.CHUNK, "cpu", 12)
     torch.testing.assert_close(fused.class_loss(logits, labels), whole)
+    assert torch.equal(fused.anchor_losses(logits, labels), every)
+
+
+def test_no_anchors_have_no_losses():
+    assert fused.anchor_losses(torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hinge_of_bf16_logits_is_that_of_the_same_numbers_in_float64(dtype):
+    logits, labels = sample(dtype)
+    low, high = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    fused.class_loss(low, labels, "hinge", 0.25, margin=0.3).backward()
+    fused.class_loss(high, labels, "hinge", 0.25, margin=0.3).backward()
+    assert low.grad.dtype == dtype
+    torch.testing.assert_close(low.grad.double(), high.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0])
@@ -87,3 +121,5 @@ def test_unknown_losses_and_gammas_are_refused():
         fused.class_loss(logits, labels, "focall")
     with pytest.raises(ConfigError, match="gamma"):
         fused.class_loss(logits, labels, "focal_star", gamma=0.0)
+    with pytest.raises(ConfigError, match="margin"):
+        fused.class_loss(logits, labels, "hinge", margin=1.5)

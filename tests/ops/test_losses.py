@@ -57,6 +57,24 @@ def test_focal_loss_star_is_equations_7_8_and_11(gamma, beta):
     torch.testing.assert_close(slope(lambda a, b: losses.focal_loss_star(a, b, gamma, beta), x, y), sign * (p_star - 1))
 
 
+@pytest.mark.parametrize("margin", [0.3, 0.5, 1.0])
+def test_hinge_loss_is_the_margin_less_p_t_and_its_slope_is_that_of_p_t(margin):
+    x, y = spread()
+    sign = 2 * y - 1
+    p_t = 1 / (1 + torch.exp(-sign * x))
+    short = (p_t < margin).double()
+    torch.testing.assert_close(losses.hinge_loss(x, y, margin), short * (margin - p_t))
+    torch.testing.assert_close(slope(lambda a, b: losses.hinge_loss(a, b, margin), x, y), -sign * short * p_t * (1 - p_t))
+    off_the_kink = torch.tensor([-9.0, -2, 0.5, 3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: losses.hinge_loss(a, torch.tensor([0.0, 1, 0, 1]), margin, 0.25), off_the_kink)
+
+
+def test_alpha_weighs_hinge_loss_when_it_is_given():
+    x, y = torch.full((2,), -math.log(3)), torch.tensor([1.0, 0.0])  # p = 1/4: the positive falls short by 1/4, the negative by nothing
+    torch.testing.assert_close(losses.hinge_loss(x, y), torch.tensor([0.25, 0.0]))
+    torch.testing.assert_close(losses.hinge_loss(x, y, 1.0, 0.2), torch.tensor([0.2 * 0.75, 0.8 * 0.25]))
+
+
 def test_alpha_weighs_the_positives_and_one_minus_alpha_the_negatives():
     x = torch.zeros(2)
     loss = losses.balanced_cross_entropy(x, torch.tensor([1.0, 0.0]), alpha=0.25)
@@ -90,6 +108,7 @@ def test_values_and_slopes_are_finite_and_right_at_logits_of_200(gamma, dtype):
         lambda a, b: losses.focal_loss(a, b, 0.25, gamma),
         lambda a, b: losses.balanced_cross_entropy(a, b, 0.25),
         lambda a, b: losses.focal_loss_star(a, b, gamma or 1.0, 1.0),
+        lambda a, b: losses.hinge_loss(a, b, 0.4, 0.25),
     ]
     for loss in kinds:
         value, change = loss(x, y), slope(loss, x, y)
@@ -149,6 +168,12 @@ def test_targets_of_another_shape_are_refused_rather_than_broadcast():
 def test_a_gamma_without_meaning_is_refused(call):
     with pytest.raises(ConfigError, match="gamma"):
         call()
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.5, 1.1])
+def test_a_margin_without_meaning_is_refused(margin):
+    with pytest.raises(ConfigError, match="margin"):
+        losses.hinge_loss(torch.zeros(1), torch.zeros(1), margin)
 
 
 def test_smooth_l1_is_square_below_beta_and_straight_above():
