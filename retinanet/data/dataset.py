@@ -63,6 +63,8 @@ class Dataset:
     """[M] the source's id of each box."""
     problems: tuple[Problem, ...] = ()
     """What the reader could not turn into columns, and left out."""
+    held_out: bool = False
+    """Whether the source has no such split: the images were taken out of train, by a seed."""
 
     def __post_init__(self) -> None:
         images, boxes = len(self.files), len(self.labels)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,8 @@ def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Datase
     rank = np.array([hashlib.sha256(f"{seed}:{file}".encode()).hexdigest() for file in dataset.files])
     order = np.argsort(rank, kind="stable")
     count = min(max(1, round(fraction * len(dataset))), len(dataset) - 1)
-    return dataset.subset(np.sort(order[count:]), "train"), dataset.subset(np.sort(order[:count]), "val")
+    validation = dataset.subset(np.sort(order[:count]), "val")
+    return dataset.subset(np.sort(order[count:]), "train"), replace(validation, held_out=True)
 
 
 def _open_file(file: Path, layout: str | None, images: Path | None) -> dict[str, Dataset]:

@@ -31,7 +31,7 @@ from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
 from ..presets import preset
 from ..settings import check
-from ..weights.checkpoint import build, postprocess_of, preprocess_of
+from ..weights.checkpoint import Card, build, postprocess_of, preprocess_of
 from ..weights.transfer import start_from
 from .detector import Detector, find_model
 from .machine import autocast, pick_device, pick_precision, pick_workers
@@ -62,6 +62,8 @@ class Session:
     optimizer: torch.optim.Optimizer
     broken: Tensor
     """1 from the first step on whose loss or gradient is not finite, else 0. On the device, where it stops all updates."""
+    donor: Card | None = None
+    """What the file of --init says about itself; None without one, and in a run that goes on."""
 
     @property
     def rate(self) -> float:
@@ -165,10 +167,10 @@ def open_training(source: str | Path, config: TrainConfig) -> tuple[Dataset, Dat
 def new_session(config: TrainConfig, training: Dataset, validation: Dataset, device: torch.device, filled: bool = True) -> Session:
     """Weights, optimiser and average from the seed; `filled` false leaves out ImageNet's weights and --init, since a state follows."""
     torch.manual_seed(config.seed)
-    model = build(config.model, len(training.names))
+    model, donor = build(config.model, len(training.names)), None
     if config.init is not None:
         if filled:
-            start_from(model, training.names, find_model(config.init))
+            donor = start_from(model, training.names, find_model(config.init))
         if config.model.backbone_norm == "frozen":
             model.backbone.freeze()
     elif config.weights == "imagenet":
@@ -201,6 +203,7 @@ def new_session(config: TrainConfig, training: Dataset, validation: Dataset, dev
         sampler,
         optimizer,
         torch.zeros((), device=device),
+        donor,
     )
 
 

@@ -19,10 +19,12 @@ from ..settings import override, to_json
 from ..view.draw import save
 from ..weights.checkpoint import Card, save_model, versions, write_whole
 from ..weights.convert import load_any
+from ..weights.origin import origins
 from .cost import fitted
 from .detector import find_model
 from .evaluate import Evaluation, evaluate, write_evaluation
 from .machine import describe, pick_device, told
+from .modelcard import model_card, write_card
 from .optim import lr_factor
 from .plan import plan
 from .record import Record, duration, log_file, new_folder, show_log
@@ -71,7 +73,7 @@ def run(source: str | Path, config: TrainConfig, preset_name: str | None = None)
             log.info("preset: %s", told_preset(preset_name))
             config = fitted(config, training, validation, device)
             session = new_session(config, training, validation, device)
-            about = planned(session, source, started)
+            about = planned(session, source, preset_name, started)
             save_state(session, Progress(), folder)
             if first():
                 write_whole(folder / "config.json", json.dumps(about, indent=1).encode())
@@ -130,7 +132,7 @@ def told_preset(name: str | None) -> str:
     return f"{name}, for {known.hardware}; expect {known.expected} ({known.source}); {known.measured}"
 
 
-def planned(session: Session, source: str | Path, started: float) -> dict[str, Any]:
+def planned(session: Session, source: str | Path, preset_name: str | None, started: float) -> dict[str, Any]:
     """The plan of a run, printed and as it goes into config.json and the files of weights."""
     config, training = session.config, session.training
     iterations, every = plan(session, started)
@@ -142,6 +144,8 @@ def planned(session: Session, source: str | Path, started: float) -> dict[str, A
         "training_boxes": int((~training.crowd).sum()),
         "iterations": iterations,
         "validate_every": every,
+        "preset": preset_name,
+        "init": origins(config, session.donor),
         "config": to_json(config),
         "versions": versions(),
         "machine": describe(session.device),
@@ -235,7 +239,7 @@ def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Pa
 
 
 def validate_and_save(session: Session, record: Record, progress: Progress, about: dict[str, Any], folder: Path) -> Evaluation:
-    """Validation loss and AP of the shipped model; it is saved as model.safetensors, and as best.safetensors when it is."""
+    """Validation loss and AP of the shipped model; saved as model.safetensors, and as best.safetensors when it is, with a card."""
     config, data, done = session.config, session.validation, progress.done
     detector = session.detector()
     evaluation = evaluate(detector, data, session.evaluation_batch, config.workers or 0, session.criterion, config.max_pixels)
@@ -259,4 +263,5 @@ def validate_and_save(session: Session, record: Record, progress: Progress, abou
         if best:
             save_model(folder / "best.safetensors", session.shipped.state_dict(), card)
         record.plot()
+        write_card(folder, model_card(folder.resolve().name, session, about, progress, metrics, record.rows))
     return evaluation

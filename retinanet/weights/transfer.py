@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from ..model.retinanet import RetinaNet
+from .checkpoint import Card
 from .convert import load_any
 
 log = logging.getLogger("retinanet")
 
 
-def start_from(model: RetinaNet, names: Sequence[str], source: Path) -> None:
-    """Fill `model`, whose K classes are `names`, with the weights of a file of ours as far as they fit; the log says what was kept.
+def start_from(model: RetinaNet, names: Sequence[str], source: Path) -> Card:
+    """Fill `model`, whose K classes are `names`, with the weights of a file as far as they fit; the log says what was kept.
+
+    Returns the card of that file.
 
     CheckpointError when the file cannot be read. A tensor of another shape keeps its fresh values, as do the rows of new classes.
     """
@@ -43,6 +46,7 @@ def start_from(model: RetinaNet, names: Sequence[str], source: Path) -> None:
         log.info("  classes kept by name: %s%s", ", ".join(shared), f"; new: {', '.join(new)}" if new else "")
     else:
         log.info("  the class layer starts fresh: %s", "its shape differs" if shared else "no class has a name that the model knows")
+    return card
 
 
 @torch.no_grad()

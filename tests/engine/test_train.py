@@ -38,7 +38,7 @@ def rows(run):
 
 def test_a_run_leaves_what_the_documentation_promises(trained):
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
-    assert {"config.json", "model.safetensors", "best.safetensors", "metrics.jsonl", "metrics.json", "log.txt"} <= names
+    assert {"config.json", "model.safetensors", "best.safetensors", "metrics.jsonl", "metrics.json", "log.txt", "README.md"} <= names
     assert {"plots/losses.png", "plots/ap.png", "plots/first_batch.jpg", "plots/precision_recall.png", "plots/confusion.png"} <= names
 
 
