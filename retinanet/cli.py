@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from . import __version__
-from .config import CheckConfig, DemoConfig, EvalConfig, ImportConfig, PredictConfig, ReplayConfig, ResumeConfig
+from .config import CheckConfig, DemoConfig, EvalConfig, ImportConfig, ModelsConfig, PredictConfig, ReplayConfig, ResumeConfig
 from .distributed import first, rank
 from .errors import ConfigError, RetinaNetError, unknown
 from .presets import PRESETS, preset
@@ -42,7 +42,7 @@ def check(arguments: list[str]) -> int:
 def train(arguments: list[str]) -> int:
     """Train a detector on a folder of annotated images.
 
-    --preset NAME is read first and sets all other defaults; --init MODEL (a run or a file of ours) does so for the network.
+    --preset NAME is read first and sets all other defaults; --init MODEL (a run, a file or a published name) does so for the network.
     --resume RUN, in place of DATA, goes on with a run that was stopped (train --resume RUN --help: what may change).
     --dry-run prints memory, time and which objects the anchors reach, and trains nothing.
     """
@@ -101,11 +101,20 @@ def predict(arguments: list[str]) -> int:
 
 
 def import_(arguments: list[str]) -> int:
-    """Turn another project's weights (torchvision's RetinaNet, .pth) into a file of ours that gives its boxes."""
+    """Turn a RetinaNet of torchvision, Detectron2 or MMDetection (.pth, .pkl) into a file of ours that gives its boxes."""
     foreign, config = parse("import", import_, arguments, ImportConfig(), "foreign")
     from .weights.convert import run
 
     run(foreign, config)
+    return 0
+
+
+def models(arguments: list[str]) -> int:
+    """List the published weights that can be named in place of a file: their AP, licence, and whether they are here."""
+    parse("models", models, arguments, ModelsConfig())
+    from .weights.hub import table
+
+    print(table())
     return 0
 
 
@@ -117,6 +126,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "predict": predict,
     "import": import_,
+    "models": models,
 }
 
 
@@ -174,7 +184,7 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
     from tyro.conf import OmitArgPrefixes, Positional, arg
 
     data = Annotated[Positional[str], arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")]
-    model = Annotated[Positional[str], arg(metavar="MODEL", help="A run folder or a file of weights.")]
+    model = Annotated[Positional[str], arg(metavar="MODEL", help="A run folder, a file of weights, or a name of `retinanet models`.")]
     paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help="Images, folders, globs, .txt lists; with --split a data set.")]
     dump = Annotated[Positional[str], arg(metavar="DUMP", help="dump-N.pt of a run folder.")]
     foreign = Annotated[Positional[str], arg(metavar="FOREIGN", help="A file of another project: .pth, .pt or .pkl.")]

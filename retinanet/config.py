@@ -46,10 +46,22 @@ class ModelConfig:
     """Answers of anchors whose centre lies in the padding."""
     p6: Literal["c5", "p5"] = "c5"
     """What the sixth pyramid level is computed from: C5, as printed, or P5."""
+    p7_relu: bool = True
+    """A ReLU between P6 and P7; MMDetection has none."""
+    backbone_stride: Literal["3x3", "1x1"] = "3x3"
+    """Which convolution of a bottleneck halves the map; the 1x1 in ResNets that come from Caffe."""
     backbone_eps: float = 1e-5
     """Added to the variance in the backbone's batch norm; torchvision's first weights have 0."""
-    resize: Literal["antialias", "plain"] = "antialias"
-    """antialias: on bytes, like Pillow; plain: on floats without antialiasing, sides rounded down (torchvision)."""
+    resize: Literal["antialias", "plain", "pillow", "opencv"] = "antialias"
+    """antialias: on bytes; plain: on floats, sides cut (torchvision); pillow: its own (Detectron2); opencv: to the bit (MMDetection)."""
+    pixel_order: Literal["rgb", "bgr"] = "rgb"
+    """Order in which the network is given the colours."""
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from red, green and blue in 0..1: ImageNet's."""
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Then red, green and blue are divided by this: ImageNet's."""
+    padding_multiple: int = 32
+    """Batches are padded to a multiple of this."""
     scale: int = 600
     """Short side of a picture in pixels after resizing ..."""
     max_side: int | None = None
@@ -62,20 +74,34 @@ class ModelConfig:
     """IoU above which the lower of two boxes of a class goes."""
     max_detections: int = 100
     """Answers of one picture at most."""
+    clip_boxes: Literal["before", "after"] = "before"
+    """Boxes are cut at the picture's border before NMS or after it (Detectron2)."""
+    empty_boxes: Literal["kept", "dropped"] = "kept"
+    """Boxes that are left without area by the cut."""
+    shrink_limit: bool = False
+    """A box is at least 16/1000 of its anchor wide and high, as it is at most 1000/16 (MMDetection)."""
 
 
 @dataclass(frozen=True)
 class CriterionConfig:
     """The losses and the assignment. The defaults are the paper's."""
 
-    loss: Literal["cross_entropy", "balanced", "focal", "focal_star"] = "focal"
-    """Class loss: Eq. 1, 3, 5 or 8."""
+    loss: Literal["cross_entropy", "balanced", "focal", "focal_star", "hinge"] = "focal"
+    """Class loss: Eq. 1, 3, 5 or 8, or the hinge loss on p_t."""
     alpha: float | Literal["inverse-frequency"] | None = 0.25
     """Weight of the positives in the class loss, 1 - alpha that of the negatives; None: 1 and 1; inverse-frequency: a class each."""
     gamma: float = 2.0
     """Focusing parameter of the focal loss."""
     beta: float = 1.0
     """Shift of focal_star."""
+    margin: float = 0.5
+    """Probability of the truth above which hinge asks for no more."""
+    mining: Literal["none", "ohem", "ohem-1:3", "random"] = "none"
+    """Anchors in the class loss: all, the hardest, these with 3 negatives a positive, or drawn; it is then their mean in each picture."""
+    mining_batch: int = 512
+    """Anchors that mining takes of a picture; of ohem-1:3 and random at most a quarter are positives."""
+    mining_nms: float | None = 0.7
+    """IoU above which OHEM leaves out the easier of two anchors; None: never."""
     box_loss: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
     """Loss of the positives' boxes."""
     smooth_l1_beta: float = 1 / 9
@@ -106,7 +132,7 @@ class TrainConfig:
     weights: Literal["imagenet", "none"] = "imagenet"
     """Where the backbone starts: ImageNet weights through timm, or from scratch with everything live."""
     init: Path | None = None
-    """Start from a model of ours instead, a run or a file: the network is taken from it, the rows of the classes by name."""
+    """Start from a model instead, a run, a file or a name of `retinanet models`: its network is taken, class rows by name."""
     batch: int | Literal["auto"] = 16
     """Images per optimiser step, over all processes; auto: as many as fit in memory, the learning rate going along."""
     micro_batch: int | None = None
@@ -193,6 +219,13 @@ class ImportConfig:
     """Text file with the class names, one a line, when they are not COCO's."""
     bn_eps: float | None = None
     """eps of the backbone's batch norm, which no file tells. None: 0 for torchvision's own first file, else 1e-5."""
+    style: Literal["pytorch", "caffe"] | None = None
+    """What the backbone came from: caffe means BGR, deviation 1 and the stride in the 1x1. None: as the file tells."""
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """The list of published weights: there is nothing to set."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_side": (32, 1 << 20),
     "anchor_size": (1e-3, 1e6),
     "train_scale": (32, 1 << 16),
+    "padding_multiple": (1, 1 << 12),
     "backbone_eps": (0, 1),
     "score_threshold": (0, 1 - 1e-9),
     "nms_threshold": (0, 1),
@@ -29,6 +30,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_detections": (1, 1 << 30),
     "alpha": (0, 1),
     "gamma": (0, 1000),
+    "margin": (1e-9, 1),
+    "mining_batch": (4, 1 << 30),
+    "mining_nms": (0, 1),
     "positive": (1e-9, 1),
     "negative": (0, 1),
     "batch": (1, 1 << 30),
@@ -68,6 +72,9 @@ def check(config: Any) -> None:
     for name in ("anchor_scales", "anchor_ratios"):
         if not settings[name] or not all(_number(value) and 1e-3 <= value <= 1e3 for value in settings[name]):
             wrong.append(f"{name} must be numbers between 0.001 and 1000, not {settings[name]}")
+    for name, low in (("pixel_mean", -1e3), ("pixel_std", 1e-6)):
+        if len(settings[name]) != 3 or not all(_number(value) and low <= value <= 1e3 for value in settings[name]):
+            wrong.append(f"{name} must be three numbers from {low:g} to 1000, of red, green and blue in 0..1, not {settings[name]}")
     if settings["negative"] > settings["positive"]:
         wrong.append(f"negative ({settings['negative']}) must not exceed positive ({settings['positive']})")
     if settings["loss"] == "cross_entropy" and settings["alpha"] == "inverse-frequency":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from retinanet import cli
-from retinanet.config import CheckConfig, DemoConfig, EvalConfig, ImportConfig, PredictConfig, ReplayConfig, ResumeConfig
+from retinanet.config import CheckConfig, DemoConfig, EvalConfig, ImportConfig, ModelsConfig, PredictConfig, ReplayConfig, ResumeConfig
 from retinanet.presets import preset
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +39,7 @@ def understand(words):
         "check": (CheckConfig(), ("data",)),
         "replay": (ReplayConfig(), ("dump",)),
         "import": (ImportConfig(), ("foreign",)),
+        "models": (ModelsConfig(), ()),
         "eval": (EvalConfig(), ("model", "data")),
         "predict": (PredictConfig(), ("model", "paths")),
     }[verb]

@@ -21,6 +21,7 @@ from ..model.retinanet import RetinaNet
 from ..structures import Detections
 from ..weights.checkpoint import Card, postprocess_of, preprocess_of
 from ..weights.convert import load_any
+from ..weights.hub import resolve
 from .machine import autocast, pick_device, pick_workers
 
 Picture = str | Path | np.ndarray | Tensor | Any
@@ -184,9 +185,11 @@ def as_picture(image: Picture) -> Tensor:
 
 
 def load(model: str | Path, device: str = "auto", precision: str = "fp32", scale: int | None = None) -> Detector:
-    """A detector from a run folder or a file of weights.
+    """A detector from a run folder, a file of weights or a published name.
 
-    model      runs/cells (its model.safetensors), a .safetensors file of ours, or a .pth file of torchvision's RetinaNet
+    model      runs/cells (its model.safetensors), a .safetensors file of ours, a .pth or .pkl file of torchvision's, Detectron2's or
+               MMDetection's RetinaNet, a name that `retinanet models` lists (torchvision/retinanet_resnet50_fpn_v2), or
+               hf:OWNER/NAME: a model of ours on Hugging Face
     device     cpu, cuda, cuda:1; auto: a GPU if there is one
     precision  fp32 or bf16
     scale      short side in pixels, when it is not to be the model's own
@@ -206,12 +209,13 @@ def detector_of(network: RetinaNet, card: Card, device: torch.device, precision:
 
 
 def find_model(model: str | Path) -> Path:
-    """The file of weights that a run folder or path means."""
+    """The file of weights that a run folder, a path, a published name or hf:OWNER/NAME means; what is on the disk always wins."""
     path = Path(model)
     if path.is_dir():
         if not (path / "model.safetensors").exists():
             raise CheckpointError(f"{path} is a folder without model.safetensors; is it a finished run?")
         return path / "model.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"no model {str(model)!r}: neither a run folder nor a file of weights")
-    return path
+    found = path if path.exists() else resolve(model)
+    if found is None:
+        raise CheckpointError(f"no model {str(model)!r}: neither a run folder nor a file of weights, nor a name of `retinanet models`")
+    return found

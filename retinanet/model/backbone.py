@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import timm
@@ -11,12 +10,14 @@ from timm.layers import GroupNorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, unknown
+from ..online import reachable
 
 REDUCTIONS = (8, 16, 32)
 PINNED = {name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d")}
 """Which of timm's weights a bare name means: those behind the published COCO figures, not the newest."""
 NORMS = ("frozen", "batch", "group")
-HOST, PORT, PATIENCE = "huggingface.co", 443, 3.0
+STRIDES = ("3x3", "1x1")
+HOST = "huggingface.co"
 
 
 class Backbone(nn.Module):
@@ -25,12 +26,15 @@ class Backbone(nn.Module):
     name   a timm model; ConfigError with the nearest names when there is none, or when it lacks one of the three maps
     norm   frozen: batch norm with fixed statistics (for pretrained weights); batch: live batch norm; group: group norm of 32
     eps    added to the variance of batch norm
+    stride  which convolution of a bottleneck halves the map: 3x3, as timm and torchvision have it, or 1x1, as Caffe had
     """
 
-    def __init__(self, name: str = "resnet50", norm: str = "frozen", eps: float = 1e-5) -> None:
+    def __init__(self, name: str = "resnet50", norm: str = "frozen", eps: float = 1e-5, stride: str = "3x3") -> None:
         super().__init__()
         if norm not in NORMS:
             raise unknown("backbone norm", norm, NORMS)
+        if stride not in STRIDES:
+            raise unknown("backbone stride", stride, STRIDES)
         self.name = name
         self.norm = norm
         indices, self.first_stage = probe(name)
@@ -43,12 +47,22 @@ class Backbone(nn.Module):
         for layer in self.body.modules():
             if hasattr(layer, "running_var"):
                 layer.eps = eps
+        if stride == "1x1":
+            self._stride_first()
         self.channels: list[int] = self.body.feature_info.channels()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images [B, 3, H, W], normalised -> [C3, C4, C5]."""
         features: list[Tensor] = self.body(images)
         return features
+
+    def _stride_first(self) -> None:
+        """Move the stride of every bottleneck from its 3x3 convolution to the 1x1 before it."""
+        halving = [block for block in self.body.modules() if getattr(getattr(block, "conv2", None), "stride", None) == (2, 2)]
+        if not halving or any(block.conv1.kernel_size != (1, 1) or block.conv2.kernel_size != (3, 3) for block in halving):
+            raise ConfigError(f"backbone {self.name!r} has no bottlenecks of 1x1 and 3x3, so no --backbone-stride 1x1")
+        for block in halving:
+            block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
 
     def freeze(self) -> None:
         """Stop training the stem and the first stage, all that comes before the map at 1/4 (as FPN does, which Sec. 4.1 follows)."""
@@ -110,10 +124,9 @@ def check_network(source: str) -> None:
 
     if isinstance(try_to_load_from_cache(source, "model.safetensors"), str):
         return
-    try:
-        socket.create_connection((HOST, PORT), timeout=PATIENCE).close()
-    except OSError as error:
+    reason = reachable(HOST)
+    if reason is not None:
         raise CheckpointError(
-            f"no network ({error}), so the ImageNet weights {source} cannot be fetched. Either put model.safetensors of "
+            f"no network ({reason}), so the ImageNet weights {source} cannot be fetched. Either put model.safetensors of "
             f"https://{HOST}/{source} into this machine's Hugging Face cache (hf download {source}), or train from scratch: --weights none."
-        ) from error
+        )

@@ -10,9 +10,13 @@ from torchvision.ops import nms
 
 from ..errors import unknown
 from ..ops.anchors import inside
-from ..ops.boxes import clip, decode
+from ..ops.boxes import area, clip, decode
 
-PADDING_ANCHORS = ("dropped", "kept")
+WORDS = {
+    "padding_anchors": ("dropped", "kept"),
+    "clip_boxes": ("before", "after"),
+    "empty_boxes": ("kept", "dropped"),
+}
 
 
 class Postprocess:
@@ -23,6 +27,9 @@ class Postprocess:
     nms_threshold    IoU above which the lower of two boxes of one class goes
     max_detections   at most so many of a picture
     padding_anchors  dropped or kept: answers of anchors that are centred in the padding
+    clip_boxes       before or after: when boxes are cut at the picture's border, seen from NMS
+    empty_boxes      kept or dropped: boxes that the cut leaves without area
+    shrink_limit     see `decode`
     """
 
     def __init__(
@@ -32,10 +39,16 @@ class Postprocess:
         nms_threshold: float = 0.5,
         max_detections: int = 100,
         padding_anchors: str = "dropped",
+        clip_boxes: str = "before",
+        empty_boxes: str = "kept",
+        shrink_limit: bool = False,
     ) -> None:
-        if padding_anchors not in PADDING_ANCHORS:
-            raise unknown("padding_anchors", padding_anchors, PADDING_ANCHORS)
-        self.padding_anchors = padding_anchors
+        chosen = {"padding_anchors": padding_anchors, "clip_boxes": clip_boxes, "empty_boxes": empty_boxes}
+        for name, word in chosen.items():
+            if word not in WORDS[name]:
+                raise unknown(name, word, WORDS[name])
+        self.padding_anchors, self.clip_boxes, self.empty_boxes = padding_anchors, clip_boxes, empty_boxes
+        self.shrink_limit = shrink_limit
         self.score_threshold = score_threshold
         self.per_level = per_level
         self.nms_threshold = nms_threshold
@@ -56,8 +69,9 @@ class Postprocess:
         """
         levels = [self._candidates(*level, sizes) for level in zip(logits, offsets, anchors, strict=True)]
         x, labels, boxes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        boxes = clip(boxes, sizes)
-        return [self._suppress(*picture) for picture in zip(boxes, x, labels, strict=True)]
+        if self.clip_boxes == "before":
+            boxes = clip(boxes, sizes)
+        return [self._suppress(*picture) for picture in zip(boxes, x, labels, sizes, strict=True)]
 
     def _candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of one level: logits [B, P], labels [B, P], boxes [B, P, 4]. No Python loop over pictures or classes."""
@@ -72,12 +86,19 @@ class Postprocess:
         x, index = pairs.topk(min(self.per_level, pairs.shape[1]), dim=1)
         anchor = kept.gather(1, index // classes)
         chosen = offsets.gather(1, anchor[..., None].expand(-1, -1, 4))
-        return x, index % classes, decode(chosen, anchors[anchor])
+        return x, index % classes, decode(chosen, anchors[anchor], self.shrink_limit)
 
-    def _suppress(self, boxes: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _suppress(self, boxes: Tensor, x: Tensor, labels: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """NMS for one picture of `size` [2] = height, width. In the original's pixels overlaps are the same: areas keep their ratios."""
         alive = (x > self.logit_threshold) & boxes.isfinite().all(dim=1)
+        if self.clip_boxes == "before" and self.empty_boxes == "dropped":
+            alive &= area(boxes) > 0
         boxes, x, labels = boxes[alive], x[alive], labels[alive]
         # classes are kept apart by shifts in float64: in float32 the shift eats the fraction of a pixel and changes 4 % of the decisions
-        shift = labels.double() * (boxes.max().double() + 1 if len(boxes) else 1)
+        shift = labels.double() * (boxes.max().double() - boxes.min() + 1 if len(boxes) else 1)
         kept = nms(boxes.double() + shift[:, None], x.double(), self.nms_threshold)[: self.max_detections]
+        if self.clip_boxes == "after":
+            boxes = clip(boxes[None], size[None])[0]
+            if self.empty_boxes == "dropped":
+                kept = kept[area(boxes[kept]) > 0]
         return boxes[kept], x[kept].sigmoid(), labels[kept]

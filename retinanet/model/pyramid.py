@@ -12,13 +12,13 @@ P6 = ("c5", "p5")
 
 
 class Pyramid(nn.Module):
-    """[C3, C4, C5] -> [P3, P4, P5, P6, P7], each of `channels`; P6 comes from C5 (or P5), P7 from P6 after a ReLU."""
+    """[C3, C4, C5] -> [P3, P4, P5, P6, P7], each of `channels`; P6 comes from C5 (or P5), P7 from P6 after a ReLU (or without)."""
 
-    def __init__(self, in_channels: list[int], channels: int = 256, p6: str = "c5") -> None:
+    def __init__(self, in_channels: list[int], channels: int = 256, p6: str = "c5", p7_relu: bool = True) -> None:
         super().__init__()
         if p6 not in P6:
             raise unknown("source of P6", p6, P6)
-        self.p6_source = p6
+        self.p6_source, self.p7_relu = p6, p7_relu
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         self.p6 = nn.Conv2d(in_channels[-1] if p6 == "c5" else channels, channels, 3, stride=2, padding=1)
@@ -38,7 +38,7 @@ class Pyramid(nn.Module):
             merged[level - 1] = finer + F.interpolate(merged[level], size=finer.shape[-2:], mode="nearest")
         maps = [output(level) for output, level in zip(self.output, merged, strict=True)]
         p6 = halved(self.p6, features[-1] if self.p6_source == "c5" else maps[-1])
-        return [*maps, p6, halved(self.p7, F.relu(p6))]
+        return [*maps, p6, halved(self.p7, F.relu(p6) if self.p7_relu else p6)]
 
 
 def halved(conv: nn.Module, level: Tensor) -> Tensor:

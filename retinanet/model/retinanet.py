@@ -32,8 +32,8 @@ class RetinaNet(nn.Module):
     anchor_scales  octave steps; anchor_ratios: height over width; their product is the number of anchors of a cell
     anchor_center  where in its cell an anchor stands, 0.5 being the middle
     anchor_rounding, anchor_steps   see `ops.anchors`: whole pixels; cells a stride apart, or the padded picture over the map
-    p6             what P6 is computed from: c5 (as printed, footnote 2) or p5
-    backbone_eps   added to the variance in the backbone's batch norm
+    p6, p7_relu    what P6 is computed from: c5 (as printed, footnote 2) or p5; whether a ReLU comes before P7
+    backbone_eps, backbone_stride   see `Backbone`
     """
 
     def __init__(
@@ -52,7 +52,9 @@ class RetinaNet(nn.Module):
         anchor_rounding: bool = False,
         anchor_steps: str = "stride",
         p6: str = "c5",
+        p7_relu: bool = True,
         backbone_eps: float = 1e-5,
+        backbone_stride: str = "3x3",
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -62,8 +64,8 @@ class RetinaNet(nn.Module):
             raise unknown("anchor steps", anchor_steps, STEPS)
         self.anchor_settings = (anchor_size, tuple(anchor_scales), tuple(anchor_ratios), anchor_center)
         self.anchor_rounding, self.anchor_steps = anchor_rounding, anchor_steps
-        self.backbone = Backbone(backbone, backbone_norm, backbone_eps)
-        self.pyramid = Pyramid(self.backbone.channels, channels, p6)
+        self.backbone = Backbone(backbone, backbone_norm, backbone_eps, backbone_stride)
+        self.pyramid = Pyramid(self.backbone.channels, channels, p6, p7_relu)
         per_cell = len(anchor_scales) * len(anchor_ratios)
         self.class_subnet = subnet(per_cell * num_classes, channels, depth, subnet_norm, prior)
         self.box_subnet = subnet(per_cell * 4, channels, depth, subnet_norm)

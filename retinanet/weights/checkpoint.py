@@ -27,9 +27,10 @@ from ..settings import check, fits, from_json
 
 FORMAT = 1
 KEY = "retinanet"  # one key only: several are written in a random order, and the same model would give different bytes
-NETWORK = ("backbone", "backbone_norm", "backbone_eps", "channels", "depth", "subnet_norm", "p6", "prior")
+NETWORK = ("backbone", "backbone_norm", "backbone_eps", "backbone_stride", "channels", "depth", "subnet_norm", "p6", "p7_relu", "prior")
 ANCHORS = ("anchor_size", "anchor_scales", "anchor_ratios", "anchor_center", "anchor_rounding", "anchor_steps")
-ANSWERS = ("score_threshold", "per_level", "nms_threshold", "max_detections", "padding_anchors")
+LIMITS = ("score_threshold", "per_level", "nms_threshold", "max_detections")
+ANSWERS = (*LIMITS, "padding_anchors", "clip_boxes", "empty_boxes", "shrink_limit")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ def build(config: ModelConfig, num_classes: int) -> RetinaNet:
 
 def preprocess_of(config: ModelConfig, scale: int | None = None) -> Preprocess:
     """How this model wants its pictures; `scale` overrides the short side (a fixed long side goes along)."""
-    if scale is None or scale == config.scale:
-        return Preprocess(config.scale, config.max_side, resize=config.resize)
-    return Preprocess(scale, round(config.max_side * scale / config.scale) if config.max_side else None, resize=config.resize)
+    limit = config.max_side
+    if limit and scale:
+        limit = round(limit * scale / config.scale)
+    pixels = (config.pixel_mean, config.pixel_std, config.padding_multiple, config.resize, config.pixel_order)
+    return Preprocess(scale or config.scale, limit, *pixels)
 
 
 def postprocess_of(config: ModelConfig) -> Postprocess:

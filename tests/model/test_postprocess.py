@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import nms
 
+from retinanet.errors import ConfigError
 from retinanet.model.postprocess import Postprocess
 from retinanet.ops.anchors import grid_anchors, inside
 from retinanet.ops.boxes import clip, decode
@@ -86,3 +87,34 @@ def test_anchors_in_the_padding_never_answer():
     certain[0][:, -1] = 10.0  # the last cell of P3, at (92, 60): in the first picture, in the padding of the second
     found = Postprocess()(certain, offsets, anchors, SIZES)
     assert [len(scores) > 0 for _, scores, _ in found] == [True, False]
+
+
+def answers(**settings):
+    """Two boxes of a class that overlap less than half only while they reach beyond the picture, and one outside of it."""
+    anchors = [torch.tensor([[0.0, 10, 30, 20], [-25, 10, 15, 20], [50, 50, 60, 60]])]
+    logits = [torch.tensor([[[3.0], [2.0], [1.0]]])]
+    ((boxes, _, _),) = Postprocess(padding_anchors="kept", **settings)(logits, [torch.zeros(1, 3, 4)], anchors, torch.tensor([[30.0, 40]]))
+    return boxes.tolist()
+
+
+def test_boxes_can_be_cut_after_nms_and_those_left_without_area_dropped():
+    first, second, outside = [0, 10, 30, 20], [0, 10, 15, 20], [40, 30, 40, 30]
+    assert answers(nms_threshold=0.4) == [first, outside]
+    assert answers(nms_threshold=0.4, clip_boxes="after") == [first, second, outside]
+    assert answers(nms_threshold=0.4, empty_boxes="dropped") == [first]
+    assert answers(nms_threshold=0.4, clip_boxes="after", empty_boxes="dropped") == [first, second]
+
+
+def test_boxes_without_area_take_no_place_unless_they_are_cut_after_nms():
+    """MMDetection drops them before it counts, Detectron2 afterwards."""
+    anchors = [torch.tensor([[50.0, 50, 60, 60], [0, 10, 30, 20]])]
+    logits, sizes = [torch.tensor([[[3.0], [2.0]]])], torch.tensor([[30.0, 40]])
+    for when, expected in (("before", 1), ("after", 0)):
+        one = Postprocess(max_detections=1, padding_anchors="kept", empty_boxes="dropped", clip_boxes=when)
+        assert len(one(logits, [torch.zeros(1, 2, 4)], anchors, sizes)[0][0]) == expected
+
+
+@pytest.mark.parametrize("setting", ["padding_anchors", "clip_boxes", "empty_boxes"])
+def test_an_unknown_word_is_refused(setting):
+    with pytest.raises(ConfigError, match=setting):
+        Postprocess(**{setting: "sometimes"})

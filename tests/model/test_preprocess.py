@@ -41,3 +41,13 @@ def test_shrinking_averages_instead_of_picking_pixels():
     stripes[:, :, ::2] = 255
     small = Preprocess(64).resized(stripes).float()
     assert (small - 127.5).abs().max() < 30
+
+
+def test_the_network_is_given_bgr_when_it_wants_it():
+    image = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
+    sizes = torch.tensor([[32.0, 40], [20, 30]])
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    rgb = Preprocess(32, pixel_mean=mean, pixel_std=std).normalize(image, sizes)
+    bgr = Preprocess(32, pixel_mean=mean, pixel_std=std, pixel_order="bgr").normalize(image, sizes)
+    assert torch.equal(bgr, rgb[:, [2, 1, 0]])
+    assert bgr.is_contiguous(memory_format=torch.channels_last)

@@ -8,6 +8,8 @@ from torch import nn
 
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.model import backbone
+from retinanet.model.backbone import Backbone
+from retinanet.model.pyramid import Pyramid
 from retinanet.model.retinanet import RetinaNet, per_anchor
 
 CELLS = [(64 // s if s <= 64 else 1) * (96 // s if s <= 96 else 1) for s in (8, 16, 32, 64, 128)]
@@ -164,10 +166,7 @@ def test_group_norm_replaces_every_batch_norm():
 
 
 def test_without_a_network_the_weights_fail_in_seconds_and_say_what_to_do(monkeypatch, tmp_path):
-    def refuse(*_, **__):
-        raise OSError("no route")
-
-    monkeypatch.setattr(backbone.socket, "create_connection", refuse)
+    monkeypatch.setattr(backbone, "reachable", lambda host: "no route")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(CheckpointError, match="--weights none"):
         backbone.Backbone("resnet18").load_imagenet()
@@ -176,3 +175,24 @@ def test_without_a_network_the_weights_fail_in_seconds_and_say_what_to_do(monkey
 def test_imagenet_weights_and_group_norm_do_not_go_together():
     with pytest.raises(ConfigError, match="belong to batch norm"):
         backbone.Backbone("resnet18", "group").load_imagenet()
+
+
+def test_the_stride_can_stand_in_the_1x1_of_a_bottleneck():
+    usual, caffe = Backbone("resnet50", "frozen"), Backbone("resnet50", "frozen", stride="1x1")
+    blocks = [(one.body.layer2[0], two.body.layer2[0]) for one, two in ((usual, caffe),)]
+    assert [(one.conv1.stride, one.conv2.stride, two.conv1.stride, two.conv2.stride) for one, two in blocks] == [
+        ((1, 1), (2, 2), (2, 2), (1, 1))
+    ]
+    assert usual.state_dict().keys() == caffe.state_dict().keys()
+    with pytest.raises(ConfigError, match="no bottlenecks"):
+        Backbone("resnet18", "frozen", stride="1x1")
+
+
+def test_p7_can_do_without_its_relu():
+    pyramid, without = Pyramid([8, 8, 8], 8), Pyramid([8, 8, 8], 8, p7_relu=False)
+    without.load_state_dict(pyramid.state_dict())
+    maps = [torch.randn(1, 8, side, side) for side in (16, 8, 4)]
+    one, other = pyramid(maps), without(maps)
+    assert all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True))
+    torch.testing.assert_close(one[4], pyramid.p7(one[3].relu()))
+    torch.testing.assert_close(other[4], pyramid.p7(one[3]))

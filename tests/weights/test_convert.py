@@ -14,7 +14,8 @@ from retinanet.cli import main
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.weights.checkpoint import build
 from retinanet.weights.coco_names import COCO
-from retinanet.weights.convert import TORCHVISION, import_weights, rename
+from retinanet.weights.convert import import_weights, rename
+from retinanet.weights.projects import TORCHVISION
 
 BUILDERS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
 SHORT, LONG = 200, 333
@@ -164,7 +165,7 @@ def test_the_anchors_are_torchvisions(both):
 
 def test_every_rule_is_used_and_every_key_has_one(both):
     theirs, _, path = both
-    ours = rename(path, theirs.state_dict(), TORCHVISION)
+    ours = rename(path, theirs.state_dict(), TORCHVISION.table)
     counted = [key for key in theirs.state_dict() if not key.endswith("num_batches_tracked")]
     assert len(ours) == len(counted)
 
@@ -185,10 +186,10 @@ def test_the_names_of_old_files_are_understood(tmp_path):
     torch.save(weights, tmp_path / "new.pth")
     (old, _), (new, _) = (import_weights(tmp_path / name) for name in ("old.pth", "new.pth"))
     assert all(torch.equal(old[key], new[key]) for key in new)
-    used = {next(rule[0] for rule in TORCHVISION if re.fullmatch(rule[0], key)) for key in [*weights, *old_names(weights)]}
+    used = {next(rule[0] for rule in TORCHVISION.table if re.fullmatch(rule[0], key)) for key in [*weights, *old_names(weights)]}
     v2 = randomised("v2").state_dict()
-    used |= {next(rule[0] for rule in TORCHVISION if re.fullmatch(rule[0], key)) for key in v2}
-    assert used == {rule[0] for rule in TORCHVISION}
+    used |= {next(rule[0] for rule in TORCHVISION.table if re.fullmatch(rule[0], key)) for key in v2}
+    assert used == {rule[0] for rule in TORCHVISION.table}
 
 
 def test_the_eps_of_batch_norm_makes_the_boxes(tmp_path):
@@ -244,7 +245,9 @@ def test_a_training_starts_from_imported_weights_with_other_classes(both, scenes
         (lambda weights: weights.update({"head.mask.weight": torch.zeros(1)}), "no rule for the keys head.mask.weight"),
         (lambda weights: weights.update({"backbone.body.layer5.weight": torch.zeros(1)}), "left over"),
         (lambda weights: weights.update({"backbone.body.conv1.weight": torch.zeros(64, 4, 7, 7)}), "of another shape"),
-        (lambda weights: weights.pop("backbone.body.conv1.weight"), "no.* project that is known"),
+        (lambda weights: weights.pop("backbone.body.conv1.weight"), "1 missing, the first: backbone.body.conv1.weight"),
+        (lambda weights: weights.pop("head.classification_head.cls_logits.weight"), "no.* project that is known"),
+        (lambda weights: weights.pop("backbone.body.layer1.0.conv2.weight"), "no known ResNet"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, change, reason):
