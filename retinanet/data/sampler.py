@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -113,16 +113,19 @@ class Sampler:
         return counts
 
 
-def evaluation_entries(sizes: Integers, batch: int, preprocess: Preprocess, rank: int = 0, world: int = 1) -> list[Entry]:
+def evaluation_entries(
+    sizes: Integers, batch: int, preprocess: Preprocess, rank: int = 0, world: int = 1, others: Sequence[Preprocess] = ()
+) -> list[Entry]:
     """Every picture once, over all processes; only pictures of the same padded shape share a batch, since group norm sees the padding.
 
     Whole batches are dealt to the processes, so that their composition, and with it every bit of the answers, is that of one process.
+    `others` are further scales at which these pictures are answered: there too they are of the same padded shape.
     """
-    shapes: dict[tuple[int, int], list[int]] = {}
+    shapes: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, (height, width) in enumerate(sizes):
-        shape = preprocess.padded([preprocess.size(int(height), int(width))])
-        shapes.setdefault(shape, []).append(index)
-    chunks = [(indices[i : i + batch], shape) for shape, indices in shapes.items() for i in range(0, len(indices), batch)]
+        padded = tuple(one.padded([one.size(int(height), int(width))]) for one in (preprocess, *others))
+        shapes.setdefault(padded, []).append(index)
+    chunks = [(indices[i : i + batch], padded[0]) for padded, indices in shapes.items() for i in range(0, len(indices), batch)]
     return [Entry(0, indices, [0] * len(indices), shape) for indices, shape in chunks[rank::world]]
 
 

@@ -13,7 +13,7 @@ from ..data.dataset import Dataset
 from ..data.layout import open_dataset
 from ..data.validate import validate
 from ..errors import DataError, Problem, report
-from ..ops.anchors import STRIDES, cell_anchors
+from ..ops.anchors import PYRAMIDS, STRIDES, cell_anchors
 from ..weights.checkpoint import preprocess_of
 from .cost import SIDES
 from .session import preset_config
@@ -87,7 +87,7 @@ class Reach:
 def reach(data: Dataset, model: ModelConfig) -> Reach:
     """How well anchors can match the boxes of a data set, at the size that the network sees.
 
-    A level's anchors stand `stride` pixels apart, so a box's nearest centre is off by up to half a stride on each axis. The IoU
+    A map's anchors stand `stride` pixels apart, so a box's nearest centre is off by up to half a stride on each axis. The IoU
     is taken at a quarter of a stride on each axis, the mean distance.
     """
     image, preprocess = data.image_of_box(), preprocess_of(model)
@@ -99,8 +99,8 @@ def reach(data: Dataset, model: ModelConfig) -> Reach:
     width, height = (boxes[:, 2] - boxes[:, 0]) * factors[:, 1], (boxes[:, 3] - boxes[:, 1]) * factors[:, 0]
     best = torch.zeros(len(boxes), dtype=torch.float64)
     size = torch.from_numpy(np.stack([width, height], axis=1))
-    for stride in STRIDES:
-        for anchor in cell_anchors(stride, model.anchor_size, model.anchor_scales, model.anchor_ratios).double():
+    for stride, base in ((stride, base) for stride, bases in PYRAMIDS[model.pyramid].items() for base in bases):
+        for anchor in cell_anchors(base, model.anchor_size, model.anchor_scales, model.anchor_ratios).double():
             sides = anchor[2:] - anchor[:2]
             overlap = (torch.minimum(size, sides) - (stride / 4 - (size - sides).abs() / 2).clamp(min=0)).clamp(min=0).prod(dim=1)
             best = torch.maximum(best, overlap / (size.prod(dim=1) + sides.prod() - overlap))

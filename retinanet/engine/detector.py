@@ -18,6 +18,7 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
+from ..settings import RANGES
 from ..structures import Detections
 from ..weights.checkpoint import Card, postprocess_of, preprocess_of
 from ..weights.convert import load_any
@@ -25,6 +26,8 @@ from ..weights.hub import resolve
 from .machine import autocast, pick_device, pick_workers
 
 Picture = str | Path | np.ndarray | Tensor | Any
+Prepared = tuple[int, list[Tensor], tuple[int, int]]
+"""A picture's position, the picture [3, h, w] at each scale, its original height and width."""
 
 
 class Detector:
@@ -33,6 +36,7 @@ class Detector:
     names          the K class names: `names[label]`
     category_ids   the ids that the training data used for them
     threshold      the score of best F1 in validation: use it to draw; `predict` itself never applies it
+    scales         how each picture is prepared, once for every scale at which it is answered; usually `preprocess` alone
     """
 
     def __init__(
@@ -45,10 +49,12 @@ class Detector:
         threshold: float = 0.5,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
+        others: Sequence[Preprocess] = (),
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.preprocess, self.postprocess = preprocess, postprocess
+        self.scales = (preprocess, *others)
         self.names, self.category_ids, self.threshold = list(names), list(category_ids), threshold
         self.precision = precision
 
@@ -66,59 +72,80 @@ class Detector:
 
         DataError for a picture that cannot be read.
         """
-        if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
-            answers: dict[int, Detections] = {}
-            pictures = enumerate(map(as_picture, images))  # one by one: a thousand full-size pictures need not fit in memory
-            prepared = ((i, self.preprocess.resized(picture), (picture.shape[1], picture.shape[2])) for i, picture in pictures)
-            answers.update(self._in_batches(prepared, batch))
-            return [answers[index] for index in range(len(images))]
-        picture = as_picture(images)
-        resized, sizes = self.preprocess.stack([self.preprocess.resized(picture)])
-        return self.answer(resized, sizes, [(picture.shape[1], picture.shape[2])])[0]
+        several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
+        # one by one: a thousand full-size pictures need not fit in memory
+        pictures = enumerate(map(as_picture, images if several else [images]))
+        answers = dict(self._in_batches((prepare(index, picture, self.scales) for index, picture in pictures), batch))
+        return [answers[index] for index in range(len(answers))] if several else answers[0]
 
     def stream(
         self, paths: Sequence[Path], batch: int = 8, workers: int | None = None, max_pixels: int = MAX_PIXELS
     ) -> Iterator[tuple[int, Detections | DataError]]:
         """(position in `paths`, answer) as they come, not in order; a picture that cannot be read gives its error and hurts no other."""
         loader: DataLoader[Any] = DataLoader(
-            _Pictures(paths, self.preprocess, max_pixels), batch_size=None, num_workers=pick_workers(workers, self.device)
+            _Pictures(paths, self.scales, max_pixels), batch_size=None, num_workers=pick_workers(workers, self.device)
         )
         failed: list[tuple[int, DataError]] = []
 
-        def prepared() -> Iterator[tuple[int, Tensor, tuple[int, int]]]:
-            for index, image, size in loader:
-                if isinstance(image, str):
-                    failed.append((index, DataError(image)))
+        def prepared() -> Iterator[Prepared]:
+            for index, images, size in loader:
+                if isinstance(images, str):
+                    failed.append((index, DataError(images)))
                 else:
-                    yield index, image, size
+                    yield index, images, size
 
         yield from self._in_batches(prepared(), batch)
         yield from failed
 
-    def _in_batches(self, prepared: Iterator[tuple[int, Tensor, tuple[int, int]]], batch: int) -> Iterator[tuple[int, Detections]]:
-        """Gather resized pictures by padded shape; run a shape when it has a full batch, and what is left at the end."""
+    def _in_batches(self, prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[int, Detections]]:
+        """Gather resized pictures by padded shape (at every scale); run a shape when it has a full batch, and what is left at the end."""
         if batch < 1:
             raise ConfigError(f"batch must be at least 1, not {batch}")
-        waiting: dict[tuple[int, int], list[tuple[int, Tensor, tuple[int, int]]]] = {}
+        waiting: dict[tuple[tuple[int, int], ...], list[Prepared]] = {}
         for entry in prepared:
-            shape = self.preprocess.padded([(entry[1].shape[1], entry[1].shape[2])])
-            group = waiting.setdefault(shape, [])
+            shapes = tuple(self.preprocess.padded([(image.shape[1], image.shape[2])]) for image in entry[1])
+            group = waiting.setdefault(shapes, [])
             group.append(entry)
             if len(group) == batch:
-                yield from self._run(waiting.pop(shape))
+                yield from self._run(waiting.pop(shapes))
         for group in waiting.values():
             yield from self._run(group)
 
-    def _run(self, group: list[tuple[int, Tensor, tuple[int, int]]]) -> Iterator[tuple[int, Detections]]:
-        images, sizes = self.preprocess.stack([image for _, image, _ in group])
-        answers = self.answer(images, sizes, [size for _, _, size in group])
-        yield from zip((index for index, _, _ in group), answers, strict=True)
+    def _run(self, group: list[Prepared]) -> Iterator[tuple[int, Detections]]:
+        indices, images, originals = zip(*group, strict=True)
+        batches = [self.preprocess.stack(scale) for scale in zip(*images, strict=True)]
+        answers = self.answer(*batches[0], originals) if len(batches) == 1 else self.merged(batches, originals)
+        yield from zip(indices, answers, strict=True)
 
     def answer(self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[Detections]:
         """A padded uint8 batch [B, 3, H, W] of resized pictures, sizes [B, 2] -> detections in pixels of the originals (height, width)."""
         with torch.inference_mode():
             logits, offsets, normalized = self.forward(images, sizes)
             return self.select(logits, offsets, normalized, sizes, originals)
+
+    def merged(self, batches: Sequence[tuple[Tensor, Tensor]], originals: Sequence[tuple[int, int]]) -> list[Detections]:
+        """One answer for each picture from several scales: of every scale the batch and sizes that `answer` takes.
+
+        An image pyramid (Lin et al. 2017, "Feature Pyramid Networks", Fig. 1a).
+        The candidates of all scales go through one NMS, in pixels of the originals, with the scores that they have. With an NMS for each
+        scale and another over what these leave, a box could go because of one that goes itself.
+        """
+        limits = torch.tensor(originals, dtype=torch.float32, device=self.device)  # [B, 2] height, width
+        parts = []
+        with torch.inference_mode():
+            for images, sizes in batches:
+                logits, offsets, normalized = self.forward(images, sizes)
+                sizes = sizes.to(self.device)
+                boxes, x, labels = self.postprocess.candidates(logits, offsets, self.model.anchors(normalized), sizes)
+                factors = (limits / sizes).flip(1).repeat(1, 2)  # [B, 4] of x, y, x, y
+                parts.append((boxes * factors[:, None], x, labels))
+            boxes, x, labels = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+            found = self.postprocess.suppress(boxes, x, labels, limits)
+        corners = limits.flip(1).repeat(1, 2)[:, None].cpu()  # rounding may have gone beyond these
+        return [
+            Detections(torch.minimum(boxes.cpu(), corner), scores.cpu(), labels.cpu(), self.names)
+            for (boxes, scores, labels), corner in zip(found, corners, strict=True)
+        ]
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """The network's logits and offsets per level for a padded uint8 batch, and the normalised pictures."""
@@ -142,20 +169,25 @@ class Detector:
 
 
 class _Pictures(TorchDataset[Any]):
-    """(position, resized picture, original size), or (position, reason, size) for one that cannot be read."""
+    """What `prepare` gives, or (position, reason, size) for a picture that cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], preprocess: Preprocess, max_pixels: int) -> None:
-        self.paths, self.preprocess, self.max_pixels = list(paths), preprocess, max_pixels
+    def __init__(self, paths: Sequence[Path], scales: Sequence[Preprocess], max_pixels: int) -> None:
+        self.paths, self.scales, self.max_pixels = list(paths), scales, max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str, tuple[int, int]]:
+    def __getitem__(self, index: int) -> Prepared | tuple[int, str, tuple[int, int]]:
         try:
             image = read_image(self.paths[index], self.max_pixels)
         except DataError as error:
             return index, str(error), (0, 0)
-        return index, self.preprocess.resized(image), (image.shape[1], image.shape[2])
+        return prepare(index, image, self.scales)
+
+
+def prepare(index: int, picture: Tensor, scales: Sequence[Preprocess]) -> Prepared:
+    """A picture [3, H, W] uint8 at every scale."""
+    return index, [one.resized(picture) for one in scales], (picture.shape[1], picture.shape[2])
 
 
 def as_picture(image: Picture) -> Tensor:
@@ -184,7 +216,9 @@ def as_picture(image: Picture) -> Tensor:
     return image.expand(3, -1, -1).cpu()
 
 
-def load(model: str | Path, device: str = "auto", precision: str = "fp32", scale: int | None = None) -> Detector:
+def load(
+    model: str | Path, device: str = "auto", precision: str = "fp32", scale: int | None = None, scales: Sequence[int] | None = None
+) -> Detector:
     """A detector from a run folder, a file of weights or a published name.
 
     model      runs/cells (its model.safetensors), a .safetensors file of ours, a .pth or .pkl file of torchvision's, Detectron2's or
@@ -193,19 +227,41 @@ def load(model: str | Path, device: str = "auto", precision: str = "fp32", scale
     device     cpu, cuda, cuda:1; auto: a GPU if there is one
     precision  fp32 or bf16
     scale      short side in pixels, when it is not to be the model's own
+    scales     several of these instead: every picture is answered at each, and the answers are merged; it takes as long as all of them
 
-    CheckpointError when there is no such model or the file is not whole; ConfigError for an unknown device.
+    CheckpointError when there is no such model or the file is not whole; ConfigError for an unknown device, or scale and scales at once.
     """
+    short_sides(scale, scales)
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision is fp32 or bf16, not {precision!r}")
     network, card = load_any(find_model(model))
-    return detector_of(network, card, pick_device(device), precision, scale)
+    return detector_of(network, card, pick_device(device), precision, scale, scales)
 
 
-def detector_of(network: RetinaNet, card: Card, device: torch.device, precision: str = "fp32", scale: int | None = None) -> Detector:
+def detector_of(
+    network: RetinaNet,
+    card: Card,
+    device: torch.device,
+    precision: str = "fp32",
+    scale: int | None = None,
+    scales: Sequence[int] | None = None,
+) -> Detector:
     """A detector from a network and the card of its file."""
-    settings = (preprocess_of(card.model, scale), postprocess_of(card.model), card.names, card.category_ids, card.threshold)
-    return Detector(network, *settings, device, precision)
+    preprocess, *others = (preprocess_of(card.model, side) for side in short_sides(scale, scales))
+    settings = (preprocess, postprocess_of(card.model), card.names, card.category_ids, card.threshold)
+    return Detector(network, *settings, device, precision, others)
+
+
+def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int | None]:
+    """The short sides that are meant, each once, None being the model's own; ConfigError when both are told."""
+    if scales is None:
+        return [scale]
+    if scale is not None:
+        raise ConfigError(f"either one scale or several, not both: --scale {scale} and --scales {' '.join(map(str, scales))}")
+    low, high = RANGES["scale"]
+    if not scales or not all(low <= side <= high for side in scales):
+        raise ConfigError(f"scales must be one or more numbers of pixels from {low:g} to {high:g}, not {list(scales)}")
+    return sorted(set(scales))
 
 
 def find_model(model: str | Path) -> Path:

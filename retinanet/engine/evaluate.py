@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..data.dataset import Dataset
 from ..data.images import MAX_PIXELS
 from ..data.layout import open_dataset
 from ..data.loader import evaluation_batches
+from ..data.sampler import evaluation_entries
 from ..data.validate import validate
 from ..distributed import first, from_first, gather, rank, together, world
 from ..errors import ConfigError, DataError, unknown
@@ -55,11 +56,19 @@ def evaluate(
     """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its answers.
 
     All answers are used; no display threshold has any part in it. The losses are those of the whole split, divided by all its positives.
-    Several processes share the batches; the first computes the metrics, and all get the same Evaluation.
+    Several processes share the batches; the first computes the metrics, and all get the same Evaluation. A detector of several scales
+    has no losses.
     """
     answers: dict[int, Detections] = {}
     totals: dict[str, float] = {"positives": 0.0}
     pin = detector.device.type == "cuda"
+    if len(detector.scales) > 1:
+        assert criterion is None, "the losses are those of one scale"
+        for index, answer in at_all_scales(detector, data, batch, workers, max_pixels):
+            answers[index] = answer
+            if progress is not None:
+                progress(len(answers) * world())
+        return scored(data, answers, totals, ())
     with torch.inference_mode():
         for loaded in evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world()):
             indices, sizes = loaded.indices.tolist(), loaded.targets.sizes
@@ -75,12 +84,27 @@ def evaluate(
                 totals["positives"] += float(matched.positives.sum())
             if progress is not None:
                 progress(len(answers) * world())
+    return scored(data, answers, totals, criterion.shared if criterion is not None else ())
+
+
+def at_all_scales(detector: Detector, data: Dataset, batch: int, workers: int, max_pixels: int) -> Iterator[tuple[int, Detections]]:
+    """(index, answer) of this process's pictures, in batches that do not depend on the number of processes."""
+    entries = evaluation_entries(data.sizes, batch, detector.preprocess, rank(), world(), detector.scales[1:])
+    indices = [index for entry in entries for index in entry.indices]
+    for position, answer in detector.stream([data.path(index) for index in indices], batch, workers, max_pixels):
+        if isinstance(answer, DataError):
+            raise answer
+        yield indices[position], answer
+
+
+def scored(data: Dataset, answers: dict[int, Detections], totals: dict[str, float], shared: tuple[str, ...]) -> Evaluation:
+    """What all processes found together: answers by index, sums of losses and positives; the `shared` losses are divided by the latter."""
     mine = collect(data, [answers[index] for index in sorted(answers)], sorted(answers))
     parts = gather((mine, totals))
     results = merge([part for part, _ in parts])
     sums = {name: sum(some.get(name, 0.0) for _, some in parts) for name in parts[0][1]}
     positives = max(1.0, sums.pop("positives"))
-    losses = {name: value / (positives if criterion is not None and name in criterion.shared else 1) for name, value in sums.items()}
+    losses = {name: value / (positives if name in shared else 1) for name, value in sums.items()}
     return Evaluation(from_first(lambda: coco_metrics(data, results)), results, losses)
 
 
@@ -150,7 +174,7 @@ def _run(model: str, data: str, config: EvalConfig) -> Metrics:
         results = read_results(Path(model), dataset)
         evaluation = Evaluation(coco_metrics(dataset, results), results, {})
     else:
-        detector = load(model, config.device, config.precision, config.scale)
+        detector = load(model, config.device, config.precision, config.scale, config.scales)
         dataset = in_model_classes(dataset, detector.names)
         workers = pick_workers(config.workers, detector.device)
         log.info("evaluating %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device))

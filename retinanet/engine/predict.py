@@ -42,7 +42,7 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     refuse_run(config.out)
     if config.out is not None:
         refuse_finished(config.out)
-    detector = load(model, config.device, config.precision, config.scale)
+    detector = load(model, config.device, config.precision, config.scale, config.scales)
     data = pictures_of(sources, config, detector)
     threshold = detector.threshold if config.threshold is None else config.threshold
     if config.out is None:
@@ -54,7 +54,7 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
         "count": len(data),
         "block": block_size(len(data)),
         "precision": config.precision,
-        "scale": config.scale,
+        "scale": config.scale if config.scales is None else sorted(set(config.scales)),
         "max_pixels": config.max_pixels,
         "threshold": threshold if config.pictures else None,  # which touches pictures only
     }

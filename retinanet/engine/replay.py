@@ -17,7 +17,7 @@ from ..settings import from_json
 from ..structures import Targets
 from ..weights.checkpoint import build, load_plain, preprocess_of
 from .machine import autocast, pick_device
-from .watch import FORMAT, LEVELS, checksum
+from .watch import FORMAT, checksum
 
 log = logging.getLogger("retinanet")
 
@@ -61,13 +61,13 @@ def run(dump: str | Path, config: ReplayConfig) -> bool:
     for name, levels in parts.items():
         values, before = torch.stack(levels).tolist(), recorded[name]
         log.info("%-14s%12s%12s", name, "recorded", "now")
-        for level, then, now in zip(LEVELS, before, values, strict=True):
+        for level, then, now in zip(model.levels, before, values, strict=True):
             log.info("  %-12s%12.5g%12.5g", level, then, now)
         agree &= all(map(same, before, values))
     log.info("%-14s%12.5g%12.5g", "gradient_norm", recorded_norm, norm)
     agree &= same(recorded_norm, norm)
     for title, tensors in (("logits", logits), ("offsets", offsets)):
-        bad = [level for level, tensor in zip(LEVELS, tensors, strict=True) if not tensor.isfinite().all()]
+        bad = [level for level, tensor in zip(model.levels, tensors, strict=True) if not tensor.isfinite().all()]
         if bad:
             log.info("%s not finite at %s: the network itself, not the loss", title, ", ".join(bad))
     wrong = [name for name, gradient in reversed(gradients.items()) if not gradient.isfinite().all()]

@@ -232,7 +232,6 @@ def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Pa
         keep()
         evaluation = validate_and_save(session, record, progress, about, folder)
     if first():
-        record.plot()
         write_evaluation(folder, session.validation, evaluation, {**about, "split": session.validation.split, "iteration": iterations})
     log.info("done in %s: AP %.3f in validation; %s", duration(time.perf_counter() - started), evaluation.metrics["AP"] or 0.0, folder)
     return folder

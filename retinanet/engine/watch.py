@@ -24,7 +24,6 @@ from .session import Session
 log = logging.getLogger("retinanet")
 
 WATCHED = ("class_loss", "box_loss", "gradient_norm")
-LEVELS = ("P3", "P4", "P5", "P6", "P7")
 FORMAT = 1
 
 
@@ -58,7 +57,7 @@ class Watch:
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         (share,), (whole,) = session.batches(iteration, iteration + 1), session.batches(iteration, iteration + 1, whole=True)
         levels = level_losses(session, share)
-        at = [f"{name} at {', '.join(bad)}" for name, row in levels.items() if (bad := not_finite(row))]
+        at = [f"{name} at {', '.join(bad)}" for name, row in levels.items() if (bad := not_finite(session.model.levels, row))]
         files = [str(session.training.files[i]) for i in whole.indices.tolist()]
         dump = folder / f"dump-{iteration + 1}.pt"
         keeps = f"; --init {folder} keeps the weights of the last validation" if (folder / "model.safetensors").exists() else ""
@@ -72,18 +71,18 @@ class Watch:
         )
 
 
-def not_finite(levels: list[float]) -> list[str]:
+def not_finite(names: list[str], values: list[float]) -> list[str]:
     """The names of the levels whose number is not finite."""
-    return [name for name, value in zip(LEVELS, levels, strict=True) if not math.isfinite(value)]
+    return [name for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
 
 
 def level_losses(session: Session, share: Batch) -> dict[str, list[float]]:
-    """The class loss and the box loss of each level P3..P7 over all processes, without a step; `share` is this process's."""
+    """The class loss and the box loss of each level over all processes, without a step; `share` is this process's."""
     batch = share.to(session.device)
     anchors = session.model.anchors(batch.images)
     matched = session.criterion.match(anchors, batch.targets)
     positives = total(matched.positives.sum())
-    sums = torch.zeros(2, len(LEVELS), device=session.device)
+    sums = torch.zeros(2, len(session.model.levels), device=session.device)
     with torch.no_grad():
         for rows, _ in session.micro_batches(batch):
             images = session.preprocess.normalize(batch.images[rows], batch.targets.sizes[rows])

@@ -67,10 +67,20 @@ class Postprocess:
         anchors  per level [HWA, 4]
         sizes    [B, 2] height and width of each picture inside the batch
         """
+        return self.suppress(*self.candidates(logits, offsets, anchors, sizes), sizes)
+
+    @torch.no_grad()
+    def candidates(
+        self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pairs of all levels: boxes [B, P, 4] in pixels of the batch, logits [B, P], labels [B, P]. Arguments as above."""
         levels = [self._candidates(*level, sizes) for level in zip(logits, offsets, anchors, strict=True)]
         x, labels, boxes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        if self.clip_boxes == "before":
-            boxes = clip(boxes, sizes)
+        return clip(boxes, sizes) if self.clip_boxes == "before" else boxes, x, labels
+
+    @torch.no_grad()
+    def suppress(self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Candidates -> per picture what a call returns; boxes and sizes [B, 2] may be in any pixels, as long as they are in the same."""
         return [self._suppress(*picture) for picture in zip(boxes, x, labels, sizes, strict=True)]
 
     def _candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown
-from ..ops.anchors import RATIOS, SCALES, STRIDES, grid_anchors
+from ..ops.anchors import PYRAMIDS, RATIOS, SCALES, grid_anchors
 from .backbone import Backbone
 from .pyramid import Pyramid
 from .subnets import subnet
@@ -28,8 +28,10 @@ class RetinaNet(nn.Module):
     depth          3x3 convolutions of a subnet before its last
     subnet_norm    none (the paper's) or group
     prior          pi, the probability with which every anchor first says "object" (Sec. 3.3)
+    pyramid        fpn, single, hierarchy or finest: see `Pyramid`
     anchor_size    side of the smallest anchor of a level, in strides: 4 gives 32 px on P3
-    anchor_scales  octave steps; anchor_ratios: height over width; their product is the number of anchors of a cell
+    anchor_scales  octave steps; anchor_ratios: height over width; their product is the number of anchors of a cell, five times that
+                   where the pyramid is one map
     anchor_center  where in its cell an anchor stands, 0.5 being the middle
     anchor_rounding, anchor_steps   see `ops.anchors`: whole pixels; cells a stride apart, or the padded picture over the map
     p6, p7_relu    what P6 is computed from: c5 (as printed, footnote 2) or p5; whether a ReLU comes before P7
@@ -55,6 +57,7 @@ class RetinaNet(nn.Module):
         p7_relu: bool = True,
         backbone_eps: float = 1e-5,
         backbone_stride: str = "3x3",
+        pyramid: str = "fpn",
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -65,14 +68,20 @@ class RetinaNet(nn.Module):
         self.anchor_settings = (anchor_size, tuple(anchor_scales), tuple(anchor_ratios), anchor_center)
         self.anchor_rounding, self.anchor_steps = anchor_rounding, anchor_steps
         self.backbone = Backbone(backbone, backbone_norm, backbone_eps, backbone_stride)
-        self.pyramid = Pyramid(self.backbone.channels, channels, p6, p7_relu)
-        per_cell = len(anchor_scales) * len(anchor_ratios)
+        self.pyramid = Pyramid(self.backbone.channels, channels, p6, p7_relu, pyramid)
+        self.bases = PYRAMIDS[pyramid]
+        per_cell = len(anchor_scales) * len(anchor_ratios) * len(next(iter(self.bases.values())))
         self.class_subnet = subnet(per_cell * num_classes, channels, depth, subnet_norm, prior)
         self.box_subnet = subnet(per_cell * 4, channels, depth, subnet_norm)
         self._anchors: dict[tuple[int, int, torch.device], list[Tensor]] = {}
 
+    @property
+    def levels(self) -> list[str]:
+        """Names of the maps: P3 to P7, or the one of a single map; Pl has the stride 2^l."""
+        return [f"P{stride.bit_length() - 1}" for stride in self.bases]
+
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """images [B, 3, H, W], normalised -> per level P3..P7 logits [B, HWA, K] and offsets [B, HWA, 4], in the order of `anchors`."""
+        """images [B, 3, H, W], normalised -> per level logits [B, HWA, K] and offsets [B, HWA, 4], in the order of `anchors`."""
         features = self.backbone(images)  # (a) C3, C4, C5
         pyramid = self.pyramid(features)  # (b) P3 .. P7
         logits = [per_anchor(self.class_subnet(level), self.num_classes) for level in pyramid]  # (c)
@@ -85,14 +94,14 @@ class RetinaNet(nn.Module):
         key = (height, width, images.device)
         if key not in self._anchors:
             # every map is the ceiling of the picture over its stride, whether by pooling or by stride-2 convolutions
-            shapes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+            shapes = [(-(-height // stride), -(-width // stride)) for stride in self.bases]
             size, scales, ratios, center = self.anchor_settings
             if len(self._anchors) >= KEPT_SHAPES:
                 self._anchors.pop(next(iter(self._anchors)))
             with torch.inference_mode(False):  # made in an evaluation, they must still serve in training
                 picture = (height, width) if self.anchor_steps == "picture" else None
-                settings = (size, scales, ratios, center, images.device, self.anchor_rounding, picture)
-                self._anchors[key] = grid_anchors(shapes, STRIDES, *settings)
+                settings = (size, scales, ratios, center, images.device, self.anchor_rounding, picture, list(self.bases.values()))
+                self._anchors[key] = grid_anchors(shapes, list(self.bases), *settings)
         return self._anchors[key]
 
 

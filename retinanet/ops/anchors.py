@@ -1,4 +1,4 @@
-"""The boxes that predictions start from (Sec. 4, "Anchors"): nine at every cell of five pyramid levels."""
+"""The boxes that predictions start from (Sec. 4, "Anchors"): nine at every cell of five pyramid levels, or all 45 at those of one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from torch import Tensor
 
 STRIDES = (8, 16, 32, 64, 128)
 """Pixels from cell to cell on P3..P7."""
+PYRAMIDS: dict[str, dict[int, tuple[int, ...]]] = {
+    "fpn": {stride: (stride,) for stride in STRIDES},
+    "single": {32: STRIDES},
+    "hierarchy": {stride: (stride,) for stride in STRIDES},
+    "finest": {8: STRIDES},
+}
+"""Design of the pyramid (`model.pyramid`) -> the stride of each of its maps -> the strides by which its anchors' base sides go."""
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 """Three octave steps for the side of an anchor."""
 RATIOS = (0.5, 1.0, 2.0)
@@ -42,21 +49,25 @@ def grid_anchors(
     device: torch.device | None = None,
     rounded: bool = False,
     picture: tuple[int, int] | None = None,
+    bases: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
     """Per level the anchors [H * W * S * R, 4] of a map of (H, W) cells: rows, columns, scales, ratios.
 
     Cell (i, j) has its centre at ((j + center) x stride, (i + center) x stride) pixels.
     picture  height and width: cells then stand height // H and width // W pixels apart, which is less than the stride where a map
              was rounded up (torchvision's rule)
+    bases    of each level the strides by which its base sides go, when it is not its own alone: that many times S * R anchors a cell,
+             bases outermost
     """
     levels = []
-    for (height, width), stride in zip(shapes, strides, strict=True):
+    for (height, width), stride, own in zip(shapes, strides, bases or [(stride,) for stride in strides], strict=True):
         down, across = (stride, stride) if picture is None else (picture[0] // height, picture[1] // width)
         y = (torch.arange(height, device=device) + center) * down
         x = (torch.arange(width, device=device) + center) * across
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)  # [H, W, 4]
-        levels.append((centers[:, :, None] + cell_anchors(stride, size, scales, ratios, rounded).to(centers)).reshape(-1, 4))
+        cell = torch.cat([cell_anchors(base, size, scales, ratios, rounded) for base in own])
+        levels.append((centers[:, :, None] + cell.to(centers)).reshape(-1, 4))
     return levels
 
 

@@ -27,7 +27,8 @@ from ..settings import check, fits, from_json
 
 FORMAT = 1
 KEY = "retinanet"  # one key only: several are written in a random order, and the same model would give different bytes
-NETWORK = ("backbone", "backbone_norm", "backbone_eps", "backbone_stride", "channels", "depth", "subnet_norm", "p6", "p7_relu", "prior")
+BACKBONE = ("backbone", "backbone_norm", "backbone_eps", "backbone_stride")
+NETWORK = (*BACKBONE, "pyramid", "channels", "depth", "subnet_norm", "p6", "p7_relu", "prior")
 ANCHORS = ("anchor_size", "anchor_scales", "anchor_ratios", "anchor_center", "anchor_rounding", "anchor_steps")
 LIMITS = ("score_threshold", "per_level", "nms_threshold", "max_detections")
 ANSWERS = (*LIMITS, "padding_anchors", "clip_boxes", "empty_boxes", "shrink_limit")

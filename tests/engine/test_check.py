@@ -9,6 +9,7 @@ from retinanet.config import CheckConfig, ModelConfig
 from retinanet.data.dataset import Columns
 from retinanet.data.scenes import write_scenes
 from retinanet.engine import check as engine
+from retinanet.ops.anchors import PYRAMIDS
 
 
 def boxes_of(*sides):
@@ -63,6 +64,15 @@ def test_the_reach_is_what_assignment_gives_at_the_mean_distance(size, stride):
     levels = grid_anchors([(-(-600 // s), -(-600 // s)) for s in (8, 16, 32, 64, 128)])
     best_of_level = max(iou(level, box[None]).max().item() for level in levels)
     assert engine.reach(boxes_of((size, size)), ModelConfig()).best[0] == pytest.approx(best_of_level, abs=0.12)
+
+
+def test_check_knows_where_the_anchors_of_a_design_stand():
+    data = boxes_of((34, 34), (60, 60), (500, 500))
+    best = {name: engine.reach(data, ModelConfig(pyramid=name)).best for name in PYRAMIDS}
+    np.testing.assert_array_equal(best["hierarchy"], best["fpn"])
+    assert (best["single"] <= best["finest"]).all()
+    assert best["single"][0] < 0.5 < best["fpn"][0]  # cells 32 px apart: a quarter of that is much for a box of 34 px
+    assert best["finest"][2] > best["fpn"][2]
 
 
 def test_small_objects_get_advice_on_anchors(caplog):

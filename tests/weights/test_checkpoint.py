@@ -3,7 +3,7 @@
 import json
 import os
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -36,6 +36,14 @@ def test_what_is_loaded_is_what_was_saved(model, saved):
     assert card == CARD
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
     assert loaded.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_file_from_before_there_were_designs_of_the_pyramid_is_an_fpn(model, saved):
+    fields = {name: value for name, value in asdict(CARD).items() if name != "model"}
+    older = {name: value for name, value in asdict(CONFIG).items() if name != "pyramid"}
+    text = json.dumps({"format": 1, "model": older, **fields})
+    save_file(dict(model.state_dict()), saved, metadata={"retinanet": text})
+    assert load_model(saved)[1] == CARD
 
 
 def test_the_same_model_gives_the_same_bytes(model, saved, tmp_path):
