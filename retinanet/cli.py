@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from . import __version__
-from .config import CheckConfig, DemoConfig, EvalConfig, ImportConfig, ModelsConfig, PredictConfig, ReplayConfig, ResumeConfig
+from .config import (
+    AnatomyConfig,
+    CheckConfig,
+    DemoConfig,
+    EvalConfig,
+    FigureConfig,
+    ImportConfig,
+    LabConfig,
+    NoConfig,
+    PredictConfig,
+    ReplayConfig,
+    ResumeConfig,
+)
 from .distributed import first, rank
 from .errors import ConfigError, RetinaNetError, unknown
 from .presets import PRESETS, preset
@@ -109,9 +121,63 @@ def import_(arguments: list[str]) -> int:
     return 0
 
 
+def lab(arguments: list[str]) -> int:
+    """Run a table or figure of the paper on your own data, and judge its conclusions. `retinanet lab` lists them.
+
+    Every row is trained for the same number of iterations (--budget 10min or 300it, of a row), at --seeds seeds, and kept under --out:
+    what was finished is never repeated. --preset is read first and sets all other defaults; any setting of `train` may be changed.
+    """
+    from .lab.experiments import EXPERIMENTS, FORMULAS
+
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in ("", "-h", "--help"):
+        print("usage: retinanet lab NAME [DATA] ...\n")
+        print("\n".join(f"  {name:9s}{title}" for name, title in lab_names().items()))
+        return 0 if name else 2
+    if name == "report":
+        folder, _ = parse("lab report", lab, rest, NoConfig(), "study")
+        from .lab.report import run as report
+
+        report(Path(folder))
+    elif name == "anatomy":
+        model, data, config = parse("lab anatomy", lab, rest, AnatomyConfig(), "model", "data")
+        from .lab.anatomy import run as dissect
+
+        dissect(model, data, config)
+    elif name in FORMULAS:
+        config = parse(f"lab {name}", lab, rest, FigureConfig())
+        from .lab.illustrate import formula
+
+        formula(name, config.out)
+    elif name in EXPERIMENTS:
+        chosen, rest = take("--preset", rest)
+        if chosen is None and not {"-h", "--help"} & set(rest):
+            from .engine.session import default_preset
+
+            chosen = default_preset(take("--device", rest)[0] or "auto")
+        data, config = parse(f"lab {name}", lab, rest, LabConfig(train=preset(chosen or "tiny")), "data")
+        from .lab.illustrate import experiment
+
+        experiment(name, data, config)
+    else:
+        raise unknown("experiment", name, lab_names())
+    return 0
+
+
+def lab_names() -> dict[str, str]:
+    """What `retinanet lab` can do, by name."""
+    from .lab.experiments import EXPERIMENTS, FORMULAS
+
+    others = {
+        "report": "One page of all that a study's folder holds",
+        "anatomy": "What produces a model's loss, and which labels look wrong",
+    }
+    return {**{name: found.title for name, found in EXPERIMENTS.items()}, **FORMULAS, **others}
+
+
 def models(arguments: list[str]) -> int:
     """List the published weights that can be named in place of a file: their AP, licence, and whether they are here."""
-    parse("models", models, arguments, ModelsConfig())
+    parse("models", models, arguments, NoConfig())
     from .weights.hub import table
 
     print(table())
@@ -127,6 +193,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "predict": predict,
     "import": import_,
     "models": models,
+    "lab": lab,
 }
 
 
@@ -188,7 +255,8 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
     paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help="Images, folders, globs, .txt lists; with --split a data set.")]
     dump = Annotated[Positional[str], arg(metavar="DUMP", help="dump-N.pt of a run folder.")]
     foreign = Annotated[Positional[str], arg(metavar="FOREIGN", help="A file of another project: .pth, .pt or .pkl.")]
-    kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths, "dump": dump, "foreign": foreign}
+    study = Annotated[Positional[str], arg(metavar="DIR", help="A study's folder: the --out of retinanet lab.")]
+    kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths, "dump": dump, "foreign": foreign, "study": study}
     fields = [*((name, kinds[name]) for name in positionals), ("config", type(default), field(default=default))]
     words = make_dataclass("Words", fields)  # type: ignore[arg-type, unused-ignore]
     parsed: Any = tyro.cli(

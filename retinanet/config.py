@@ -30,6 +30,8 @@ class ModelConfig:
     """Normalisation of the subnets."""
     prior: float = 0.01
     """pi: the probability with which every anchor first says "object"."""
+    pyramid: Literal["fpn", "single", "hierarchy", "finest"] = "fpn"
+    """P3..P7 of FPN, C5 alone (single), no top-down path (hierarchy), or P3 alone (finest); a single map has the anchors of all levels."""
     anchor_size: float = 4.0
     """Side of a level's smallest anchor, in strides: 4 gives 32 px on P3; lower it for small objects."""
     anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -224,8 +226,8 @@ class ImportConfig:
 
 
 @dataclass(frozen=True)
-class ModelsConfig:
-    """The list of published weights: there is nothing to set."""
+class NoConfig:
+    """A verb without settings."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,8 @@ class RunConfig:
     """bf16 is faster and costs a little AP."""
     scale: int | None = None
     """Short side in pixels, when it is not to be the model's own."""
+    scales: tuple[int, ...] | None = None
+    """Several of these instead: every picture is answered at each, and the answers are merged (400 600 800)."""
     layout: Layout | None = None
     """Annotation format of a data set; None: recognised."""
     images: Path | None = None
@@ -308,6 +312,38 @@ class CheckConfig:
     """Height over width of the anchors instead of the preset's."""
     max_pixels: int = 178_956_970
     """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class LabConfig:
+    """A table or figure of the paper on one's own data: a training a row. `out` is the study's folder, `budget` is that of a row."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    seeds: int = 1
+    """Trainings of every row, from `seed` on; two or more give 95 % intervals."""
+    alphas: Literal["paper", "search"] = "paper"
+    """table1b: alpha for each gamma as printed, or the best of 0.25, 0.5 and 0.75 in validation."""
+
+
+@dataclass(frozen=True)
+class AnatomyConfig(RunConfig):
+    """Which examples produce a model's loss."""
+
+    split: str | None = None
+    """train, val or test. None: val if there is one, else the only one; labels are best examined on train."""
+    out: Path | None = None
+    """Folder for anatomy.json, suspects.json and the gallery. None: runs/anatomy-<data>, numbered."""
+    count: int = 100
+    """Suspicious labels that are listed and shown."""
+
+
+@dataclass(frozen=True)
+class FigureConfig:
+    """A figure that needs no training, or what is made of a study's results."""
+
+    out: Path = Path("runs/lab")
+    """Folder of the study."""
 
 
 @dataclass(frozen=True)

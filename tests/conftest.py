@@ -1,5 +1,6 @@
 """What the tests share: quiet threads, a cache of their own, small data sets on disk."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory):
-    """Two threads at most, and header caches outside the user's own."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    """Two threads at most, one in each of several workers, and header caches outside the user's own."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
     patch = pytest.MonkeyPatch()
     patch.setenv("RETINANET_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield

@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 
 from retinanet import cli
-from retinanet.config import CheckConfig, DemoConfig, EvalConfig, ImportConfig, ModelsConfig, PredictConfig, ReplayConfig, ResumeConfig
+from retinanet.config import (
+    AnatomyConfig,
+    CheckConfig,
+    DemoConfig,
+    EvalConfig,
+    FigureConfig,
+    ImportConfig,
+    LabConfig,
+    NoConfig,
+    PredictConfig,
+    ReplayConfig,
+    ResumeConfig,
+)
+from retinanet.lab.experiments import EXPERIMENTS, FORMULAS
 from retinanet.presets import preset
 
 ROOT = Path(__file__).parents[1]
@@ -34,16 +47,33 @@ def understand(words):
             return cli.parse(verb, cli.train, cli.take("--resume", rest)[1], ResumeConfig())
         name, rest = cli.take("--preset", [word for word in rest if word != "--dry-run"])
         return cli.parse(verb, cli.train, rest, preset(name or "tiny"), "data")
+    if verb == "lab":
+        return understand_lab(rest)
     config, positionals = {
         "demo": (DemoConfig(), ()),
         "check": (CheckConfig(), ("data",)),
         "replay": (ReplayConfig(), ("dump",)),
         "import": (ImportConfig(), ("foreign",)),
-        "models": (ModelsConfig(), ()),
+        "models": (NoConfig(), ()),
         "eval": (EvalConfig(), ("model", "data")),
         "predict": (PredictConfig(), ("model", "paths")),
     }[verb]
     return cli.parse(verb, cli.VERBS[verb], rest, config, *positionals)
+
+
+def understand_lab(words):
+    if not words:
+        return None
+    name, rest = words[0], words[1:]
+    if name in FORMULAS:
+        return cli.parse(f"lab {name}", cli.lab, rest, FigureConfig())
+    if name == "report":
+        return cli.parse("lab report", cli.lab, rest, NoConfig(), "study")
+    if name == "anatomy":
+        return cli.parse("lab anatomy", cli.lab, rest, AnatomyConfig(), "model", "data")
+    assert name in EXPERIMENTS
+    chosen, rest = cli.take("--preset", rest)
+    return cli.parse(f"lab {name}", cli.lab, rest, LabConfig(train=preset(chosen or "tiny")), "data")
 
 
 @pytest.mark.parametrize(("page", "line"), list(commands()))

@@ -94,6 +94,25 @@ def draw_truth(image: Tensor, boxes: Tensor, labels: Tensor | None = None, names
     return _close(canvas)
 
 
+def draw_both(image: Tensor, boxes: Tensor, labels: Tensor, found: Detections, names: Sequence[str]) -> Tensor:
+    """The picture with annotated boxes [G, 4], dashed, and with detections, drawn through, each with its tag; no tag hides another."""
+    canvas = _open(image)
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    line = _line(canvas.size)
+    tags: list[tuple[Box, str, Colour]] = []
+    for name, score, corners in found:
+        if box := _inside(corners, canvas.size):
+            fill = colour(found.names.index(name))
+            _frame(pen, box, fill, line)
+            tags.append((box, f"{name} {score:.2f}", fill))
+    for label, corners in zip(_labels(boxes, labels), boxes.detach().cpu().float().tolist(), strict=True):
+        if box := _inside(corners, canvas.size):
+            _dashes(pen, box, colour(label), line)
+            tags.append((box, _text(label, names), colour(label)))
+    _tags(pen, tags, line, canvas.size)
+    return _close(canvas)
+
+
 def anchors_picture(
     image: Tensor, boxes: Tensor, labels: Tensor, names: Sequence[str], anchors: Tensor, matches: Tensor | None = None, *, limit: int = 300
 ) -> Tensor:

@@ -38,6 +38,9 @@ li { margin-bottom: 18px; padding-left: 4px; }
 li p { margin-bottom: 6px; }
 pre { margin: 0; padding: 12px 16px; overflow-x: auto; background: var(--card); user-select: all; }
 code { font: 0.9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+table { border-collapse: collapse; margin: 0 0 16px; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 14px 6px 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+section { overflow-x: auto; }
 @media print { main { padding: 0; } figure, li, dl div { break-inside: avoid; } }
 """
 
@@ -68,10 +71,11 @@ def write_page(
         parts.append(f"<h2>What to do next</h2>\n<ol>\n{steps}\n</ol>")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_document(title, "\n".join(parts)), encoding="utf-8")
+    path.write_text(document(title, "\n".join(parts)), encoding="utf-8")
 
 
-def _document(title: str, body: str) -> str:
+def document(title: str, body: str) -> str:
+    """A whole HTML page around `body`, which is HTML already."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
