@@ -155,7 +155,12 @@ def lab(arguments: list[str]) -> int:
             from .engine.session import default_preset
 
             chosen = default_preset(take("--device", rest)[0] or "auto")
-        data, config = parse(f"lab {name}", lab, rest, LabConfig(train=preset(chosen or "tiny")), "data")
+        base, init = preset(chosen or "tiny"), take("--init", rest)[0]
+        if init is not None:
+            from .engine.train import start_config
+
+            base = start_config(chosen or "tiny", Path(init))
+        data, config = parse(f"lab {name}", lab, rest, LabConfig(train=base), "data")
         from .lab.illustrate import experiment
 
         experiment(name, data, config)

@@ -52,6 +52,7 @@ ORDER = [
     "weights.transfer",
     "weights.hub",
     "weights.convert",
+    "weights.conventions",
     "weights.projects",
     "weights.coco_names",
     "weights.foreign",

@@ -116,6 +116,9 @@ def settled(config: TrainConfig, device: torch.device) -> TrainConfig:
     if config.weights == "none" and config.init is None and model.backbone_norm == "frozen":
         model = replace(model, backbone_norm="batch")
         log.info("from scratch: the backbone's batch norm is live, not frozen")
+    if config.train_scale is not None and config.train_scale > model.scale:
+        log.info("training at %d px too: the preset's %d would be more than the model's own scale", model.scale, config.train_scale)
+        config = replace(config, train_scale=None)
     if config.tensorboard:
         board_writer()
     share = config.batch // world() if isinstance(config.batch, int) else config.micro_batch

@@ -234,6 +234,8 @@ def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Pa
     if first():
         write_evaluation(folder, session.validation, evaluation, {**about, "split": session.validation.split, "iteration": iterations})
     log.info("done in %s: AP %.3f in validation; %s", duration(time.perf_counter() - started), evaluation.metrics["AP"] or 0.0, folder)
+    if stop.asked():  # during the last validation: this run is whole, but whatever would come after it is not wanted
+        stop.leave()
     return folder
 
 

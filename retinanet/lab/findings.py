@@ -24,6 +24,8 @@ class Line:
     paper: float | None
     """AP as printed, in percent."""
     group: str = ""
+    milliseconds: float | None = None
+    """Of a picture, where rows were timed together."""
     chosen: bool = True
     """False: another alpha of the same gamma was better in validation."""
 
@@ -40,12 +42,6 @@ class Line:
     def average(self, metric: str = "AP") -> Mean:
         """A number in percent over the seeds."""
         return mean([100 * (result["metrics"].get(metric) or 0.0) for result in self.results])
-
-    @property
-    def milliseconds(self) -> float | None:
-        """Of a picture, the mean over the seeds."""
-        found = [result["milliseconds"] for result in self.results if result.get("milliseconds") is not None]
-        return sum(found) / len(found) if found else None
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether a claim means this row."""
@@ -68,7 +64,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
     """A study's NAME.json and its rows; of a group only the best is chosen."""
     try:
         content = json.loads(path.read_text())
-        lines = [Line(row["values"], row["results"], row["paper"], row["group"]) for row in content["rows"]]
+        lines = [Line(row["values"], row["results"], row["paper"], row["group"], row.get("milliseconds")) for row in content["rows"]]
         if not all(line.results for line in lines):
             raise ValueError("a row without results")
         best: dict[str, int] = {}
@@ -100,26 +96,30 @@ def beating(claim: Claim, lines: Sequence[Line]) -> Verdict:
 
 
 def failing(claim: Claim, lines: Sequence[Line]) -> Verdict:
-    """Whether the rows diverge or learn nothing at every seed."""
+    """Whether the rows diverge or learn nothing at every seed, of two or more, while the control trains at each."""
     meant = [line for line in lines if any(line.fits(values) for values in claim.fails)]
-    failures = [len(line.failed) for line in meant]
+    control = [line for line in lines if line.fits(claim.control)]
+    states = [state for line in meant for state in line.failed]
     total = sum(len(line.results) for line in meant)
-    word = OPEN if not meant else HOLDS if sum(failures) == total else CONTRADICTED if sum(failures) == 0 else OPEN
-    reached = max((line.average().value for line in meant), default=0.0)
-    return Verdict(claim.text, word, f"{sum(failures)} of {total} trainings failed; the best row reaches AP {reached:.1f}")
+    told = f"{states.count('diverged')} diverged and {states.count('stalled')} stalled of {total} trainings"
+    if not meant or not control or any(line.failed for line in control):
+        return Verdict(claim.text, OPEN, f"{told}, but neither did {words(claim.control)} train")
+    if len(meant[0].results) < 2:
+        return Verdict(claim.text, OPEN, f"{told}, at one seed")
+    word = HOLDS if len(states) == total else OPEN if states else CONTRADICTED
+    return Verdict(claim.text, word, f"{told}; the best row reaches AP {max(line.average().value for line in meant):.1f}")
 
 
 def scores(values: Mapping[str, Any], lines: Sequence[Line]) -> dict[int, float]:
-    """AP by seed of the rows that are meant, their mean where they are several."""
+    """AP by seed of the one row that is meant; nothing where it was not run."""
     meant = [line.scores for line in lines if line.fits(values)]
-    seeds = set.intersection(*(set(one) for one in meant)) if meant else set()
-    return {seed: sum(one[seed] for one in meant) / len(meant) for seed in seeds}
+    return meant[0] if len(meant) == 1 else {}
 
 
 def table(content: Mapping[str, Any], lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Head and cells, as text: what the rows are, ours with the half width of the 95 % interval, the paper's AP."""
     names = list(lines[0].values)
-    timed = EXPERIMENTS[content["name"]].timed
+    timed = any(line.milliseconds is not None for line in lines)
     head = [*names, "AP", "AP50", "AP75", *(["ms"] if timed else []), "paper's AP", "remarks"]
     rows = []
     for line in lines:

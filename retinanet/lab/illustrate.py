@@ -87,6 +87,8 @@ def cumulated(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, st
     result = lines[0].results[0]
     if result["state"] == "diverged":
         raise ConfigError("the training of figure 4's model diverged, so there is no model to look at")
+    if not (folder / "rows" / result["key"] / "model.safetensors").exists():
+        raise ConfigError("the weights of this seed were not kept; a study keeps those of its first seed")
     detector = load(folder / "rows" / result["key"])
     config = from_json(TrainConfig, result["config"])
     shares = figures.cumulative_losses(detector, open_training(source, config)[1], criterion=Criterion(**asdict(config.criterion)))
@@ -100,13 +102,13 @@ def cumulated(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, st
 
 
 def concentrated(shares: Mapping[str, Any]) -> str:
-    """Whether Figure 4's two findings hold: "nearly all" is taken as 95 %, "hardly" as less than 15 points."""
+    """Figure 4's two findings as numbers of this one model: "nearly all" is taken as 95 %, "hardly" as less than 15 points."""
     negatives, positives = ([line["hardest_fifth"] for line in shares[kind]["lines"]] for kind in ("negatives", "positives"))
     if None in (negatives[-1], positives[0], positives[-1]):
         return "There is too little to judge the paper's findings."
     nearly, hardly = negatives[-1] >= 0.95, abs(positives[-1] - positives[0]) < 0.15
-    words = ["holds here" if found else "does not hold here" for found in (nearly, hardly)]
-    return f"That gamma 2 puts nearly all loss of the negatives on few of them {words[0]}; that the positives' hardly moves {words[1]}."
+    words = ["" if found else "not " for found in (nearly, hardly)]
+    return f"In this model the hardest negatives do {words[0]}hold 95 % at the last gamma, and the positives' share does {words[1]}stay within 15 points."
 
 
 def grid(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, str, dict[str, Any]]:

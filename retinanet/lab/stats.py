@@ -27,7 +27,7 @@ T_975 = (
     2.101,
     2.093,
 )
-"""97.5 % points of Student's t for 1 to 19 degrees of freedom; the normal distribution's 1.96 is taken to begin where it differs by 6 %."""
+"""97.5 % points of Student's t for 1 to 19 degrees of freedom; the last is kept for more, where it is a little too wide."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def mean(values: Sequence[float]) -> Mean:
     if count < 2:
         return Mean(average, None, count)
     deviation = math.sqrt(sum((value - average) ** 2 for value in values) / (count - 1))
-    factor = T_975[count - 2] if count - 2 < len(T_975) else 1.96
+    factor = T_975[min(count - 2, len(T_975) - 1)]
     return Mean(average, factor * deviation / math.sqrt(count), count)
 
 

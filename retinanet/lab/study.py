@@ -18,7 +18,8 @@ from typing import Any
 
 from ..config import LabConfig, ResumeConfig, TrainConfig
 from ..data.dataset import Dataset
-from ..engine.detector import load
+from ..distributed import world
+from ..engine.detector import find_model, load
 from ..engine.machine import describe, pick_device
 from ..engine.plan import plan
 from ..engine.record import duration
@@ -27,10 +28,10 @@ from ..engine.train import go_on
 from ..engine.train import run as train
 from ..errors import ConfigError, DivergenceError
 from ..settings import flat, override, to_json
-from ..weights.checkpoint import versions, write_whole
+from ..weights.checkpoint import ANCHORS, NETWORK, sha256, versions, write_whole
 from .experiments import Experiment, Row, experiment
 from .paper import ap
-from .rivals import milliseconds, train_rival
+from .rivals import load_rival, timings, train_rival
 
 log = logging.getLogger("retinanet")
 
@@ -63,20 +64,38 @@ def run(name: str, source: str, config: LabConfig) -> Path:
     rows = found.rows(study.base, config.alphas)
     seeds = range(study.base.seed, study.base.seed + config.seeds)
     log.info("%s: %d rows x %d seeds of %d iterations, in %s", found.title, len(rows), len(seeds), study.iterations, study.folder)
+    if study.base.init is not None and any(row.rival or row.changes.keys() & set(NETWORK + ANCHORS) - {"prior"} for row in rows):
+        raise ConfigError(f"{name} changes the network from row to row, so its rows cannot begin from --init")
+    path = study.folder / f"{name}.json"
     results: list[list[dict[str, Any]]] = [[] for _ in rows]
-    for seed in seeds:  # all rows of one seed first: a study that is stopped has a whole table
+    for seed in seeds:  # all rows of one seed first, so that a study which is stopped has a table
         with quiet():
             data = open_training(source, replace(study.base, seed=seed))  # without a validation split the seed draws one
         for row, kept in zip(rows, results, strict=True):
             kept.append(once(study, row, seed, data))
-    about = {"name": name, "title": found.title, "iterations": study.iterations, "alphas": config.alphas, "data": Path(source).name}
-    entries = [
-        {"values": dict(row.values), "group": row.group, "paper": printed(found, row), "results": kept}
-        for row, kept in zip(rows, results, strict=True)
-    ]
-    path = study.folder / f"{name}.json"
-    write_whole(path, json.dumps({**about, "machine": describe(pick_device(study.base.device)), "rows": entries}, indent=1).encode())
+        about = {"name": name, "title": found.title, "iterations": study.iterations, "alphas": config.alphas, "data": Path(source).name}
+        entries = [
+            {"values": dict(row.values), "group": row.group, "paper": printed(found, row), "results": kept}
+            for row, kept in zip(rows, results, strict=True)
+        ]
+        if found.timed and seed == seeds[0]:
+            times = timed(study, [kept[0] for kept in results], data[1])
+        for entry, time_of_row in zip(entries, times if found.timed else [None] * len(rows), strict=True):
+            entry["milliseconds"] = time_of_row
+        machine = " and ".join(sorted({result["machine"] for kept in results for result in kept}))
+        write_whole(path, json.dumps({**about, "machine": machine, "rows": entries}, indent=1).encode())
     return path
+
+
+def timed(study: Study, results: list[dict[str, Any]], validation: Dataset) -> list[float | None]:
+    """Milliseconds of a picture for each row, the rows taking turns; None for one that left no weights."""
+    detectors: list[Any] = []
+    for result in results:
+        rival, ours = (study.folder / "rows" / result["key"] / name for name in ("rival.pt", "model.safetensors"))
+        there = rival if rival.exists() else ours if ours.exists() else None
+        detectors.append(None if there is None else (load_rival if there is rival else load)(there, study.base.device))
+    found = iter(timings([detector for detector in detectors if detector is not None], validation))
+    return [None if detector is None else next(found) for detector in detectors]
 
 
 def printed(found: Experiment, row: Row) -> float | None:
@@ -88,6 +107,8 @@ def begin(source: str, config: LabConfig) -> Study:
     """The base row's settings and length: minutes become iterations here, once for all rows and for all later runs of this study."""
     if config.seeds < 1:
         raise ConfigError(f"seeds must be at least 1, not {config.seeds}")
+    if config.train.batch == "auto" or world() > 1:
+        raise ConfigError("a study wants a number for --batch, the same for all rows, and one process")
     base = replace(config.train, budget=config.train.budget or BUDGET, validations=1, out=None)
     folder = config.train.out or Path("runs") / f"lab-{Path(source).resolve().stem}"
     device = pick_device(base.device)
@@ -124,8 +145,6 @@ def once(study: Study, row: Row, seed: int, data: tuple[Dataset, Dataset]) -> di
         result |= {"seconds": time.perf_counter() - started, "seed": seed, "iterations": study.iterations, "key": key}
         result |= {"data_hash": data[0].fingerprint(), "validation_hash": data[1].fingerprint(), "versions": versions()}
         result |= {"config": to_json(config), "machine": describe(pick_device(config.device)), "rival": row.rival}
-        if result["state"] != "diverged" and row.rival is None:
-            result["milliseconds"] = milliseconds(load(folder, config.device), data[1])
         write_whole(path, json.dumps(result, indent=1, default=str).encode())
         for name in ("state.pt", "best.safetensors", *(["model.safetensors", "rival.pt"] if seed != study.base.seed else [])):
             (folder / name).unlink(missing_ok=True)
@@ -143,7 +162,7 @@ def trained(study: Study, config: TrainConfig, row: Row, folder: Path, data: tup
             else:
                 if not (folder / "metrics.json").exists():
                     if (folder / "config.json").exists() and (folder / "state.pt").exists():
-                        go_on(folder, ResumeConfig(device=config.device, workers=config.workers))
+                        go_on(folder, ResumeConfig(Path(study.source), config.images, config.device, config.workers))
                     else:
                         train(study.source, config)
                 result, numbers = {}, json.loads((folder / "metrics.json").read_text())
@@ -160,6 +179,8 @@ def identity(config: TrainConfig, seed: int, iterations: int, data: tuple[Datase
     """
     usual, hashes = flat(TrainConfig()), [split.fingerprint() for split in data]
     settings = {name: value for name, value in flat(config).items() if name not in NEVER and value != usual[name]}
+    if config.init is not None:  # its content, not its name
+        settings["init"] = sha256(find_model(config.init))
     content = {"format": FORMAT, "config": settings, "seed": seed, "iterations": iterations, "data": hashes, "rival": rival}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -18,8 +18,9 @@ from ..model.retinanet import RetinaNet
 from ..settings import check
 from .checkpoint import Card, build, load_model, save_model, sha256
 from .coco_names import COCO
+from .conventions import conventions
 from .foreign import read_foreign, state_dict_of
-from .projects import PROJECTS, Rule, conventions
+from .projects import PROJECTS, Rule
 
 log = logging.getLogger("retinanet")
 
@@ -92,7 +93,7 @@ def import_weights(
         config = ModelConfig(**{"backbone_eps": eps, **project.settings, **told, **outline(path, ours)})
         check(TrainConfig(model=config))
         slots = len(ours["class_subnet.last.bias"]) // (len(config.anchor_scales) * len(config.anchor_ratios))
-        rows, ids, titles = classes(path, slots, names or names_in(meta))
+        rows, ids, titles = classes(path, slots, names_in(meta) if names is None else names)
         ours = {placed(key, config): value for key, value in reordered(ours, config, project.ratios_first, rows).items()}
     except (IndexError, RuntimeError, OverflowError, TypeError, ValueError) as error:  # shapes and numbers that no such file has
         if isinstance(error, CheckpointError | ConfigError):

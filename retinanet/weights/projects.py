@@ -5,12 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from torch import Tensor
-
-from ..errors import CheckpointError, ConfigError
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str] | None]
 """A pattern for the whole of their key -> ours; None: known, and not needed."""
@@ -99,7 +94,7 @@ DETECTRON2 = Project(
         (r"backbone\.top_block\.(p[67])" + END, r"pyramid.\1.\2"),
         (r"head\.(cls|bbox)_subnet\.(\d*[02468])" + END, _layer("conv", 2)),
         (r"head\.(cls_score|bbox_pred)" + END, _last),
-        # written into the files until 2020: constants of the configuration, of which `style_of` reads the deviation
+        # written into the files until 2020: constants of the configuration, which `conventions` reads
         (r"pixel_(?:mean|std)", None),
         (r"anchor_generator\.cell_anchors\.\d", None),
     ],
@@ -142,73 +137,3 @@ MMDETECTION = Project(
 """mmdet/models/dense_heads/base_dense_head.py, necks/fpn.py, task_modules/coders and prior_generators; mmcv/image/geometric.py."""
 
 PROJECTS = (TORCHVISION, DETECTRON2, MMDETECTION)
-
-
-def conventions(path: Path, project: Project, weights: Mapping[str, Tensor], meta: Mapping[str, Any], style: str | None) -> dict[str, Any]:
-    """What a file tells of its project's changeable conventions: the style of its backbone, and what goes with it."""
-    if style is not None and style not in STYLES:
-        raise ConfigError(f"style is pytorch or caffe, not {style!r}")
-    if project is TORCHVISION:
-        return STYLES[style or "pytorch"]
-    if project is DETECTRON2:
-        return STYLES[style or detectron2_style(weights)]
-    told = mmdetection_told(meta)
-    found = style or told.get("style")
-    if found not in STYLES:
-        raise ConfigError(f"{path} does not tell what its backbone came from; give --style pytorch or caffe, as its configuration has it")
-    if weights["neck.fpn_convs.3.conv.weight"].shape == weights["neck.fpn_convs.4.conv.weight"].shape and told.get("extra") != "on_output":
-        raise CheckpointError(f"{path}: its P6 comes neither from C5 nor, as far as the file tells, from P5")
-    settings = mmdetection_settings(told)
-    return {**settings, **STYLES[style]} if style else {**STYLES[found], **settings}
-
-
-QUOTED = r"['\"](\w+)['\"]"
-NUMBERS = r"[\[(]([^\])]*)[\])]"
-TOLD: dict[str, str] = {
-    "style": r"\bstyle['\"]?\s*[=:]\s*" + QUOTED,
-    "pixel_mean": r"\bmean['\"]?\s*[=:]\s*" + NUMBERS,
-    "pixel_std": r"\bstd['\"]?\s*[=:]\s*" + NUMBERS,
-    "rgb": r"\b(?:bgr_)?to_rgb['\"]?\s*[=:]\s*(True|False)",
-    "extra": r"\badd_extra_convs['\"]?\s*[=:]\s*['\"]?(\w+)",
-    "score_threshold": r"\bscore_thr['\"]?\s*[=:]\s*([\d.e-]+)",
-    "nms_threshold": r"\biou_thr(?:eshold)?['\"]?\s*[=:]\s*([\d.e-]+)",
-    "per_level": r"\bnms_pre['\"]?\s*[=:]\s*(\d+)",
-    "max_detections": r"\bmax_per_img['\"]?\s*[=:]\s*(\d+)",
-    "anchor_size": r"\boctave_base_scale['\"]?\s*[=:]\s*([\d.]+)",
-    "octaves": r"\bscales_per_octave['\"]?\s*[=:]\s*(\d+)",
-    "anchor_ratios": r"\bratios['\"]?\s*[=:]\s*" + NUMBERS,
-}
-"""How MMDetection's configuration, a Python text that its files carry, states what matters here. Of several the last one counts: older
-files hold all inherited texts one after the other."""
-
-
-def mmdetection_told(meta: Mapping[str, Any]) -> dict[str, str]:
-    """What the configuration in the `meta` of an MMDetection file says of the settings in TOLD; nothing of it is executed."""
-    text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "")
-    found = {name: re.findall(pattern, text) for name, pattern in TOLD.items()}
-    return {name: values[-1] for name, values in found.items() if values}
-
-
-def mmdetection_settings(told: Mapping[str, str]) -> dict[str, Any]:
-    """The same as settings of ours; mean and std are theirs in 0..255, in the order in which the network is given the colours."""
-    settings: dict[str, Any] = {name: int(told[name]) for name in ("per_level", "max_detections") if name in told}
-    settings |= {name: float(told[name]) for name in ("score_threshold", "nms_threshold", "anchor_size") if name in told}
-    if "anchor_ratios" in told:
-        settings["anchor_ratios"] = _numbers(told["anchor_ratios"])
-    if "octaves" in told:
-        settings["anchor_scales"] = tuple(2 ** (step / int(told["octaves"])) for step in range(int(told["octaves"])))
-    if {"pixel_mean", "pixel_std", "rgb"} <= told.keys():
-        step = 1 if told["rgb"] == "True" else -1
-        settings["pixel_order"] = "rgb" if step == 1 else "bgr"
-        settings |= {name: tuple(value / 255 for value in _numbers(told[name]))[::step] for name in ("pixel_mean", "pixel_std")}
-    return settings
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in text.split(",") if number.strip())
-
-
-def detectron2_style(weights: Mapping[str, Tensor]) -> str:
-    """caffe, as all that Detectron2 has published, unless the file carries another deviation than 1."""
-    std = weights.get("pixel_std")
-    return "caffe" if std is None or bool((std == 1).all()) else "pytorch"

@@ -164,7 +164,8 @@ def test_every_key_of_the_published_layouts_has_a_rule_and_every_rule_is_used(ki
     weights = {key: torch.empty(shape, device="meta") for key, shape in layout.items()}
     if project is DETECTRON2:  # what files until 2020 have besides
         weights |= {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
-        weights["anchor_generator.cell_anchors.4"] = torch.zeros(9, 4)
+        weights["pixel_mean"] += torch.tensor([103.53, 116.28, 123.675])[:, None, None]
+        weights["anchor_generator.cell_anchors.4"] = Detectron2.anchors(128, 128)[4][:9]
     else:
         weights |= {key.replace("running_var", "num_batches_tracked"): torch.zeros(1) for key in layout if key.endswith("running_var")}
     path = tmp_path / "theirs.pth"
@@ -223,6 +224,10 @@ def test_what_an_mmdetection_file_says_of_itself_is_taken_over(tmp_path):
     assert model.pixel_mean == pytest.approx((0.5, 0, 0.2))
     assert model.pixel_std == pytest.approx((1, 0.2, 0.1))
     assert (model.pixel_order, model.backbone_stride, model.p7_relu) == ("rgb", "3x3", False)
+    augmented = "tta_model = dict(tta_cfg=dict(nms=dict(iou_threshold=0.9), max_per_img=7))"
+    sizes = "test_pipeline = [dict(keep_ratio=True, scale=(512, 320), type='Resize')]"
+    others = imported(tmp_path, {"cfg": f"{text}\n{augmented}\n{sizes}\n", "CLASSES": ["a", "b"]}).model
+    assert (others.nms_threshold, others.max_detections, others.scale, others.max_side) == (0.6, 300, 320, 512)
     inherited = imported(tmp_path, {"config": f"base.py\n{PYTORCH}\nchild.py\n{CAFFE}", "CLASSES": ["a", "b"]}).model
     assert (inherited.pixel_order, inherited.pixel_std) == ("bgr", pytest.approx((1 / 255,) * 3))
     assert inherited.backbone_stride == "3x3"  # a ResNet-18 has no 1x1 that it could be in
@@ -239,12 +244,27 @@ def test_a_file_that_does_not_tell_its_style_needs_it(tmp_path):
     assert retinanet.load(out, device="cpu").preprocess.pixel_order == "bgr"
 
 
-def test_a_detectron2_file_with_another_deviation_is_no_caffe_model(tmp_path):
+def detectron2_file(path, **constants):
     weights = {key: np.zeros(shape, np.float32) for key, shape in Detectron2.layout(50, classes=2).items()}
-    weights["pixel_std"] = np.full((3, 1, 1), 58.0, np.float32)
-    (tmp_path / "theirs.pkl").write_bytes(pickle.dumps({"model": weights}))
-    _, card = import_weights(tmp_path / "theirs.pkl", ["a", "b"])
-    assert (card.model.pixel_order, card.model.backbone_stride) == ("rgb", "3x3")
+    weights |= {key: np.array(value, np.float32) for key, value in constants.items()}
+    path.write_bytes(pickle.dumps({"model": weights}))
+    return path
+
+
+def test_the_constants_in_a_detectron2_file_are_believed(tmp_path):
+    constants = {"pixel_mean": [[[103.53]], [[116.28]], [[123.675]]], "pixel_std": [[[57.375]], [[57.12]], [[58.395]]]}
+    model = import_weights(detectron2_file(tmp_path / "bgr.pkl", **constants), ["a", "b"])[1].model
+    assert (model.pixel_order, model.backbone_stride) == ("bgr", "3x3")
+    assert model.pixel_mean == pytest.approx((0.485, 0.456, 0.406))
+    assert model.pixel_std == pytest.approx((0.229, 0.224, 0.225))
+    constants = {"pixel_mean": [[[123.675]], [[116.28]], [[103.53]]], "pixel_std": [[[58.395]], [[57.12]], [[57.375]]]}
+    model = import_weights(detectron2_file(tmp_path / "rgb.pkl", **constants), ["a", "b"])[1].model
+    assert (model.pixel_order, model.pixel_std) == ("rgb", pytest.approx((0.229, 0.224, 0.225)))
+    odd = {"anchor_generator.cell_anchors.0": np.ones((9, 4))}
+    with pytest.raises(CheckpointError, match="anchors are not RetinaNet's"):
+        import_weights(detectron2_file(tmp_path / "odd.pkl", **odd), ["a", "b"])
+    with pytest.raises(ConfigError, match="2 classes, not 0"):
+        import_weights(detectron2_file(tmp_path / "none.pkl"), [])
 
 
 @pytest.mark.parametrize(
@@ -259,6 +279,11 @@ def test_a_detectron2_file_with_another_deviation_is_no_caffe_model(tmp_path):
         (lambda file: file["meta"].update(cfg=PYTORCH.replace("[0.5, 1.0, 2.0]", "[0.5, x, 2.0]")), "does not hold"),
         (lambda file: file["meta"].update(cfg=PYTORCH.replace("nms_pre=1000", f"nms_pre={10**60}")), "per_level must be"),
         (lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=0")), "anchor_scales must be"),
+        (lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=999999999")), "0 classes"),
+        (lambda file: file["meta"].update(cfg=PYTORCH.replace("[1.0, 1.0, 1.0, 1.0]", "[0.1, 0.1, 0.2, 0.2]")), "target_stds = 0.1"),
+        (lambda file: file["meta"].update(cfg=PYTORCH.replace("octave_base_scale=4", "scales=[8]")), "anchor scales = 8"),
+        (lambda file: file["meta"].update(cfg=PYTORCH + "test_pipeline = [dict(type='Resize', keep_ratio=False)]"), "keep_ratio = False"),
+        (lambda file: file["meta"].update(cfg=PYTORCH.replace("ratios=", "strides=[4, 8, 16, 32, 64], ratios=")), "strides = 4"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, change, reason):
