@@ -107,8 +107,8 @@ def concentrated(shares: Mapping[str, Any]) -> str:
     if None in (negatives[-1], positives[0], positives[-1]):
         return "There is too little to judge the paper's findings."
     nearly, hardly = negatives[-1] >= 0.95, abs(positives[-1] - positives[0]) < 0.15
-    words = ["" if found else "not " for found in (nearly, hardly)]
-    return f"In this model the hardest negatives do {words[0]}hold 95 % at the last gamma, and the positives' share does {words[1]}stay within 15 points."
+    told = f"the negatives' hardest fifth does {'' if nearly else 'not '}hold 95 % at the last gamma"
+    return f"In this model {told}, and the positives' share does {'' if hardly else 'not '}stay within 15 points."
 
 
 def grid(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, str, dict[str, Any]]:
