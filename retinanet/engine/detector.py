@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..data.images import MAX_PIXELS, from_pillow, read_image
 from ..errors import CheckpointError, ConfigError, DataError
+from ..model.folding import folded
 from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
@@ -36,6 +37,8 @@ class Detector:
     names          the K class names: `names[label]`
     category_ids   the ids that the training data used for them
     threshold      the score of best F1 in validation: use it to draw; `predict` itself never applies it
+    model          the network as it was trained; `network` is what answers: its weights as they were when the detector was made, batch
+                   norms folded into the convolutions, in bf16 if that is the precision
     scales         how each picture is prepared, once for every scale at which it is answered; usually `preprocess` alone
     """
 
@@ -53,6 +56,7 @@ class Detector:
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.network = folded(self.model, precision=precision)
         self.preprocess, self.postprocess = preprocess, postprocess
         self.scales = (preprocess, *others)
         self.names, self.category_ids, self.threshold = list(names), list(category_ids), threshold
@@ -151,7 +155,7 @@ class Detector:
         """The network's logits and offsets per level for a padded uint8 batch, and the normalised pictures."""
         normalized = self.preprocess.normalize(images.to(self.device), sizes.to(self.device))
         with autocast(self.precision, self.device):
-            logits, offsets = self.model(normalized)
+            logits, offsets = self.network(normalized)
         return logits, offsets, normalized
 
     def select(

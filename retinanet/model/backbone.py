@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, unknown
 from ..online import reachable
+from .folding import freeze_folded
 
 REDUCTIONS = (8, 16, 32)
 PINNED = {name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d")}
@@ -24,7 +25,8 @@ class Backbone(nn.Module):
     """images [B, 3, H, W] -> [C3, C4, C5], maps at strides 8, 16 and 32; `channels` tells their widths.
 
     name   a timm model; ConfigError with the nearest names when there is none, or when it lacks one of the three maps
-    norm   frozen: batch norm with fixed statistics (for pretrained weights); batch: live batch norm; group: group norm of 32
+    norm   frozen: batch norm with fixed statistics (for pretrained weights), folded into the convolutions (`model.folding`); batch: live
+           batch norm; group: group norm of 32
     eps    added to the variance of batch norm
     stride  which convolution of a bottleneck halves the map: 3x3, as timm and torchvision have it, or 1x1, as Caffe had
     """
@@ -49,6 +51,8 @@ class Backbone(nn.Module):
                 layer.eps = eps
         if stride == "1x1":
             self._stride_first()
+        if norm == "frozen":
+            freeze_folded(self.body)
         self.channels: list[int] = self.body.feature_info.channels()
 
     def forward(self, images: Tensor) -> list[Tensor]:
