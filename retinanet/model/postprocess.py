@@ -6,17 +6,18 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from ..errors import unknown
 from ..ops.anchors import inside
 from ..ops.boxes import area, clip, decode
+from ..ops.nms import survivors
 
 WORDS = {
     "padding_anchors": ("dropped", "kept"),
     "clip_boxes": ("before", "after"),
     "empty_boxes": ("kept", "dropped"),
 }
+CHUNK = 16384  # anchors
 
 
 class Postprocess:
@@ -75,40 +76,69 @@ class Postprocess:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of all levels: boxes [B, P, 4] in pixels of the batch, logits [B, P], labels [B, P]. Arguments as above."""
         levels = [self._candidates(*level, sizes) for level in zip(logits, offsets, anchors, strict=True)]
-        x, labels, boxes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        boxes = decode(chosen, bases, self.shrink_limit)
         return clip(boxes, sizes) if self.clip_boxes == "before" else boxes, x, labels
 
     @torch.no_grad()
     def suppress(self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Candidates -> per picture what a call returns; boxes and sizes [B, 2] may be in any pixels, as long as they are in the same."""
-        return [self._suppress(*picture) for picture in zip(boxes, x, labels, sizes, strict=True)]
-
-    def _candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pairs of one level: logits [B, P], labels [B, P], boxes [B, P, 4]. No Python loop over pictures or classes."""
-        _, count, classes = logits.shape
-        best = logits.amax(dim=2).float()
-        if self.padding_anchors == "dropped":
-            best = best.masked_fill(~inside(anchors, sizes), -torch.inf)
-        # every pair among the best P has its anchor among the best P anchors, by best class
-        _, kept = best.topk(min(self.per_level, count), dim=1)
-        pairs = logits.gather(1, kept[..., None].expand(-1, -1, classes)).float()
-        pairs = pairs.masked_fill(best.gather(1, kept)[..., None] == -torch.inf, -torch.inf).flatten(1)
-        x, index = pairs.topk(min(self.per_level, pairs.shape[1]), dim=1)
-        anchor = kept.gather(1, index // classes)
-        chosen = offsets.gather(1, anchor[..., None].expand(-1, -1, 4))
-        return x, index % classes, decode(chosen, anchors[anchor], self.shrink_limit)
-
-    def _suppress(self, boxes: Tensor, x: Tensor, labels: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """NMS for one picture of `size` [2] = height, width. In the original's pixels overlaps are the same: areas keep their ratios."""
-        alive = (x > self.logit_threshold) & boxes.isfinite().all(dim=1)
+        alive = (x > self.logit_threshold) & boxes.isfinite().all(dim=2)
         if self.clip_boxes == "before" and self.empty_boxes == "dropped":
             alive &= area(boxes) > 0
-        boxes, x, labels = boxes[alive], x[alive], labels[alive]
-        # classes are kept apart by shifts in float64: in float32 the shift eats the fraction of a pixel and changes 4 % of the decisions
-        shift = labels.double() * (boxes.max().double() - boxes.min() + 1 if len(boxes) else 1)
-        kept = nms(boxes.double() + shift[:, None], x.double(), self.nms_threshold)[: self.max_detections]
+        # of equal scores the first counts as the higher; those that are out come last
+        x, order = x.masked_fill(~alive, -torch.inf).sort(dim=1, descending=True, stable=True)
+        boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
+        counts = alive.sum(dim=1).tolist()  # a GPU is waited for here, and in each NMS
+        pictures = zip(boxes, x, labels, sizes, counts, strict=True)
+        return [self._suppress(boxes[:n], x[:n], labels[:n], size) for boxes, x, labels, size, n in pictures]
+
+    def _candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best pairs of one level: logits and labels [B, P], offsets and anchors [B, P, 4]. No Python loop over pictures or classes."""
+        _, count, classes = logits.shape
+        best = best_class(logits)
+        outside = None if self.padding_anchors == "kept" else padding(anchors, sizes)
+        if outside is not None:
+            best = best.masked_fill(outside, -torch.inf)
+        # every pair among the best P has its anchor among the best P anchors, by best class
+        best, kept = best.topk(min(self.per_level, count), dim=1)
+        pairs = rows(logits, kept).float()
+        if outside is not None:
+            pairs = pairs.masked_fill(best[..., None] == -torch.inf, -torch.inf)
+        x, index = pairs.flatten(1).topk(min(self.per_level, kept.shape[1] * classes), dim=1)
+        anchor = kept.gather(1, index // classes)
+        return x, index % classes, rows(offsets, anchor), anchors[anchor]
+
+    def _suppress(self, boxes: Tensor, x: Tensor, labels: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One picture of `size` [2] = height, width, best first. In pixels of the original overlaps are alike: areas keep their ratios."""
+        kept = survivors(boxes, labels, self.nms_threshold, self.max_detections)
+        boxes, x, labels = boxes[kept], x[kept], labels[kept]
         if self.clip_boxes == "after":
             boxes = clip(boxes[None], size[None])[0]
             if self.empty_boxes == "dropped":
-                kept = kept[area(boxes[kept]) > 0]
-        return boxes[kept], x[kept].sigmoid(), labels[kept]
+                whole = area(boxes) > 0
+                boxes, x, labels = boxes[whole], x[whole], labels[whole]
+        return boxes, x.sigmoid(), labels
+
+
+def best_class(logits: Tensor) -> Tensor:
+    """[B, HWA, K] -> [B, HWA] float32: the highest logit of each anchor, in one pass over what is the largest tensor of all."""
+    if logits.dtype == torch.float32 or logits.device.type != "cpu":
+        return logits.amax(dim=2).float()
+    # a CPU finds the largest of bf16 numbers slower than it converts them, as long as they stay in its cache
+    parts = logits.split(max(CHUNK // max(len(logits), 1), 1), dim=1)
+    return torch.cat([part.float().amax(dim=2) for part in parts], dim=1)
+
+
+def padding(anchors: Tensor, sizes: Tensor) -> Tensor | None:
+    """[B, HWA]: the anchors that are centred in the padding; None where a look at the smallest picture shows that there are none."""
+    if sizes.device.type == "cpu" and len(sizes) and inside(anchors, sizes.amin(dim=0, keepdim=True)).all():
+        return None
+    return ~inside(anchors, sizes)
+
+
+def rows(values: Tensor, anchor: Tensor) -> Tensor:
+    """Of values [B, HWA, N] those of the anchors [B, P]: [B, P, N]. A row is copied whole, several times faster than by gather."""
+    first = torch.arange(len(values), device=anchor.device)[:, None] * values.shape[1]
+    found: Tensor = values.flatten(0, 1).index_select(0, (first + anchor).flatten())
+    return found.view(*anchor.shape, values.shape[2])
