@@ -1,0 +1,170 @@
+"""Writes docs/performance.md from what the scripts beside it left in results/.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from measure import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+HEAD = """# Speed
+
+Ratios against torchvision, both in one process, taking turns; the machine's own speed changes from hour to hour, so seconds of different
+tables do not compare. Every table is written by `python benchmarks/report.py` from the JSON that the script above it left; how to run them
+and how noise is met: [benchmarks/README.md](../benchmarks/README.md). A ratio above 1 says how many times faster, or smaller, ours is, unless
+the line says otherwise.
+"""
+Line = tuple[str, str, str]
+
+
+def main() -> None:
+    PAGE.write_text(page(RESULTS), encoding="utf-8")
+    print(f"written to {PAGE}")
+
+
+def page(results: Path) -> str:
+    """The whole page, from the records that are there."""
+    parts = [HEAD]
+    for name, (title, lines) in SECTIONS.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            parts.append(section(title, json.loads(path.read_text(encoding="utf-8")), lines))
+    return "\n".join(parts)
+
+
+def section(title: str, found: dict[str, Any], lines: Callable[[dict[str, Any]], list[Line]]) -> str:
+    """One script's table, with where and when it ran."""
+    versions = found["versions"]
+    about = f"{found['date'][:10]}, {found['machine']}, torch {versions['torch']}, torchvision {versions['torchvision']}"
+    rows = "\n".join(f"| {what} | {goal} | {value} |" for what, goal, value in lines(found))
+    return f"## {title}\n\n```sh\npython {found['script']}\n```\n\n| | target | measured |\n|---|---|---|\n{rows}\n\n{about}.\n"
+
+
+def class_loss(found: dict[str, Any]) -> list[Line]:
+    lines = []
+    for row in found["rows"]:
+        what = f"{row['dtype']}, gamma {row['gamma']:g}"
+        plain = row["dtype"] == "float32" and row["gamma"] == 2
+        compiled, eager = row["ours"], row["chunks"]
+        lines += [
+            (f"{what}: torchvision over ours", "16" if plain else "", f"**{compiled['torchvision']:.1f}**"),
+            (f"{what}: ours over a copy of the logits", "at most 2.2" if plain else "", f"{compiled['copy']:.2f}"),
+            (f"{what}: torchvision over ours, without a compiler", "4" if plain else "", f"{eager['torchvision']:.1f}"),
+        ]
+        if "errors" in row:
+            errors = row["errors"]
+            lines.append((f"{what}: relative error of value, gradient", "1e-5", f"{errors['value']:.0e}, {errors['gradient']:.0e}"))
+    return lines
+
+
+def assignment(found: dict[str, Any]) -> list[Line]:
+    return [
+        (f"{row['boxes']} boxes a picture: torchvision over ours", f"{row['target']:g}", f"**{row['ratio']:.0f}**") for row in found["rows"]
+    ] + [
+        (f"{row['boxes']} boxes: memory, torchvision's over ours", "", f"{row['bytes']['torchvision'] / row['bytes']['ours']:.0f}")
+        for row in found["rows"]
+    ]
+
+
+def postprocessing(found: dict[str, Any]) -> list[Line]:
+    kinds = {
+        "many": "batch of 8, many candidates",
+        "even": "the same, spread evenly over the classes",
+        "one": "one picture, many candidates",
+    }
+    lines = [
+        (f"{text}: torchvision over ours", "6" if kind == "many" else "", f"**{found[kind]['ratio']:.1f}**") for kind, text in kinds.items()
+    ]
+    for precision in ("fp32", "bf16"):
+        share = found[f"normal_{precision}"]["share"]
+        lines.append((f"share of the network's time, R50 at {found['side']} px, {precision}", "at most 4 %", f"{share:.1%}"))
+    return lines
+
+
+def training_step(found: dict[str, Any]) -> list[Line]:
+    goals = {
+        "torchvision fp32 over ours fp32": "1.6",
+        "torchvision fp32 over ours bf16": "3.2",
+        "torchvision bf16 over ours bf16": "1.4",
+        "ours fp32 over bare fp32": "at most 1.15",
+        "ours bf16 over bare bf16": "at most 1.15",
+        "memory: ours fp32 over torchvision fp32": "at most 0.85",
+        "memory: ours bf16 over torchvision bf16": "at most 0.85",
+        "memory: ours bf16 over torchvision fp32": "at most 0.6",
+    }
+    lines = [(name, goal, f"**{found['ratios'][name]:.2f}**") for name, goal in goals.items() if name in found["ratios"]]
+    return lines + [(f"{name}, seconds a step", "", f"{median(seconds):.2f}") for name, seconds in found["seconds"].items()]
+
+
+def prediction(found: dict[str, Any]) -> list[Line]:
+    goals = {"torchvision fp32 over ours fp32": "1.3", "torchvision fp32 over ours bf16": "2.6"}
+    lines = [(name, goal, f"**{found['ratios'][name]:.2f}**") for name, goal in goals.items()]
+    lines.append(("share of torchvision's boxes that are ours in fp32", "all", f"{found['boxes']['shared']:.1%}"))
+    for precision, parts in found["cold"].items():
+        told = ", ".join(f"{name} {spent:.1f} s" for name, spent in list(parts.items())[1:])
+        lines.append((f"`retinanet predict` from the start, {precision}", "", f"{parts['retinanet predict']:.1f} s: {told}"))
+    return lines
+
+
+def loading(found: dict[str, Any]) -> list[Line]:
+    lines = [
+        (
+            f"pictures a second of one core at {found['scale']} px, batch of {row['batch']}: ours over torchvision's",
+            "1.5",
+            f"**{row['ratio']:.1f}** ({row['images_per_second_per_core']['ours']:.0f} a second)",
+        )
+        for row in found["loading"]
+    ]
+    index, workers = found["index"], found["index"]["workers"]
+    what = f"index of {index['images']:,} pictures, {index['boxes']:,} boxes"
+    lines += [
+        (f"{what}: opened from its cache", "0.5 s", f"**{index['warm_s']:.2f} s**"),
+        (f"{what}: opened the first time", "", f"{index['cold']['s']:.1f} s, peak {index['cold']['peak_MB'] / 1000:.1f} GB"),
+    ]
+    for kind, memory in workers.items():
+        private, shared = memory["private_for_the_index_MB"], memory["shared_for_the_index_MB"]
+        lines.append((f"{what}: memory of a worker ({kind})", "shared", f"{private:.1f} MB of its own, {shared:.0f} MB shared"))
+    return lines
+
+
+def growth(found: dict[str, Any]) -> list[Line]:
+    lines = []
+    for name, powers in found["exponents"].items():
+        by = "pixels" if name == "side" else name
+        for kind in ("seconds", "bytes"):
+            lines.append((f"{kind} of a training step grow with the {by} as the power", "at most 1", f"{powers[kind]:.2f}"))
+    return lines
+
+
+def gpu(found: dict[str, Any]) -> list[Line]:
+    lines = [("class loss, share of the bandwidth of a copy", "60 %", f"{found['class_loss']['share of copy bandwidth']:.0%}")]
+    parts = {"training": "training"} | {name: f"answers, batch of {name[10:]}" for name in found if name.startswith("answering_")}
+    for part, text in parts.items():
+        for name, value in found[part].items():
+            if isinstance(value, float):
+                goal = "2.5" if name.startswith("torchvision over") else ""
+                lines.append((f"{text}: {name}", goal, f"{value:.3g}"))
+    return lines
+
+
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[Line]]]] = {
+    "class_loss": ("The class loss", class_loss),
+    "assignment": ("Which anchor answers for which box", assignment),
+    "postprocessing": ("From the network's output to answers", postprocessing),
+    "training_step": ("A training step", training_step),
+    "prediction": ("From a file on disk to boxes", prediction),
+    "loading": ("Data", loading),
+    "growth": ("Growth", growth),
+    "gpu": ("On a GPU", gpu),
+}
+
+
+if __name__ == "__main__":
+    main()
