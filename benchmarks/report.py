@@ -18,8 +18,7 @@ HEAD = """# Speed
 
 Ratios against torchvision, both in one process, taking turns; the machine's own speed changes from hour to hour, so seconds of different
 tables do not compare. Every table is written by `python benchmarks/report.py` from the JSON that the script above it left; how to run them
-and how noise is met: [benchmarks/README.md](../benchmarks/README.md). A ratio above 1 says how many times faster, or smaller, ours is, unless
-the line says otherwise.
+and how noise is met: [benchmarks/README.md](../benchmarks/README.md).
 """
 Line = tuple[str, str, str]
 
@@ -76,11 +75,11 @@ def assignment(found: dict[str, Any]) -> list[Line]:
 def postprocessing(found: dict[str, Any]) -> list[Line]:
     kinds = {
         "many": "batch of 8, many candidates",
-        "even": "the same, spread evenly over the classes",
+        "even": "the same, on all levels as many",
         "one": "one picture, many candidates",
     }
     lines = [
-        (f"{text}: torchvision over ours", "6" if kind == "many" else "", f"**{found[kind]['ratio']:.1f}**") for kind, text in kinds.items()
+        (f"{text}: torchvision over ours", "" if kind == "one" else "6", f"**{found[kind]['ratio']:.1f}**") for kind, text in kinds.items()
     ]
     for precision in ("fp32", "bf16"):
         share = found[f"normal_{precision}"]["share"]
