@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError, unknown
 from ..ops import losses
 from ..ops.anchors import inside
-from ..ops.assign import BACKGROUND, IGNORE, assign
+from ..ops.assign import BACKGROUND, IGNORE, assign_near
 from ..ops.boxes import decode, encode
 from ..ops.fused import LOSSES, anchor_losses, class_loss
 from ..ops.mining import HARD, random_sample
@@ -101,15 +101,18 @@ class Criterion:
     def match(self, anchors: list[Tensor], targets: Targets) -> Matched:
         """Per level anchors [HWA, 4] and the targets of B pictures -> what every anchor should say."""
         flat = torch.cat(anchors)
-        index = assign(flat, targets.boxes, inside(flat, targets.sizes), self.positive, self.negative, self.force_above)
+        index = assign_near(anchors, targets.boxes, inside(flat, targets.sizes), self.positive, self.negative, self.force_above)
         drawn = self._drawn(index, targets.seeds) if self.mining == "random" else None
         if targets.labels.shape[1] == 0:
             return Matched(index, flat.expand(len(targets), -1, -1), index.new_zeros(len(targets), dtype=torch.float32), drawn)
         matched = index >= 0
-        safe = index.clamp(min=0)
-        labels = torch.where(matched, targets.labels.gather(1, safe), index)
-        boxes = targets.boxes.gather(1, safe[..., None].expand(-1, -1, 4))
-        return Matched(labels, torch.where(matched[..., None], boxes, flat), matched.sum(dim=1).float(), drawn)
+        labels = torch.where(matched, targets.labels.gather(1, index.clamp(min=0)), index)
+        # one copy of [B, A, 4] instead of two: out of a table of the boxes of all pictures and, below them, the anchors
+        batch, count = targets.labels.shape
+        own = torch.arange(batch * count, batch * count + len(flat), device=flat.device)
+        row = torch.where(matched, index + torch.arange(batch, device=flat.device)[:, None] * count, own)
+        boxes = torch.cat([targets.boxes.flatten(0, 1), flat]).index_select(0, row.flatten()).unflatten(0, row.shape)
+        return Matched(labels, boxes, matched.sum(dim=1).float(), drawn)
 
     def __call__(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,26 @@ SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 """Three octave steps for the side of an anchor."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the anchors of a level stand: `cells` = columns, rows, the first of them centred at `first` = x, y, the next `step` = across,
+    down further on; around each centre the same `shapes`, xyxy. Lengths in pixels.
+    """
+
+    cells: tuple[int, int]
+    first: tuple[float, float]
+    step: tuple[int, int]
+    shapes: tuple[tuple[float, ...], ...]
+
+
+class GridAnchors(list[Tensor]):
+    """Per level the anchors [HWA, 4], a list as any other, and in `grids` the `Grid` of each, so that nobody has to look for neighbours."""
+
+    def __init__(self, levels: Iterable[Tensor] = (), grids: Iterable[Grid] = ()) -> None:
+        super().__init__(levels)
+        self.grids = tuple(grids)
 
 
 def cell_anchors(
@@ -50,7 +71,7 @@ def grid_anchors(
     rounded: bool = False,
     picture: tuple[int, int] | None = None,
     bases: Sequence[Sequence[int]] | None = None,
-) -> list[Tensor]:
+) -> GridAnchors:
     """Per level the anchors [H * W * S * R, 4] of a map of (H, W) cells: rows, columns, scales, ratios.
 
     Cell (i, j) has its centre at ((j + center) x stride, (i + center) x stride) pixels.
@@ -59,7 +80,7 @@ def grid_anchors(
     bases    of each level the strides by which its base sides go, when it is not its own alone: that many times S * R anchors a cell,
              bases outermost
     """
-    levels = []
+    levels, grids = [], []
     for (height, width), stride, own in zip(shapes, strides, bases or [(stride,) for stride in strides], strict=True):
         down, across = (stride, stride) if picture is None else (picture[0] // height, picture[1] // width)
         y = (torch.arange(height, device=device) + center) * down
@@ -68,10 +89,11 @@ def grid_anchors(
         centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)  # [H, W, 4]
         cell = torch.cat([cell_anchors(base, size, scales, ratios, rounded) for base in own])
         levels.append((centers[:, :, None] + cell.to(centers)).reshape(-1, 4))
-    return levels
+        grids.append(Grid((width, height), (center * across, center * down), (across, down), tuple(map(tuple, cell.tolist()))))
+    return GridAnchors(levels, grids)
 
 
 def inside(anchors: Tensor, sizes: Tensor) -> Tensor:
     """Which anchors [A, 4] have their centre in the picture and not in its padding: [B, A], from sizes [B, 2] = height, width."""
-    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
-    return (centers[None] < sizes.flip(-1)[:, None]).all(dim=-1)
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(dim=1)
+    return (x < sizes[:, 1:]) & (y < sizes[:, :1])

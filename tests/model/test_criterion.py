@@ -9,6 +9,7 @@ import torch
 from retinanet.errors import ConfigError
 from retinanet.model.criterion import MINING, Criterion
 from retinanet.ops import losses
+from retinanet.ops.anchors import grid_anchors
 from retinanet.ops.assign import BACKGROUND, IGNORE
 from retinanet.ops.fused import LOSSES
 from retinanet.structures import Targets
@@ -32,6 +33,27 @@ def test_match_says_class_background_or_ignore_and_the_box():
     assert matched.labels.tolist() == [[1, BACKGROUND, BACKGROUND]]
     assert matched.positives.tolist() == [1]
     assert matched.boxes[0, 0].tolist() == [0, 0, 10, 9]
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_anchors_on_grids_are_matched_as_a_plain_list_is(count):
+    anchors = grid_anchors([(8, 8), (4, 4)], (8, 16))
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(2, count, 2, generator=generator).mul(40).repeat(1, 1, 2) + torch.tensor([0.0, 0, 25, 30])
+    wanted = Targets(boxes, torch.arange(count).repeat(2, 1), torch.tensor([[64.0, 64], [40, 50]]))
+    found, plain = (Criterion().match(levels, wanted) for levels in (anchors, list(anchors)))
+    assert torch.equal(found.labels, plain.labels)
+    assert torch.equal(found.boxes, plain.boxes)
+    assert (found.positives > 0).tolist() == [count > 0] * 2
+
+
+def test_every_picture_has_its_own_boxes_and_the_anchor_where_there_is_none():
+    boxes = [torch.tensor([[0.0, 0, 20, 19], [0, 0, 10, 9]]), torch.tensor([[10.0, 0, 20, 9]])]
+    both = Targets.pad(boxes, [torch.tensor([0, 1]), torch.tensor([2])], [(20, 20)] * 2)
+    matched = Criterion().match(ANCHORS, both)
+    assert matched.labels.tolist() == [[1, BACKGROUND, 0], [BACKGROUND, 2, BACKGROUND]]
+    assert matched.boxes[0].tolist() == [[0, 0, 10, 9], [10, 0, 20, 10], [0, 0, 20, 19]]
+    assert matched.boxes[1].tolist() == [[0, 0, 10, 10], [10, 0, 20, 9], [0, 0, 20, 20]]
 
 
 def test_anchors_over_padding_are_ignored():

@@ -1,5 +1,8 @@
 """Anchors by hand."""
 
+import copy
+
+import pytest
 import torch
 
 from retinanet.ops.anchors import cell_anchors, grid_anchors, inside
@@ -43,3 +46,19 @@ def test_an_800_px_square_has_120_087_anchors():
 def test_anchors_centred_in_the_padding_are_outside():
     (level,) = grid_anchors([(1, 3)], strides=[8], scales=[1.0], ratios=[1.0])
     assert inside(level, torch.tensor([[8.0, 24], [8, 20], [4, 24]])).tolist() == [[True] * 3, [True, True, False], [False] * 3]
+
+
+@pytest.mark.parametrize("settings", [{}, {"center": 0.0, "rounded": True, "picture": (60, 75)}, {"bases": [(8, 16), (16,)]}])
+def test_the_grid_of_a_level_says_where_its_anchors_stand(settings):
+    levels = grid_anchors([(8, 10), (4, 5)], (8, 16), **settings)
+    for level, grid in zip(levels, levels.grids, strict=True):
+        x, y = (first + torch.arange(count) * step for first, count, step in zip(grid.first, grid.cells, grid.step, strict=True))
+        centers = torch.cartesian_prod(y, x).flip(1).repeat(1, 2)
+        assert torch.equal(level, (centers[:, None] + torch.tensor(grid.shapes)).flatten(0, 1))
+
+
+def test_anchors_on_grids_are_a_list():
+    levels = grid_anchors([(1, 2), (1, 1)], (8, 16))
+    assert isinstance(levels, list)
+    assert torch.cat(levels).shape == (27, 4)
+    assert copy.deepcopy(levels).grids == levels.grids
