@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import DataError
 from .dataset import Columns, Dataset, Integers, is_text
+from .index import remembered
 
 LISTS = ("images", "annotations", "categories")
 FOLDERS = ("images", "JPEGImages", "data", "imgs")
@@ -35,18 +36,22 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
 
     Classes are in the order of their ids; crowds are kept and marked; `area` is the file's if it has one; boxes become xyxy in float64.
     """
+    dataset, split = remembered(file, _read), split or file.stem
+    return replace(dataset, split=split, root=find_root(file, dataset.files[:20].tolist(), split, images))
+
+
+def _read(file: Path) -> Dataset:
     columns = Columns()  # the annotations come in any order: their rows are put in order at the end
     with _without_garbage_collection():
         content = _load(file)
         labels, names, category_ids = _categories(content["categories"], file.name, columns)
         index_of = _images(content["images"], file.name, columns)
         image_of_box = _annotations(content["annotations"], file.name, columns, index_of, labels)
-        del content
+        del content  # most of its memory is free already: the lists were emptied as they were read
 
     order = np.argsort(image_of_box, kind="stable")
     columns.counts = np.bincount(image_of_box, minlength=len(columns.files)).tolist()
-    split = split or file.stem
-    dataset = columns.build(file, find_root(file, columns.files, split, images), split, names, category_ids)
+    dataset = columns.build(file, file.parent, file.stem, names, category_ids)
     return replace(
         dataset,
         boxes=dataset.boxes[order],
@@ -209,6 +214,7 @@ def _annotations(entries: list[Any], source: str, columns: Columns, index_of: di
     image_of_box: list[int] = []
     seen: set[int] = set()
     for position, entry in enumerate(entries):
+        entries[position] = None
         try:
             ids: list[Any] = [entry["id"], entry["image_id"], entry["category_id"]]
             if not ONLY_INT.issuperset(map(type, ids)):

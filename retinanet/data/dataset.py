@@ -91,6 +91,8 @@ class Dataset:
 
     def keep_boxes(self, keep: Flags) -> Dataset:
         """The same images with only the boxes where keep [M] is true."""
+        if keep.all():
+            return self  # and not a copy: the columns may be those of a mapped file
         counts = np.bincount(self.image_of_box()[keep], minlength=len(self))
         return replace(
             self,
@@ -104,9 +106,9 @@ class Dataset:
 
     def subset(self, indices: Integers, split: str | None = None) -> Dataset:
         """The images at `indices`, in that order, with their boxes."""
-        rows = [np.arange(self.first[i], self.first[i + 1]) for i in indices]
-        order = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
-        counts = np.diff(self.first)[indices] if len(indices) else np.empty(0, dtype=np.int64)
+        counts = np.diff(self.first)[indices]
+        before = np.cumsum(counts) - counts
+        order = np.arange(counts.sum()) + np.repeat(self.first[indices] - before, counts)
         return replace(
             self,
             split=split or self.split,

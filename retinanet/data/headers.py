@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from .cache import keep, place
 from .dataset import Integers
 from .images import image_size
 
@@ -62,16 +60,14 @@ def read_sizes(root: Path, files: Sequence[str]) -> tuple[Integers, dict[int, tu
                     known[files[index]] = [time, length, *size]
                     learned = True
     if learned:
-        _save(cache, known)
+        about = "height and width of pictures, kept by retinanet; may be deleted"
+        keep(cache, json.dumps({"about": about, "sizes": known}).encode())
     return sizes, failures
 
 
 def cache_file(root: Path) -> Path:
     """Where the sizes of the pictures below `root` are remembered; $RETINANET_CACHE moves it."""
-    home = os.environ.get("RETINANET_CACHE")
-    folder = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "retinanet"
-    digest = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
-    return folder / f"sizes-{digest}.json"
+    return place("sizes", root, ".json")
 
 
 def _size_or_reason(path: Path) -> tuple[int, int] | str:
@@ -90,17 +86,3 @@ def _load(cache: Path) -> Known:
         return known if table.shape == (len(known), 4) and (table[:, 2:] > 0).all() else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {}
-
-
-def _save(cache: Path, known: Known) -> None:
-    """Aside, then renamed: nobody ever meets half a file; a disk that cannot be written to costs only time."""
-    with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=cache.name, dir=cache.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(json.dumps({"about": "height and width of pictures, kept by retinanet; may be deleted", "sizes": known}))
-            os.replace(name, cache)
-        except BaseException:
-            os.unlink(name)
-            raise

@@ -19,6 +19,7 @@ from .augment import Augment
 from .dataset import Dataset
 from .images import MAX_PIXELS, read_image
 from .sampler import Entry, Sampler, evaluation_entries, random_seed
+from .shared import Shared, share
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ class _Samples(TorchDataset[Batch | DataError]):
 
     def __init__(self, data: Dataset, preprocess: Preprocess, augment: Augment | None, seed: int, max_pixels: int) -> None:
         self.data, self.preprocess, self.augment, self.seed, self.max_pixels = data, preprocess, augment, seed, max_pixels
+        self._shared: Shared | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers that are not forked, on systems where that is not usual: they open the same memory."""
+        self._shared = self._shared or share(self.data)
+        return self.__dict__ | {"data": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        assert self._shared is not None
+        self.data = self._shared.opened()
 
     def __getitem__(self, entry: Entry) -> Batch | DataError:
         try:
@@ -78,7 +90,8 @@ class _Samples(TorchDataset[Batch | DataError]):
             image = self.preprocess.resized(image)
             return image, boxes * torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2), labels
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
-            torch.manual_seed(random_seed(self.seed, epoch, index, *([turn] if turn else [])))
+            # not torch.manual_seed: that seeds every device too, and costs more than the flip
+            torch.default_generator.manual_seed(random_seed(self.seed, epoch, index, *([turn] if turn else [])))
             return self.augment(image, boxes, labels, self.preprocess, canvas)
 
 

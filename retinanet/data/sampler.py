@@ -47,14 +47,14 @@ class Sampler:
 
     def entries(self, start: int, stop: int) -> Iterator[Entry]:
         """This process's share of the steps start..stop-1, which may begin in the middle of an epoch."""
-        epoch, entries = -1, list[Entry]()
+        epoch, steps = -1, list[tuple[Integers, Integers]]()
         share = self.batch // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         for iteration in range(start, stop):
             wanted, position = divmod(iteration, self.steps_per_epoch)
             if wanted != epoch:
-                epoch, entries = wanted, self.epoch(wanted)
-            whole = entries[position]
+                epoch, steps = wanted, self._steps(wanted)
+            whole = self._entry(epoch, *steps[position])
             yield Entry(epoch, whole.indices[mine], whole.turns[mine], whole.canvas)
 
     @cached_property
@@ -65,6 +65,10 @@ class Sampler:
 
     def epoch(self, epoch: int) -> list[Entry]:
         """The whole steps of one epoch."""
+        return [self._entry(epoch, *step) for step in self._steps(epoch)]
+
+    def _steps(self, epoch: int) -> list[tuple[Integers, Integers]]:
+        """Indices and turns [batch] of each step. Entries follow one by one: those of COCO's 118,000 pictures take a third of a second."""
         generator = np.random.default_rng(random_seed(self.seed, epoch))
         counts = self._counts(generator)
         indices = np.repeat(np.arange(len(self.sizes)), counts)
@@ -79,7 +83,7 @@ class Sampler:
             rest = np.concatenate([rest, order[: batch - len(rest) % batch]])
         steps = np.concatenate([*full, rest.reshape(-1, batch)])
         shuffled = np.random.default_rng(random_seed(self.seed, epoch, 1)).permutation(len(steps))
-        return [self._entry(epoch, indices[step], turns[step]) for step in steps[shuffled]]
+        return [(indices[step], turns[step]) for step in steps[shuffled]]
 
     def _entry(self, epoch: int, indices: Integers, turns: Integers) -> Entry:
         chosen = indices.tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
@@ -59,8 +59,10 @@ def validate(
 
     if problems and invalid == "error":
         raise DataError(f"{dataset.source}: {_count(len(problems), 'problem')}\n{report(problems, limit=10)}\n{ADVICE}", problems)
-    areas = np.where(_area_follows(dataset, boxes), _area(boxes), dataset.areas)
-    clean = replace(dataset, boxes=boxes, areas=areas, sizes=sizes).keep_boxes(good_boxes)
+    clean = replace(dataset, sizes=sizes)
+    if (boxes != dataset.boxes).any():
+        clean = replace(clean, boxes=boxes, areas=np.where(_area_follows(dataset, boxes), _area(boxes), dataset.areas))
+    clean = clean.keep_boxes(good_boxes)
     if not good_images.all():
         clean = clean.subset(np.flatnonzero(good_images))
     _require_some(clean, problems, need_boxes)
@@ -83,6 +85,8 @@ def _image_problem(dataset: Dataset, kind: str, index: int, what: str = "") -> P
 
 def _listed_again(dataset: Dataset) -> Iterable[int]:
     """Indices of images whose picture an earlier image has already."""
+    if len(set(dataset.files.tolist())) == len(dataset):
+        return []
     _, first, inverse = np.unique(dataset.files, return_index=True, return_inverse=True)
     return [int(index) for index in np.flatnonzero(first[inverse] != np.arange(len(dataset)))]
 
@@ -184,13 +188,25 @@ def _area_follows(dataset: Dataset, cut: Floats) -> Flags:
 def _repeated(image: Integers, labels: Integers, boxes: Floats) -> Flags:
     """[M] true for a box that equals an earlier one of the same image and class."""
     keys = (*boxes.T, labels, image)
-    order = np.lexsort(keys)  # stable: equal boxes stay in the order of the file
+    suspects = _of_equal_hash(keys)
+    order = suspects[np.lexsort([key[suspects] for key in keys])]  # stable: equal boxes stay in the order of the file
     same = np.ones(max(len(order) - 1, 0), dtype=np.bool_)
     for key in keys:
         same &= key[order][1:] == key[order][:-1]
-    repeated = np.zeros(len(order), dtype=np.bool_)
+    repeated = np.zeros(len(image), dtype=np.bool_)
     repeated[order[1:]] = same
     return repeated
+
+
+def _of_equal_hash(keys: Sequence[Floats | Integers]) -> Integers:
+    """Rows that share a hash of all keys with another row: equal ones do. To sort COCO's 860,000 by six keys would take 0.6 s."""
+    mixed = np.zeros(len(keys[0]), dtype=np.uint64)
+    for key in keys:
+        mixed ^= (key + key.dtype.type(0)).view(np.uint64)  # -0.0 + 0 is 0.0, which it equals
+        mixed *= np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    ordered = np.sort(mixed)
+    return np.flatnonzero(np.isin(mixed, ordered[1:][ordered[1:] == ordered[:-1]]))
 
 
 def _box_problem(dataset: Dataset, kind: str, row: int, index: int, sizes: Integers) -> Problem:

@@ -51,30 +51,40 @@ class Preprocess:
         return round_up(height, self.padding_multiple), round_up(width, self.padding_multiple)
 
     def stack(self, images: Sequence[Tensor], shape: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Pictures [3, h, w] -> a batch [B, 3, H, W] of their kind, padded right and below, and their sizes [B, 2] (height, width)."""
+        """Pictures [3, h, w] -> a batch [B, 3, H, W] of their kind, padded right and below, and their sizes [B, 2] (height, width).
+
+        The batch is channels_last, as pictures come from their decoder: rows are copied as they lie.
+        """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        batch = torch.zeros(len(images), 3, *(shape or self.padded(sizes)), dtype=images[0].dtype)
+        batch = torch.zeros(len(images), *(shape or self.padded(sizes)), 3, dtype=images[0].dtype).permute(0, 3, 1, 2)
         for row, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
             batch[row, :, :height, :width] = image
         return batch, torch.tensor(sizes, dtype=torch.float32)
 
     def normalize(self, batch: Tensor, sizes: Tensor) -> Tensor:
-        """[B, 3, H, W] RGB of 0..255 -> float32, channels_last, in the network's order; the padding becomes 0, the mean colour."""
+        """[B, 3, H, W] RGB of 0..255 -> float32, channels_last, in the network's order; the padding becomes 0, the mean colour.
+
+        (images - mean) / std, in place and by whole rows of memory: by pixels of three colours, each operation into memory of its own, it
+        took 3 to 6 times as long.
+        """
         mean, std = _statistics(self.pixel_mean, self.pixel_std, batch.device)
         if self.pixel_order == "bgr":
             batch, mean, std = batch.flip(1), mean.flip(0), std.flip(0)
-        images = (batch.to(memory_format=torch.channels_last).float() - mean) / std
-        rows = torch.arange(batch.shape[-2], device=batch.device)
-        columns = torch.arange(batch.shape[-1], device=batch.device)
-        inside = (rows[None, :, None] < sizes[:, 0, None, None]) & (columns[None, None] < sizes[:, 1, None, None])
-        return images.mul_(inside[:, None])
+        height, width = batch.shape[-2:]
+        images = batch.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        lines = images.permute(0, 2, 3, 1).view(len(batch), height, 3 * width)
+        lines.sub_(mean.repeat(width)).div_(std.repeat(width))
+        rows = torch.arange(height, device=batch.device) < sizes[:, 0, None]
+        columns = torch.arange(width, device=batch.device) < sizes[:, 1, None]
+        lines.mul_(rows[:, :, None]).mul_(columns.repeat_interleave(3, dim=1)[:, None])
+        return images
 
 
 @cache
 def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [3, 1, 1] of bytes; kept, since a copy to a GPU makes the step wait."""
+    """Mean and deviation [3] of bytes; kept, since a copy to a GPU makes the step wait."""
     with torch.inference_mode(False):
-        made = [torch.tensor([255 * value for value in values], device=device)[:, None, None] for values in (mean, std)]
+        made = [torch.tensor([255 * value for value in values], device=device) for values in (mean, std)]
         return made[0], made[1]
 
 

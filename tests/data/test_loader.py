@@ -1,5 +1,9 @@
 """Batches are a pure function of (seed, epoch, index), whoever loads them."""
 
+import pickle
+from multiprocessing import resource_sharer
+from multiprocessing.reduction import ForkingPickler
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +140,44 @@ def test_whatever_the_draw_boxes_stay_inside_their_picture(data):
             assert (boxes[:, [0, 2]] <= width + 1e-3).all()
             assert (boxes[:, [1, 3]] <= height + 1e-3).all()
             assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_the_network_is_given_the_formula_to_the_bit(data, order):
+    preprocess = Preprocess(64, pixel_order=order)
+    for batch in evaluation_batches(data, preprocess, 2):
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        images = batch.images.contiguous().flip(1) if order == "bgr" else batch.images.contiguous()
+        steps = slice(None, None, -1 if order == "bgr" else 1)
+        mean, std = (
+            torch.tensor([255 * one for one in values][steps])[:, None, None] for values in (preprocess.pixel_mean, preprocess.pixel_std)
+        )
+        expected = (images.float() - mean) / std
+        for picture, (height, width) in zip(expected, batch.targets.sizes.int().tolist(), strict=True):
+            picture[:, height:] *= 0
+            picture[:, :, width:] *= 0
+        for given in (batch.images, batch.images.contiguous()):
+            found = preprocess.normalize(given, batch.targets.sizes)
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(found.contiguous().view(torch.int32), expected.view(torch.int32))
+
+
+def test_normalising_leaves_the_batch_as_it_was():
+    batch = torch.full((1, 3, 32, 32), 7.0).to(memory_format=torch.channels_last)  # floats, as `resize` plain gives them
+    PREPROCESS.normalize(batch, torch.tensor([[32.0, 32.0]]))
+    assert (batch == 7).all()
+
+
+def test_a_worker_that_is_not_forked_opens_the_same_memory(data):
+    samples = _Samples(data, PREPROCESS, STRONG, 0, 10**8)
+    try:
+        theirs = pickle.loads(ForkingPickler.dumps(samples)).data
+        again = pickle.loads(ForkingPickler.dumps(samples)).data
+    finally:
+        resource_sharer.stop()
+    assert theirs.fingerprint() == data.fingerprint()
+    for name in ("files", "first", "boxes", "labels", "crowd"):
+        one, other = getattr(theirs, name), getattr(again, name)
+        assert one.dtype == getattr(data, name).dtype
+        one.view(np.uint8)[...] = 1
+        assert (other.view(np.uint8) == 1).all()

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from retinanet.data import headers
+from retinanet.data import validate as validation
 from retinanet.data.coco import read_coco
 from retinanet.data.dataset import Columns, Dataset
 from retinanet.data.validate import validate
@@ -288,3 +289,28 @@ def test_no_picture_passes_whatever_its_header_promises(tmp_path: Path, size: tu
     (tmp_path / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
     with pytest.raises(DataError, match=rf"image 7 \(a\.png\).*{size[0]} x {size[1]}"):
         validate(data)
+
+
+def test_boxes_repeat_by_value_whatever_the_bits_and_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image, labels = rng.integers(0, 3, 400), rng.integers(0, 2, 400)
+    corners = rng.integers(-1, 2, (400, 4)) * rng.choice([1.0, -1.0], (400, 4))  # 0.0 and -0.0 among them
+    rows = [(image[row], labels[row], *corners[row]) for row in range(400)]
+    expected = [row in rows[:place] for place, row in enumerate(rows)]
+    assert 50 < sum(expected) < 350
+    assert validation._repeated(image, labels, corners).tolist() == expected
+    monkeypatch.setattr(validation, "_of_equal_hash", lambda keys: np.arange(len(keys[0])))  # the plain way: all rows are sorted
+    assert validation._repeated(image, labels, corners).tolist() == expected
+
+
+def test_a_hash_is_shared_by_equal_rows_and_hardly_by_others() -> None:
+    one, other = np.array([0.0, -0.0, 1.5, 1.5, 2.5]), np.array([3, 3, 1, 1, 1])
+    assert validation._of_equal_hash((one, other)).tolist() == [0, 1, 2, 3]
+    many = np.arange(100_000)
+    assert len(validation._of_equal_hash((many % 317, many // 317, many * 0.5))) == 0
+
+
+def test_what_is_sound_is_not_copied(tmp_path: Path) -> None:
+    data = boxes(tmp_path, (10, 10, 20, 20))
+    clean, _ = validate(data)
+    assert clean.boxes is data.boxes and clean.files is data.files
