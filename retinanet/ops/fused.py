@@ -1,13 +1,15 @@
 """The class loss of training: from integer labels, value and closed-form gradient in one pass.
 
 Equal to summing the dense losses of `losses` over one-hot targets (a test holds it so), without the one-hot targets and
-without autograd's intermediate tensors: one gradient tensor is all that is kept.
+without autograd's intermediate tensors: one gradient tensor is all that is made. A large call that needs the gradient goes through
+torch.compile, as one loop over memory; the others, and all where there is no compiler, take the same steps chunk by chunk.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,15 +18,22 @@ from torch import Tensor
 
 from ..errors import ConfigError, unknown
 from .assign import IGNORE
+from .compiled import attempt
 from .losses import check_margin
 
 LOSSES = ("cross_entropy", "balanced", "focal", "focal_star", "hinge")
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 25}
-"""Elements worked on at a time. On a CPU they fit its second-level cache, so that the dozen steps below cost one trip to memory;
-on a GPU every chunk costs a dozen launches, so they are as many as memory bears."""
+COMPILE_FROM = {"cpu": 1 << 19, "cuda": 1 << 20}
+"""Logits of a call from which on it is compiled. On two cores such a call is then 2.5 ms faster, but each loss costs 2 s with a warm cache
+of torch.compile and 10 s or more with an empty one: a training repays that. On a GPU the number is a guess, not measured. Only the call
+decides: a rule that counted earlier calls would let a resumed training differ, in the last bits, from one that was never stopped."""
+CHUNK = {"cpu": 1 << 16, "cuda": 1 << 25}
+"""Logits worked on at a time, on a CPU by each thread: there they fit its second-level cache, so that the dozen steps below cost one trip
+to memory; on a GPU every chunk costs a dozen launches, so they are as many as memory bears."""
 
 Curve = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""x_t -> the loss without alpha and its derivative by x_t."""
+"""z = -x_t, which is the logit of an absent class -> the loss without alpha, and its derivative by z."""
+Settings = tuple[str, float, float, float]
+"""loss, gamma, beta, margin"""
 
 
 def class_loss(
@@ -44,8 +53,10 @@ def class_loss(
             hinge (Sec. 5.1: alpha, margin)
     alpha   weight of the positives, 1 - alpha that of the negatives: a number, a tensor [K], or None for 1 and 1
     """
-    curve, weight = _curve(loss, gamma, beta, margin), _weight(loss, alpha, logits)
-    total: Tensor = _ClassLoss.apply(logits.flatten(0, -2), labels.flatten(), weight, curve)
+    weight, settings = _weight(loss, alpha, logits), (loss, gamma, beta, margin)
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        return _chunk_by_chunk(logits.detach(), labels, weight, settings, None)
+    total: Tensor = _ClassLoss.apply(logits, labels, weight, settings)
     return total
 
 
@@ -61,66 +72,131 @@ def anchor_losses(
 ) -> Tensor:
     """The class loss of each anchor, summed over classes: [...], float32 (float64 stays), no gradient. Arguments as in `class_loss`."""
     curve, weight = _curve(loss, gamma, beta, margin), _weight(loss, alpha, logits)
-    parts = _chunks(logits.flatten(0, -2), labels.flatten(), weight, curve)
-    sums = [value.sum(dim=1) + change[:, 0] for _, _, (value, change), _ in parts]
-    return torch.cat(sums).reshape(labels.shape) if sums else logits.new_zeros(labels.shape, dtype=torch.float32)
+    sums = [_of_a_chunk(x, label, weight, curve)[0].sum(dim=1) for x, label in _chunks(logits, labels)]
+    return torch.cat(sums).reshape(labels.shape)
 
 
 class _ClassLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, curve: Curve) -> Tensor:
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        exact = logits.dtype == torch.float64
-        total = logits.new_zeros((), dtype=torch.float64 if exact or logits.device.type == "cpu" else torch.float32)
-        for part, column, (value, value_change), (slope, slope_change) in _chunks(logits, labels, weight, curve):
-            total += value.sum() + value_change.sum()
-            if gradient is not None:
-                gradient[part] = slope.scatter_add_(1, column, slope_change)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return total if exact else total.float()
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.others = labels, weight, settings
+        total, ctx.gradient = _value_and_gradient(logits, labels, weight, settings)
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None, None  # upstream is one number: it stays float32 in the product
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # the graph was retained, and the first gradient is in other hands
+            _, gradient = _value_and_gradient(*ctx.saved_tensors, *ctx.others)
+        if upstream.device.type != "cpu" or upstream != 1:  # to look at it would make the step wait for a GPU
+            gradient.mul_(upstream)  # in place, or there would be two; one number, it stays float32 in the product
+        return gradient, None, None, None
 
 
-Chunk = tuple[slice, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+def _value_and_gradient(logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The sum of the loss, and its derivative by the logits in their own type. Compiled where that pays and works."""
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    if logits.numel() >= COMPILE_FROM.get(logits.device.type, math.inf) and logits.dtype != torch.float64:
+        total = _compiled(logits, labels, weight, settings, gradient)
+        if total is not None:
+            return total, gradient
+    return _chunk_by_chunk(logits, labels, weight, settings, gradient), gradient
 
 
-def _chunks(logits: Tensor, labels: Tensor, weight: Tensor | None, curve: Curve) -> Iterator[Chunk]:
-    """Some n of the rows [N, K] at a time: which; the column [n, 1] of each one's class; and of the loss, then of its derivative by the
-    logits, what every class would have if it were absent [n, K], and what the one class that is there changes about that [n, 1].
-    """
-    rows = max(1, CHUNK.get(logits.device.type, 1 << 25) // logits.shape[1])
-    for start in range(0, len(logits), rows):
-        part = slice(start, start + rows)
-        x = logits[part] if logits.dtype == torch.float64 else logits[part].float()
-        label = labels[part]
-        counted = (label != IGNORE).to(x.dtype)[:, None]
-        column = label.clamp(min=0)[:, None]
-        present = (label >= 0).to(x.dtype)[:, None]
+def _compiled(logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings, gradient: Tensor) -> Tensor | None:
+    """The sum of the loss in one loop, which also writes the gradient; None where compiling fails."""
+    if weight is not None:
+        weight = weight.expand(logits.shape[-1]).contiguous()  # a number and one for each class share a graph
+    parts = []
+    for rows in _pieces(logits, labels, gradient):
+        part = attempt(_one_loop(settings), f"class loss {settings}", rows, weight)
+        if part is None:
+            return None
+        parts.append(part)
+    return torch.stack(parts).sum().float()
 
-        # every class as absent (y = -1), then the one present class of each matched anchor in its place
-        value, slope = curve(-x)
-        negative = counted if weight is None else counted * (1 - weight)
-        value, slope = value.mul_(negative), slope.mul_(-negative)
-        value_at, slope_at = curve(x.gather(1, column))
-        positive = 1.0 if weight is None else weight[column]
-        value_change = present * (positive * value_at - value.gather(1, column))
-        slope_change = present * (positive * slope_at - slope.gather(1, column))
-        yield part, column, (value, value_change), (slope, slope_change)
+
+@cache
+def _one_loop(settings: Settings) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+    """What is compiled for a loss."""
+    curve = _curve(*settings)
+
+    def value_and_gradient(logits: Tensor, labels: Tensor, gradient: Tensor, weight: Tensor | None) -> Tensor:
+        if not torch.compiler.is_compiling():
+            raise RuntimeError("torch.compile is switched off")  # or memory for every step of it would be needed
+        x = logits.float()
+        label = labels.int()[:, None]
+        present = label == torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
+        value, slope = curve(torch.where(present, -x, x))
+        counted = torch.where(label == IGNORE, 0.0, 1.0)
+        share = counted if weight is None else counted * torch.where(present, weight, 1 - weight)
+        gradient.copy_(torch.where(present, -slope, slope) * share)
+        return (value * share).sum(dim=1).double().sum()  # float32 bears the sum over some classes, not that over all anchors
+
+    return value_and_gradient
+
+
+def _chunk_by_chunk(logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings, gradient: Tensor | None) -> Tensor:
+    """The same without a compiler, in the memory of a few chunks; `gradient` None if it is not wanted."""
+    curve = _curve(*settings)
+    exact = logits.dtype == torch.float64
+    total = logits.new_zeros((), dtype=torch.float64 if exact or logits.device.type == "cpu" else torch.float32)
+    for x, label, *written in _chunks(logits, labels) if gradient is None else _chunks(logits, labels, gradient):
+        total += _sum_of_a_chunk(x, label, weight, curve, *written)
+    return total if exact else total.float()
+
+
+def _sum_of_a_chunk(x: Tensor, label: Tensor, weight: Tensor | None, curve: Curve, gradient: Tensor | None = None) -> Tensor:
+    value, slope = _of_a_chunk(x, label, weight, curve)
+    if gradient is not None:
+        gradient.copy_(slope)
+    return value.sum()
+
+
+def _of_a_chunk(x: Tensor, label: Tensor, weight: Tensor | None, curve: Curve) -> tuple[Tensor, Tensor]:
+    """Logits [n, K], labels [n] -> losses [n, K] and their derivatives by the logits [n, K]."""
+    x = x if x.dtype == torch.float64 else x.float()
+    counted = (label != IGNORE).to(x.dtype)[:, None]
+    column = label.clamp(min=0)[:, None]
+    present = (label >= 0)[:, None]
+
+    # every class as absent (y = -1), then the one present class of each matched anchor in its place
+    value, slope = curve(x)
+    negative = counted if weight is None else counted * (1 - weight)
+    value, slope = value.mul_(negative), slope.mul_(negative)
+    value_at, slope_at = curve(-x.gather(1, column))
+    positive = 1.0 if weight is None else weight.expand(x.shape[1])[column]
+    value.scatter_(1, column, torch.where(present, value_at * positive, value.gather(1, column)))
+    slope.scatter_(1, column, torch.where(present, -slope_at * positive, slope.gather(1, column)))
+    return value, slope
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors [B, N, ...] -> views [n, ...] of some rows at a time, that many as the first may have."""
+    logits = tensors[0]
+    threads = max(2, torch.get_num_threads()) if logits.device.type == "cpu" else 1
+    rows = max(1, threads * CHUNK.get(logits.device.type, 1 << 25) // logits.shape[-1])
+    for piece in _pieces(*tensors):
+        yield from zip(*(tensor.split(rows) for tensor in piece), strict=True)
+
+
+def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors [B, n, ...] -> views [B n, ...] of them; B times those of a picture where the first, which is large, would be copied."""
+    logits = tensors[0]
+    if logits.dim() == 3 and not logits.is_contiguous():
+        return list(zip(*tensors, strict=True))
+    return [tuple(tensor.flatten(0, logits.dim() - 2) for tensor in tensors)]
 
 
 def _weight(loss: str, alpha: float | Tensor | None, logits: Tensor) -> Tensor | None:
-    """[K] alpha of each class, or None for 1 and 1."""
+    """Alpha, [1] or [K], or None for 1 and 1."""
     if alpha is None or loss == "cross_entropy":
         return None
     if isinstance(alpha, Tensor):
-        return alpha.to(logits.device, torch.float32).expand(logits.shape[-1])
-    return torch.full((logits.shape[-1],), float(alpha), device=logits.device)  # made on the device; `as_tensor` would wait for a copy
+        return alpha.to(logits.device, torch.float32).reshape(-1)
+    return torch.full((1,), float(alpha), device=logits.device)  # made on the device; `as_tensor` would wait for a copy
 
 
 def _curve(loss: str, gamma: float, beta: float, margin: float) -> Curve:
@@ -137,28 +213,48 @@ def _curve(loss: str, gamma: float, beta: float, margin: float) -> Curve:
     return _cross_entropy if gamma == 0 or loss in ("cross_entropy", "balanced") else partial(_focal, gamma=gamma)
 
 
-def _cross_entropy(x_t: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy(z: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 1 and 9."""
-    return -F.logsigmoid(x_t), -torch.sigmoid(-x_t)
+    miss, loss = _sigmoid_and_softplus(z)
+    return loss, miss
 
 
-def _focal(x_t: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Eq. 4 and 10, in log space."""
-    minus_log_p = -F.logsigmoid(x_t)
-    p = torch.sigmoid(x_t)
-    focus = torch.exp(gamma * F.logsigmoid(-x_t))  # (1 - p_t)^gamma
-    # Eq. 10: (1 - p_t)^gamma (gamma p_t log p_t + p_t - 1); 1 - p_t is taken as sigmoid(-x_t), which does not cancel
-    slope = -focus * (gamma * p * minus_log_p + torch.sigmoid(-x_t))
-    return focus * minus_log_p, slope
+def _focal(z: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Eq. 4 and 10. 1 - p_t is computed as sigmoid(z), which does not cancel where it is small; where it is large, p_t = 1 - (1 - p_t)
+    does, but then its term is small beside the other. Nothing here is differentiated by autograd, so any gamma is safe at 1 - p_t = 0.
+    """
+    miss, loss = _sigmoid_and_softplus(z)  # 1 - p_t and -log p_t
+    focus = miss**gamma
+    slope = torch.addcmul(loss, miss, loss, value=-1).mul_(gamma).add_(miss)  # gamma p_t (-log p_t) + 1 - p_t
+    return loss.mul_(focus), slope.mul_(focus)
 
 
-def _focal_star(x_t: Tensor, gamma: float, beta: float) -> tuple[Tensor, Tensor]:
+def _focal_star(z: Tensor, gamma: float, beta: float) -> tuple[Tensor, Tensor]:
     """Eq. 8 and 11."""
-    z = gamma * x_t + beta
-    return F.softplus(-z) / gamma, -torch.sigmoid(-z)
+    miss, loss = _sigmoid_and_softplus(gamma * z - beta)
+    return loss / gamma, miss
 
 
-def _hinge(x_t: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """max(0, margin - p_t), and -p_t (1 - p_t) below the margin."""
-    p = torch.sigmoid(x_t)
-    return F.relu(margin - p), torch.where(p < margin, -p * torch.sigmoid(-x_t), 0)
+def _hinge(z: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """max(0, margin - p_t), and p_t (1 - p_t) below the margin."""
+    p = torch.sigmoid(-z)
+    return F.relu(margin - p), torch.where(p < margin, p * torch.sigmoid(z), 0)
+
+
+def _sigmoid_and_softplus(z: Tensor) -> tuple[Tensor, Tensor]:
+    """sigmoid(z) and log(1 + exp(z)), of one exponential, exact to the last bits at both ends."""
+    small = z.abs().neg_().exp_()  # in place: a chunk's steps should stay in the cache
+    softplus = _log1p(small).add_(F.relu(z))
+    return torch.where(z < 0, small, 1.0).div_(small.add_(1)), softplus
+
+
+def _log1p(small: Tensor) -> Tensor:
+    """log(1 + small) for 0..1."""
+    if not torch.compiler.is_compiling():
+        return torch.log1p(small)
+    # 2 artanh(s) with s at most 1/3: in a compiled loop, which waits for arithmetic, twice as fast; what is left out is below 2e-8
+    s = small / (2 + small)
+    series = torch.full_like(s, 1 / 13)
+    for odd in (11, 9, 7, 5, 3, 1):
+        series = series * (s * s) + 1 / odd
+    return 2 * s * series

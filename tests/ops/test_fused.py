@@ -69,6 +69,52 @@ def test_many_chunks_equal_one(monkeypatch):
     assert torch.equal(fused.anchor_losses(logits, labels), every)
 
 
+@pytest.mark.parametrize("loss", fused.LOSSES)
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 2.0, 5.0])
+def test_float32_is_exact_to_five_digits(loss, gamma):
+    logits, labels = sample(torch.float32, batch=(4, 500))
+    low, high = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    one, other = (fused.class_loss(x, labels, loss, 0.25, gamma) for x in (low, high))
+    one.backward()
+    other.backward()
+    torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=0)
+    torch.testing.assert_close(low.grad.double(), high.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_a_retained_graph_gives_its_gradient_again():
+    logits, labels = sample(torch.float32)
+    expected = torch.autograd.grad(fused.class_loss(logits.requires_grad_(), labels), logits)[0]
+    value = fused.class_loss(logits, labels)
+    for factor in (0.5, 0.0, 1.0, 4.0):
+        (gradient,) = torch.autograd.grad(value * factor, logits, retain_graph=True)
+        torch.testing.assert_close(gradient, expected * factor)
+        gradient.fill_(torch.nan)  # it is the caller's: what he does to it changes no other
+
+
+def test_a_graph_that_is_not_retained_and_a_second_derivative_are_refused():
+    logits, labels = sample(torch.float32)
+    value = fused.class_loss(logits.requires_grad_(), labels)
+    value.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        value.backward()
+    (gradient,) = torch.autograd.grad(fused.class_loss(logits, labels) ** 2, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_levels_cut_from_one_tensor_are_not_copied():
+    logits, labels = sample(torch.float32)
+    level, label = logits[:, 10:30], labels[:, 10:30]
+    pieces = fused._pieces(level, label)
+    assert [piece.data_ptr() for piece, _ in pieces] == [picture.data_ptr() for picture in level]
+    assert fused._pieces(logits, labels)[0][0].data_ptr() == logits.data_ptr()
+    (ours,) = torch.autograd.grad(fused.class_loss(level.requires_grad_(), label), level)
+    apart = level.detach().clone().requires_grad_()
+    fused.class_loss(apart, label).backward()
+    assert torch.equal(ours, apart.grad)
+    assert torch.equal(fused.anchor_losses(level, label), fused.anchor_losses(apart, label))
+
+
 def test_no_anchors_have_no_losses():
     assert fused.anchor_losses(torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0)
 
