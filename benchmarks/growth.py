@@ -103,7 +103,7 @@ def needed(call: Any, device: str) -> int:
 def exponent(name: str, points: list[dict[str, float]], kind: str) -> float:
     """p of time ~ size^p over the last doubling or more; by side it is that of the pixels."""
     first, last = points[-2:]
-    size = math.log(last[name] / max(first[name], 1)) * (2 if name == "side" else 1)
+    size = math.log(last[name] / max(first[name], 0.5)) * (2 if name == "side" else 1)
     return math.log(last[kind] / max(first[kind], 1e-9)) / size if last[kind] > 0 else 0.0
 
 

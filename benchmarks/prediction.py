@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from measure import ratio, record, take_turns
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.ops import box_iou
+from torchvision.transforms.functional import pil_to_tensor
 
 import retinanet
 from retinanet.data.scenes import scene
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--side", type=int, default=800, help="short side of the picture and of what the network sees")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-cold", action="store_true", help="leave out the fresh processes")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -70,14 +71,14 @@ def main() -> None:
 
         def torchvision() -> dict[str, torch.Tensor]:
             with torch.inference_mode():
-                answers: list[dict[str, torch.Tensor]] = theirs([decode_image(str(picture), ImageReadMode.RGB).to(options.device) / 255])
+                answers: list[dict[str, torch.Tensor]] = theirs([read(picture).to(options.device)])
             return answers[0]
 
         same = agreement(torchvision(), detectors["fp32"].predict(picture), torch.tensor(detectors["fp32"].category_ids))
         sides: dict[str, Callable[[], object]] = {"torchvision fp32": torchvision}
         sides |= {f"ours {name}": partial(detector.predict, picture) for name, detector in detectors.items()}
         seconds = take_turns(sides, options.repeats, options.device)
-        cold = {name: first_box(ours, picture, options.device, name, options.side) for name in detectors}
+        cold = {name: first_box(ours, picture, options.device, name, options.side) for name in detectors if not options.no_cold}
     ratios = {f"torchvision fp32 over {name}": ratio(seconds["torchvision fp32"], seconds[name]) for name in list(sides)[1:]}
     for name in sides:
         print(f"{name:20s}{1000 * median(seconds[name]):8.0f} ms")
@@ -95,7 +96,7 @@ def untrained(side: int, picture: Path) -> Any:
     """torchvision's RetinaNet with random weights, the last ones scaled so that on the picture 1 pair in 10,000 scores above 0.05."""
     torch.manual_seed(0)
     model: Any = retinanet_resnet50_fpn(weights=None, weights_backbone=None, min_size=side, max_size=side * 5 // 3).eval()
-    images, _ = model.transform([decode_image(str(picture), ImageReadMode.RGB) / 255])
+    images, _ = model.transform([read(picture)])
     heads = model.head.classification_head.cls_logits, model.head.regression_head.bbox_reg
     outputs = model.head(list(model.backbone(images.tensors).values()))
     for layer, values, spread in zip(heads, (outputs["cls_logits"], outputs["bbox_regression"]), (0.45, 0.2), strict=True):
@@ -104,6 +105,13 @@ def untrained(side: int, picture: Path) -> Any:
     unnamed = sorted(set(range(91)) - set(COCO))
     heads[0].bias.reshape(-1, 91)[:, unnamed] = -100.0  # COCO has 80 classes and 91 ids, and an imported model only the classes
     return model
+
+
+def read(picture: Path) -> torch.Tensor:
+    """What torchvision's model wants: [3, H, W] in 0..1. (Its own decoders are deprecated.)"""
+    with Image.open(picture) as image:
+        pixels: torch.Tensor = pil_to_tensor(image.convert("RGB"))
+    return pixels / 255
 
 
 def agreement(theirs: dict[str, torch.Tensor], ours: retinanet.Detections, ids: torch.Tensor) -> dict[str, float]:
