@@ -23,6 +23,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from ..config import ModelConfig
 from ..errors import ConfigError, unknown
 from ..model.backbone import Backbone
+from ..model.folding import freeze_folded
 from ..model.pyramid import halved
 
 SSD_SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
@@ -73,6 +74,8 @@ class FinerBackbone(Backbone):
         self.body = body
         if stride == "1x1":
             self._stride_first()
+        if norm == "frozen":
+            freeze_folded(body)
         self.channels = body.feature_info.channels()
 
 
