@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from retinanet.engine.machine import describe
 from retinanet.weights.checkpoint import versions
@@ -50,6 +51,20 @@ def wait(device: torch.device | str) -> None:
 def ratio(slow: list[float], fast: list[float]) -> float:
     """How many times faster: the median over the rounds of one side's time over the other's."""
     return median(one / other for one, other in zip(slow, fast, strict=True))
+
+
+def arithmetic(call: Callable[[], object]) -> int:
+    """The multiplications and additions of the matrix products and convolutions of a call, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def product(precision: str, device: torch.device | str = "cpu", side: int = 4096) -> tuple[Callable[[], object], int]:
+    """A square matrix product, the most that a machine is made for, and its arithmetic."""
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    one, other = (torch.rand(side, side, device=device, dtype=kind) for _ in range(2))
+    return lambda: one @ other, 2 * side**3
 
 
 def record(script: str, figures: Mapping[str, Any], device: torch.device | str = "cpu", out: Path | None = None) -> Path:

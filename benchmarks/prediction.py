@@ -3,7 +3,8 @@
     python benchmarks/prediction.py
 
 torchvision's untrained weights are shaped so that it finds some dozens of boxes, saved, and loaded by ours, whose boxes in fp32 must be
-the same. One JPEG is answered by each side in turn: read, decode, resize, network, NMS. Then `retinanet predict` in fresh processes: the
+the same. One JPEG is answered by each side in turn: read, decode, resize, network, NMS; and a matrix product has its turn, since how near
+ours comes to its speed tells how much is left to win. Then `retinanet predict` in fresh processes: the
 seconds until the first box, and what they are spent on.
 
 Targets: at least 1.3x as fast as torchvision in fp32, 2.6x in bf16.
@@ -24,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import ratio, record, take_turns
+from measure import arithmetic, product, ratio, record, take_turns
 from PIL import Image
 from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.ops import box_iou
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--side", type=int, default=800, help="short side of the picture and of what the network sees")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--product", type=int, default=4096, help="side of the matrices that are multiplied")
     parser.add_argument("--no-cold", action="store_true", help="leave out the fresh processes")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -77,17 +79,23 @@ def main() -> None:
         same = agreement(torchvision(), detectors["fp32"].predict(picture), torch.tensor(detectors["fp32"].category_ids))
         sides: dict[str, Callable[[], object]] = {"torchvision fp32": torchvision}
         sides |= {f"ours {name}": partial(detector.predict, picture) for name, detector in detectors.items()}
-        seconds = take_turns(sides, options.repeats, options.device)
+        products = {name: product(name, options.device, options.product) for name in detectors}
+        turns = sides | {f"product {name}": call for name, (call, _) in products.items()}
+        seconds = take_turns(turns, options.repeats, options.device)
+        work = {name: arithmetic(sides[f"ours {name}"]) for name in detectors}
         cold = {name: first_box(ours, picture, options.device, name, options.side) for name in detectors if not options.no_cold}
     ratios = {f"torchvision fp32 over {name}": ratio(seconds["torchvision fp32"], seconds[name]) for name in list(sides)[1:]}
-    for name in sides:
+    for name, (_, count) in products.items():
+        share = ratio(seconds[f"product {name}"], seconds[f"ours {name}"]) * work[name] / count
+        ratios[f"arithmetic a second: ours {name} over a matrix product"] = share
+    for name in turns:
         print(f"{name:20s}{1000 * median(seconds[name]):8.0f} ms")
     for name, value in ratios.items():
-        print(f"{name:34s}{value:8.2f}")
+        print(f"{name:58s}{value:8.2f}")
     print(f"boxes: {same}")
     for precision, parts in cold.items():
         print(f"cold start, {precision}: " + ", ".join(f"{name} {spent:.1f} s" for name, spent in parts.items()))
-    figures = {"side": options.side, "seconds": seconds, "ratios": ratios, "boxes": same, "cold": cold}
+    figures = {"side": options.side, "seconds": seconds, "arithmetic": work, "ratios": ratios, "boxes": same, "cold": cold}
     record(__file__, figures, options.device, options.out)
 
 

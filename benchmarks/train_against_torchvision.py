@@ -2,6 +2,10 @@
 
     python benchmarks/train_against_torchvision.py DATA --budget 7min --out results.json
 
+`--recipe same` holds everything equal that both have: ResNet-18, subnets of four convolutions of 256 channels, pictures of `--scale`,
+batches of `--batch`, horizontal flips and nothing else. What is left is how fast a step is and how well it is used. `--recipe own` compares
+what `retinanet train` chooses by itself, a smaller head and larger pictures.
+
 Both start from random weights, learn from the split `train` for the same seconds of the same machine and are measured by the same
 evaluator on the same split. The clock covers building the model, loading and learning; imports, reading the annotations and
 the final evaluation are outside it. (Ours also counts its own validations and the probe of its speed in; `wall_s` tells the whole.)
@@ -166,7 +170,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
             *same,
         ]
         start = time.perf_counter()
-        subprocess.run([*command, *shlex.split(options.ours)], check=True)
+        subprocess.run([*command, *(alike(options) if options.recipe == "same" else []), *shlex.split(options.ours)], check=True)
         wall, evaluating = time.perf_counter() - start, time.perf_counter()
         subprocess.run([*retinanet, "eval", str(run), str(options.data), "--split", options.split, "--out", str(answer), *same], check=True)
         metrics = json.loads((answer / "metrics.json").read_text(encoding="utf-8"))
@@ -175,12 +179,20 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
         return result | learned(run)
 
 
+def alike(options: argparse.Namespace) -> list[str]:
+    """Arguments that make our network, its pictures and their augmentation those of torchvision's side."""
+    network = ["--channels", "256", "--depth", "4"]
+    pictures = ["--scale", str(options.scale), "--max-side", str(round(options.scale * 4 / 3)), "--train-scale", "None"]
+    return [*network, *pictures, "--jitter", "1", "1", "--photometric", "0", "--flip", "0.5", "--batch", str(options.batch)]
+
+
 def learned(run: Path) -> dict[str, Any]:
     """Steps, their speed and the recipe, from the run's own record."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     speed = float(np.median([row["images_per_second"] for row in rows if row["kind"] == "train"]))
-    return {"steps": config["iterations"], "images_per_second": speed, "recipe": config["config"], "rows": rows}
+    recipe = {name: value for name, value in config["config"].items() if name != "out"}  # which is gone by now
+    return {"steps": config["iterations"], "images_per_second": speed, "recipe": recipe, "rows": rows}
 
 
 def seconds_of(budget: str) -> float:
@@ -196,6 +208,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a data set with the split train and the one to measure on")
     parser.add_argument("--budget", default="7min", help="20s, 7min or 1h of training for each side")
     parser.add_argument("--split", default="test", help="what to measure on")
+    parser.add_argument("--recipe", choices=["same", "own"], default="own", help="ours: as torchvision's side, or as it comes")
     parser.add_argument("--only", choices=["torchvision", "ours"], help="run one side")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -211,6 +224,8 @@ def main() -> None:
         "data": options.data.name,
         "split": options.split,
         "budget_s": seconds,
+        "recipe": options.recipe,
+        "script": f"benchmarks/{Path(__file__).name} {options.data.name} --recipe {options.recipe} --budget {options.budget}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe(torch.device(options.device)),
         "versions": versions(),

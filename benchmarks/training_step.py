@@ -4,7 +4,8 @@
 
 Two pictures with eight boxes each, 80 classes; forward, loss, backward and SGD, the stem, the first stage and all batch norms frozen on
 every side, P6 from P5 as torchvision has it. `bare` is our network with constant gradients put in at its outputs, and the same SGD. All in
-fp32 and under bf16 autocast, in one process, taking turns. Then each side alone in a process of its own: the peak of its memory above what
+fp32 and under bf16 autocast, in one process, taking turns, and a matrix product too: how much of its speed the bare network reaches tells
+how much is left to win. Then each side alone in a process of its own: the peak of its memory above what
 the imports left.
 
 Targets: within 1.15x of the bare network; fp32 at least 1.6x as fast as torchvision's, bf16 3.2x as fast as its fp32 and 1.4x as fast as
@@ -24,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import ratio, record, take_turns, wait
+from measure import arithmetic, product, ratio, record, take_turns, wait
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--backbone", default="resnet50", help="a ResNet")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--product", type=int, default=4096, help="side of the matrices that are multiplied")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=SIDES, help="two steps of one side; prints the peak of its memory in bytes")
@@ -57,7 +59,11 @@ def main() -> None:
     if options.only:
         print(peak(options.only, options))
         return
-    seconds = take_turns({name: step(name, options) for name in SIDES}, options.repeats, options.device)
+    products = {precision: product(precision, options.device, options.product) for precision in ("fp32", "bf16")}
+    sides = {name: step(name, options) for name in SIDES}
+    turns = sides | {f"product {precision}": call for precision, (call, _) in products.items()}
+    seconds = take_turns(turns, options.repeats, options.device)
+    work = {precision: arithmetic(sides[f"bare {precision}"]) for precision in products}
     memory = {} if options.no_memory else {name: alone(name) for name in SIDES}
     ratios = {
         f"{side} over {other}": ratio(seconds[side], seconds[other])
@@ -69,14 +75,18 @@ def main() -> None:
             ("ours bf16", "bare bf16"),
         )
     }
+    for precision, (_, count) in products.items():
+        share = ratio(seconds[f"product {precision}"], seconds[f"bare {precision}"]) * work[precision] / count
+        ratios[f"arithmetic a second: bare {precision} over a matrix product"] = share
     pairs = (("ours fp32", "torchvision fp32"), ("ours bf16", "torchvision bf16"), ("ours bf16", "torchvision fp32"))
     ratios |= {f"memory: {side} over {other}": memory[side] / memory[other] for side, other in pairs if memory}
     for name in SIDES:
         print(f"{name:18s}{median(seconds[name]):8.2f} s a step" + (f"{memory[name] / 2**30:8.2f} GiB" if memory else ""))
     for name, value in ratios.items():
-        print(f"{name:46s}{value:8.2f}")
+        print(f"{name:58s}{value:8.2f}")
     sizes = {name: getattr(options, name) for name in ("side", "batch", "backbone", "repeats")}
-    record(__file__, {**sizes, "seconds": seconds, "memory_bytes": memory, "ratios": ratios}, options.device, options.out)
+    figures = {**sizes, "seconds": seconds, "arithmetic": work, "memory_bytes": memory, "ratios": ratios}
+    record(__file__, figures, options.device, options.out)
 
 
 def step(name: str, options: argparse.Namespace) -> Callable[[], object]:

@@ -11,11 +11,12 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
     "assignment": "--boxes 3 --side 128 --repeats 1",
     "class_loss": "--side 64 --classes 3 --repeats 1 --timings-only",
+    "exporting": "--side 64 --repeats 1 --files openvino-fp32",
     "growth": "--side 64 --points 2 --repeats 1",
     "loading": "--pictures 2 --batch 2 --scale 64 --images 50 --boxes 100 --workers 0 --repeats 1",
     "postprocessing": "--side 128 --batch 2 --classes 3 --repeats 1 --network-repeats 1 --backbone resnet18 --device cpu",
-    "prediction": "--side 64 --repeats 1 --no-cold",
-    "training_step": "--side 64 --backbone resnet18 --repeats 1 --no-memory",
+    "prediction": "--side 64 --repeats 1 --no-cold --product 64",
+    "training_step": "--side 64 --backbone resnet18 --repeats 1 --no-memory --product 64",
 }
 
 
