@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from . import __version__
-from .config import (
+from .distributed import first, rank
+from .errors import ConfigError, RetinaNetError, unknown
+from .presets import PRESETS, preset
+from .verbs import (
     AnatomyConfig,
     CheckConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     FigureConfig,
     ImportConfig,
     LabConfig,
@@ -26,10 +30,8 @@ from .config import (
     PredictConfig,
     ReplayConfig,
     ResumeConfig,
+    ServeConfig,
 )
-from .distributed import first, rank
-from .errors import ConfigError, RetinaNetError, unknown
-from .presets import PRESETS, preset
 
 Config = TypeVar("Config")
 
@@ -105,11 +107,20 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """Objects in images, folders, globs, lists, or a split of a data set, as COCO results and as pictures."""
+    """Objects in images, videos, folders, globs, lists, or a split of a data set, as COCO results and as pictures."""
     model, paths, config = parse("predict", predict, arguments, PredictConfig(), "model", "paths")
     from .engine.predict import run
 
     return 0 if run(model, paths, config) else 1
+
+
+def serve(arguments: list[str]) -> int:
+    """A web page and an HTTP API for a model: POST pictures to /predict."""
+    model, config = parse("serve", serve, arguments, ServeConfig(), "model")
+    from .serve.server import run
+
+    run(model, config)
+    return 0
 
 
 def import_(arguments: list[str]) -> int:
@@ -119,6 +130,17 @@ def import_(arguments: list[str]) -> int:
 
     run(foreign, config)
     return 0
+
+
+def export(arguments: list[str]) -> int:
+    """Write a model as ONNX, OpenVINO or a torch program, and prove it: boxes, AP and speed beside its source.
+
+    The file takes bytes and gives boxes; it knows its classes and its preprocessing. FILE.report.json holds what was found.
+    """
+    model, config = parse("export", export, arguments, ExportConfig(), "model")
+    from .export.write import run
+
+    return 0 if run(model, config) else 1
 
 
 def lab(arguments: list[str]) -> int:
@@ -196,7 +218,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "replay": replay,
     "eval": evaluate,
     "predict": predict,
+    "serve": serve,
     "import": import_,
+    "export": export,
     "models": models,
     "lab": lab,
 }
@@ -257,7 +281,8 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
 
     data = Annotated[Positional[str], arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")]
     model = Annotated[Positional[str], arg(metavar="MODEL", help="A run folder, a file of weights, or a name of `retinanet models`.")]
-    paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help="Images, folders, globs, .txt lists; with --split a data set.")]
+    files = "Images, videos, folders, globs, .txt lists; with --split a data set."
+    paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help=files)]
     dump = Annotated[Positional[str], arg(metavar="DUMP", help="dump-N.pt of a run folder.")]
     foreign = Annotated[Positional[str], arg(metavar="FOREIGN", help="A file of another project: .pth, .pt or .pkl.")]
     study = Annotated[Positional[str], arg(metavar="DIR", help="A study's folder: the --out of retinanet lab.")]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from .config import DemoConfig, EvalConfig
 from .data.images import read_image
 from .data.layout import open_dataset
 from .data.scenes import write_scenes
@@ -19,6 +18,7 @@ from .engine.metrics import Metrics
 from .engine.record import duration
 from .presets import preset
 from .settings import override
+from .verbs import DemoConfig, EvalConfig
 from .view.draw import draw, save, sheet
 from .view.page import write_page
 

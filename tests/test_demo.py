@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from retinanet import demo
-from retinanet.config import DemoConfig
+from retinanet.verbs import DemoConfig
 
 
 @pytest.fixture

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from retinanet import cli
-from retinanet.config import (
+from retinanet.lab.experiments import EXPERIMENTS, FORMULAS
+from retinanet.presets import preset
+from retinanet.verbs import (
     AnatomyConfig,
     CheckConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     FigureConfig,
     ImportConfig,
     LabConfig,
@@ -19,9 +22,8 @@ from retinanet.config import (
     PredictConfig,
     ReplayConfig,
     ResumeConfig,
+    ServeConfig,
 )
-from retinanet.lab.experiments import EXPERIMENTS, FORMULAS
-from retinanet.presets import preset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,9 +56,11 @@ def understand(words):
         "check": (CheckConfig(), ("data",)),
         "replay": (ReplayConfig(), ("dump",)),
         "import": (ImportConfig(), ("foreign",)),
+        "export": (ExportConfig(), ("model",)),
         "models": (NoConfig(), ()),
         "eval": (EvalConfig(), ("model", "data")),
         "predict": (PredictConfig(), ("model", "paths")),
+        "serve": (ServeConfig(), ("model",)),
     }[verb]
     return cli.parse(verb, cli.VERBS[verb], rest, config, *positionals)
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..config import CheckConfig, ModelConfig
+from ..config import ModelConfig
 from ..data.dataset import Dataset
 from ..data.layout import open_dataset
 from ..data.validate import validate
 from ..errors import DataError, Problem, report
 from ..ops.anchors import PYRAMIDS, STRIDES, cell_anchors
+from ..verbs import CheckConfig
 from ..weights.checkpoint import preprocess_of
 from .cost import SIDES
 from .session import preset_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,6 +25,7 @@ from ..structures import Detections
 from ..weights.checkpoint import Card, postprocess_of, preprocess_of
 from ..weights.convert import load_any
 from ..weights.hub import resolve
+from ..weights.runtimes import SUFFIXES, Runtime, open_runtime
 from .machine import autocast, pick_device, pick_workers
 
 Picture = str | Path | np.ndarray | Tensor | Any
@@ -40,11 +42,12 @@ class Detector:
     model          the network as it was trained; `network` is what answers: its weights as they were when the detector was made, batch
                    norms folded into the convolutions, in bf16 if that is the precision
     scales         how each picture is prepared, once for every scale at which it is answered; usually `preprocess` alone
+    runtime        an exported file, which answers in place of a network; then there is no `model`
     """
 
     def __init__(
         self,
-        model: RetinaNet,
+        model: RetinaNet | Runtime,
         preprocess: Preprocess,
         postprocess: Postprocess,
         names: Sequence[str],
@@ -55,8 +58,10 @@ class Detector:
         others: Sequence[Preprocess] = (),
     ) -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.network = folded(self.model, precision=precision)
+        self.runtime = model if isinstance(model, Runtime) else None
+        if isinstance(model, RetinaNet):
+            self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            self.network = folded(self.model, precision=precision)
         self.preprocess, self.postprocess = preprocess, postprocess
         self.scales = (preprocess, *others)
         self.names, self.category_ids, self.threshold = list(names), list(category_ids), threshold
@@ -124,6 +129,8 @@ class Detector:
     def answer(self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[Detections]:
         """A padded uint8 batch [B, 3, H, W] of resized pictures, sizes [B, 2] -> detections in pixels of the originals (height, width)."""
         with torch.inference_mode():
+            if self.runtime is not None:
+                return self.in_originals(self.runtime.answer(images, sizes), sizes, originals)
             logits, offsets, normalized = self.forward(images, sizes)
             return self.select(logits, offsets, normalized, sizes, originals)
 
@@ -163,6 +170,12 @@ class Detector:
     ) -> list[Detections]:
         """The answers for a batch, in pixels of the originals."""
         found = self.postprocess(logits, offsets, self.model.anchors(normalized), sizes.to(self.device))
+        return self.in_originals(found, sizes, originals)
+
+    def in_originals(
+        self, found: Sequence[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, originals: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """Boxes, scores and labels of each picture of a batch, in pixels of the originals."""
         answers = []
         for (boxes, scores, labels), size, (height, width) in zip(found, sizes.tolist(), originals, strict=True):
             limit = torch.tensor([width, height] * 2, dtype=torch.float32)
@@ -226,10 +239,10 @@ def load(
     """A detector from a run folder, a file of weights or a published name.
 
     model      runs/cells (its model.safetensors), a .safetensors file of ours, a .pth or .pkl file of torchvision's, Detectron2's or
-               MMDetection's RetinaNet, a name that `retinanet models` lists (torchvision/retinanet_resnet50_fpn_v2), or
-               hf:OWNER/NAME: a model of ours on Hugging Face
+               MMDetection's RetinaNet, a name that `retinanet models` lists (torchvision/retinanet_resnet50_fpn_v2),
+               hf:OWNER/NAME: a model of ours on Hugging Face, or what `retinanet export` wrote: .onnx, .xml or .pt2
     device     cpu, cuda, cuda:1; auto: a GPU if there is one
-    precision  fp32 or bf16
+    precision  fp32 or bf16; an exported file has its own
     scale      short side in pixels, when it is not to be the model's own
     scales     several of these instead: every picture is answered at each, and the answers are merged; it takes as long as all of them
 
@@ -238,20 +251,34 @@ def load(
     short_sides(scale, scales)
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision is fp32 or bf16, not {precision!r}")
-    network, card = load_any(find_model(model))
+    path = find_model(model)
+    if path.suffix in SUFFIXES:
+        return exported(path, device, scale, scales)
+    network, card = load_any(path)
     return detector_of(network, card, pick_device(device), precision, scale, scales)
 
 
+def exported(path: Path, device: str, scale: int | None, scales: Sequence[int] | None) -> Detector:
+    """A detector that an exported file answers for; see `load`."""
+    if scales is not None:
+        raise ConfigError(f"{path} answers with boxes and not with candidates, so --scales cannot merge them; use the model it was made of")
+    runtime = open_runtime(path, device)
+    if scale is not None and runtime.size is not None:
+        raise ConfigError(f"{path} was exported for pictures of {runtime.size[0]} x {runtime.size[1]}, so --scale has no say")
+    return detector_of(runtime, runtime.card, torch.device("cpu"), runtime.precision, scale, canvas=runtime.size)
+
+
 def detector_of(
-    network: RetinaNet,
+    network: RetinaNet | Runtime,
     card: Card,
     device: torch.device,
     precision: str = "fp32",
     scale: int | None = None,
     scales: Sequence[int] | None = None,
+    canvas: tuple[int, int] | None = None,
 ) -> Detector:
     """A detector from a network and the card of its file."""
-    preprocess, *others = (preprocess_of(card.model, side) for side in short_sides(scale, scales))
+    preprocess, *others = (replace(preprocess_of(card.model, side), canvas=canvas) for side in short_sides(scale, scales))
     settings = (preprocess, postprocess_of(card.model), card.names, card.category_ids, card.threshold)
     return Detector(network, *settings, device, precision, others)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from ..config import ReplayConfig, TrainConfig
+from ..config import TrainConfig
 from ..errors import CheckpointError
 from ..model.criterion import Criterion
 from ..settings import from_json
 from ..structures import Targets
+from ..verbs import ReplayConfig
 from ..weights.checkpoint import build, load_plain, preprocess_of
 from .machine import autocast, pick_device
 from .watch import FORMAT, checksum

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import ResumeConfig, TrainConfig
+from ..config import TrainConfig
 from ..distributed import first, from_first, together, world
 from ..errors import DataError
 from ..presets import PRESETS
 from ..settings import override, to_json
+from ..verbs import ResumeConfig
 from ..view.draw import save
 from ..weights.checkpoint import Card, save_model, versions, write_whole
 from ..weights.convert import load_any

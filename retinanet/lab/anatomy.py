@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import AnatomyConfig, TrainConfig
+from ..config import TrainConfig
 from ..data.dataset import Dataset, Flags, Floats
 from ..data.images import MAX_PIXELS
 from ..data.layout import open_dataset
@@ -30,6 +30,7 @@ from ..ops.anchors import inside
 from ..ops.boxes import clip, decode
 from ..settings import from_json, to_json
 from ..structures import Targets
+from ..verbs import AnatomyConfig
 from ..weights.checkpoint import versions, write_whole
 from . import planted
 from .evidence import BOX, LOWEST, PEAK, Answers, Rows, Truth, examine

@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..config import LabConfig, TrainConfig
+from ..config import TrainConfig
 from ..engine.detector import load
 from ..engine.session import open_training
 from ..errors import ConfigError
 from ..model.criterion import Criterion
 from ..settings import from_json
+from ..verbs import LabConfig
 from ..weights.checkpoint import write_whole
 from . import figures
 from .experiments import EXPERIMENTS, FORMULAS

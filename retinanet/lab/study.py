@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import LabConfig, ResumeConfig, TrainConfig
+from ..config import TrainConfig
 from ..data.dataset import Dataset
 from ..distributed import world
 from ..engine.detector import find_model, load
@@ -28,6 +28,7 @@ from ..engine.train import go_on
 from ..engine.train import run as train
 from ..errors import ConfigError, DivergenceError
 from ..settings import flat, override, to_json
+from ..verbs import LabConfig, ResumeConfig
 from ..weights.checkpoint import ANCHORS, NETWORK, sha256, versions, write_whole
 from .experiments import Experiment, Row, experiment
 from .paper import ap

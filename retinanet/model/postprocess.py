@@ -139,6 +139,6 @@ def padding(anchors: Tensor, sizes: Tensor) -> Tensor | None:
 
 def rows(values: Tensor, anchor: Tensor) -> Tensor:
     """Of values [B, HWA, N] those of the anchors [B, P]: [B, P, N]. A row is copied whole, several times faster than by gather."""
-    first = torch.arange(len(values), device=anchor.device)[:, None] * values.shape[1]
+    first = torch.arange(values.shape[0], device=anchor.device)[:, None] * values.shape[1]
     found: Tensor = values.flatten(0, 1).index_select(0, (first + anchor).flatten())
     return found.view(*anchor.shape, values.shape[2])

@@ -25,6 +25,7 @@ class Preprocess:
     padding_multiple        batches are padded to a multiple of this
     resize       antialias, plain, pillow or opencv: see `model.resize`
     pixel_order  rgb or bgr: in which order the network is given the colours
+    canvas       height and width of every batch, into which each picture is fitted, whatever `scale` says; None: as large as is needed
     """
 
     scale: int = 600
@@ -34,9 +35,13 @@ class Preprocess:
     padding_multiple: int = 32
     resize: str = "antialias"
     pixel_order: str = "rgb"
+    canvas: tuple[int, int] | None = None
 
     def size(self, height: int, width: int, scale: float | None = None) -> tuple[int, int]:
         """Height and width after resizing; `scale` overrides the short side (scale jitter), the long limit going along."""
+        if self.canvas is not None:
+            factor = min(self.canvas[0] / height, self.canvas[1] / width)
+            return max(1, round(height * factor)), max(1, round(width * factor))
         short = scale or self.scale
         limit = (self.max_side or self.scale * 1333 / 800) * short / self.scale
         return target_size(height, width, short, limit, self.resize)
@@ -47,6 +52,8 @@ class Preprocess:
 
     def padded(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """The batch's height and width for pictures of these sizes."""
+        if self.canvas is not None:
+            return self.canvas
         height, width = (max(side) for side in zip(*sizes, strict=True))
         return round_up(height, self.padding_multiple), round_up(width, self.padding_multiple)
 

@@ -63,11 +63,11 @@ class Pyramid(nn.Module):
 
 
 def halved(conv: nn.Module, level: Tensor) -> Tensor:
-    """A 3x3 convolution with stride 2. On a map of one cell it is computed in float32 whatever autocast says.
+    """A 3x3 convolution with stride 2. In training, on a map of one cell, it is computed in float32 whatever autocast says.
 
     There, on a CPU under bf16 (torch 2.15), the gradient of its weights comes from memory that nobody wrote: NaN in 38 of 40 tries.
     """
-    if level.shape[-2:] != (1, 1):
+    if not torch.is_grad_enabled() or level.shape[-2:] != (1, 1):
         halves: Tensor = conv(level)
         return halves
     with torch.autocast(level.device.type, enabled=False):

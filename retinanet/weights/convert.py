@@ -12,10 +12,11 @@ import timm
 import torch
 from torch import Tensor
 
-from ..config import ImportConfig, ModelConfig, TrainConfig
+from ..config import ModelConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
 from ..model.retinanet import RetinaNet
 from ..settings import check
+from ..verbs import ImportConfig
 from .checkpoint import Card, build, load_model, save_model, sha256
 from .coco_names import COCO
 from .conventions import conventions

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from retinanet.config import CheckConfig, ModelConfig
+from retinanet.config import ModelConfig
 from retinanet.data.dataset import Columns
 from retinanet.data.scenes import write_scenes
 from retinanet.engine import check as engine
 from retinanet.ops.anchors import PYRAMIDS
+from retinanet.verbs import CheckConfig
 
 
 def boxes_of(*sides):

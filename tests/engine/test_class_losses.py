@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import retinanet
-from retinanet.config import ReplayConfig
 from retinanet.engine import replay
 from retinanet.engine.evaluate import evaluate
 from retinanet.engine.session import new_session, open_training, settled
@@ -18,6 +17,7 @@ from retinanet.errors import ConfigError
 from retinanet.model.criterion import MINING
 from retinanet.presets import preset
 from retinanet.settings import override
+from retinanet.verbs import ReplayConfig
 
 SMALL = {"channels": 32, "depth": 1, "scale": 64, "train_scale": 64, "batch": 2, "mining_batch": 32}
 SMALL |= {"backbone": "test_resnet", "workers": 0, "device": "cpu", "precision": "fp32"}

@@ -7,7 +7,6 @@ import torch
 
 import retinanet
 from retinanet.cli import main
-from retinanet.config import ReplayConfig
 from retinanet.engine import replay, train
 from retinanet.engine.session import new_session, open_training, settled
 from retinanet.engine.step import train_step
@@ -15,6 +14,7 @@ from retinanet.engine.watch import Advice, Watch, checksum, level_losses, not_fi
 from retinanet.errors import CheckpointError, DivergenceError
 from retinanet.presets import preset
 from retinanet.settings import override
+from retinanet.verbs import ReplayConfig
 
 SMALL = {
     "channels": 32,

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import retinanet
-from retinanet.config import AnatomyConfig
 from retinanet.data.dataset import Columns
 from retinanet.data.scenes import write_scenes
 from retinanet.errors import ConfigError, DataError
@@ -20,6 +19,7 @@ from retinanet.lab.shares import GROUPS, Shares, aligned, group_of
 from retinanet.lab.suspects import Suspect, isotonic, log_ratio, rank
 from retinanet.model.criterion import BACKGROUND, IGNORE, Criterion
 from retinanet.ops.losses import focal_loss
+from retinanet.verbs import AnatomyConfig
 
 # --------------------------------------------------------------------------------------------------------------------------------- shares
 

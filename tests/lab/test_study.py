@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from retinanet.cli import main
-from retinanet.config import LabConfig
 from retinanet.errors import ConfigError, DivergenceError
 from retinanet.lab import experiments, illustrate, study
 from retinanet.presets import preset
 from retinanet.settings import override
+from retinanet.verbs import LabConfig
 
 SMALL = {"channels": 16, "depth": 1, "scale": 64, "train_scale": None, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
 

@@ -51,3 +51,16 @@ def test_the_network_is_given_bgr_when_it_wants_it():
     bgr = Preprocess(32, pixel_mean=mean, pixel_std=std, pixel_order="bgr").normalize(image, sizes)
     assert torch.equal(bgr, rgb[:, [2, 1, 0]])
     assert bgr.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_canvas_takes_every_picture_as_large_as_it_fits():
+    canvas = Preprocess(600, canvas=(64, 96))
+    assert [canvas.size(*size) for size in [(64, 96), (640, 960), (100, 50), (30, 300), (2, 2)]] == [
+        (64, 96),
+        (64, 96),
+        (64, 32),
+        (10, 96),
+        (64, 64),
+    ]
+    batch, sizes = canvas.stack([torch.ones(3, 64, 32, dtype=torch.uint8), torch.ones(3, 10, 96, dtype=torch.uint8)])
+    assert batch.shape == (2, 3, 64, 96) and sizes.tolist() == [[64, 32], [10, 96]]

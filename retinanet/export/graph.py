@@ -1,0 +1,123 @@
+"""What an exported file computes: pictures of bytes in, boxes out. The network that answers, between a normalisation and a
+post-processing whose shapes do not depend on what they see, so that one graph serves any batch of any pictures.
+
+`model.preprocess` and `model.postprocess` are the reference: the tests hold the answers equal.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..engine.detector import Detector
+from ..engine.machine import autocast
+from ..model.postprocess import rows
+from ..ops.anchors import cell_anchors, inside
+from ..ops.boxes import area, clip, decode
+from ..ops.keep import keep
+
+INPUTS = ("images", "sizes")
+OUTPUTS = ("boxes", "scores", "labels", "counts")
+
+
+class Graph(nn.Module):
+    """A detector as one module of tensors.
+
+    images   [B, 3, H, W] RGB, uint8 (float32 in 0..255 where the model wants its pictures resized as floats), each in the upper left corner
+    sizes    [B, 2] float32, height and width of each picture inside the batch; the rest is padding, whatever it holds
+    returns  boxes [B, N, 4] float32, xyxy in pixels of the batch; scores [B, N] float32, best first; labels [B, N] int64; counts [B] int64:
+             so many of the N = max_detections places are answers, the others are 0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.network, self.model, self.post, self.pre = detector.network, [detector.model], detector.postprocess, detector.preprocess
+        self.precision = detector.precision
+        self.pixels = torch.float32 if self.pre.resize == "plain" else torch.uint8
+        size, scales, ratios, self.center = detector.model.anchor_settings
+        rounded = detector.model.anchor_rounding
+        self.strides = list(detector.model.bases)
+        for level, bases in enumerate(detector.model.bases.values()):
+            cell = torch.cat([cell_anchors(base, size, scales, ratios, rounded) for base in bases])
+            self.register_buffer(f"cell{level}", cell, persistent=False)
+        order = 1 if self.pre.pixel_order == "rgb" else -1
+        for name, values in (("mean", self.pre.pixel_mean), ("std", self.pre.pixel_std)):
+            made = torch.tensor([255 * value for value in values][::order])[:, None, None]
+            self.register_buffer(name, made, persistent=False)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        height, width = images.shape[-2:]
+        normalized = self.normalize(images, sizes)
+        with autocast(self.precision, images.device):
+            logits, offsets = self.network(normalized)
+        levels = zip(logits, offsets, self.anchors(height, width, sizes), strict=True)
+        best = [self.candidates(*level, sizes) for level in levels]
+        x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))
+        return self.answers(decode(chosen, bases, self.post.shrink_limit), x, labels, sizes)
+
+    def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """As `Preprocess.normalize`."""
+        images = images.float()
+        if self.pre.pixel_order == "bgr":
+            images = images.flip(1)
+        height, width = images.shape[-2:]
+        down = torch.arange(height, device=images.device) < sizes[:, 0, None]
+        across = torch.arange(width, device=images.device) < sizes[:, 1, None]
+        return torch.where((down[:, :, None] & across[:, None])[:, None], (images - self.mean) / self.std, 0.0)
+
+    def anchors(self, height: int, width: int, like: Tensor) -> list[Tensor]:
+        """As `RetinaNet.anchors`: per level [HWA, 4]."""
+        levels = []
+        for level, stride in enumerate(self.strides):
+            down, across = (height + stride - 1) // stride, (width + stride - 1) // stride  # ONNX divides towards 0, so not -(-a // b)
+            apart = (stride, stride) if self.model[0].anchor_steps == "stride" else (height // down, width // across)
+            y = ((torch.arange(down, device=like.device) + self.center) * apart[0])[:, None].expand(down, across)
+            x = ((torch.arange(across, device=like.device) + self.center) * apart[1])[None].expand(down, across)
+            cell = getattr(self, f"cell{level}")
+            levels.append((torch.stack([x, y, x, y], dim=-1)[:, :, None] + cell).reshape(-1, 4))
+        return levels
+
+    def candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best pairs of one level, as `Postprocess.candidates` has them: logits and labels [B, P], offsets and anchors [B, P, 4].
+
+        P is `per_level` whatever the level's size: it is lengthened by as many anchors that answer nothing.
+        """
+        _, count, classes = logits.shape
+        most = self.post.per_level
+        best = logits.amax(dim=2).float()
+        if self.post.padding_anchors == "dropped":
+            best = torch.where(inside(anchors, sizes), best, -torch.inf)
+        best, kept = F.pad(best, (0, most), value=-torch.inf).topk(most, dim=1)
+        kept = kept.clamp(max=count - 1)
+        pairs = torch.where(best[..., None] == -torch.inf, -torch.inf, rows(logits, kept).float())
+        x, index = pairs.flatten(1).topk(most, dim=1)
+        anchor = kept.gather(1, index // classes)
+        return x, index % classes, rows(offsets, anchor).float(), rows(anchors[None], anchor.reshape(1, -1)).reshape(*anchor.shape, 4)
+
+    def answers(self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Candidates -> what a call returns, as `Postprocess.suppress`."""
+        alive = (x > self.post.logit_threshold) & boxes.isfinite().all(dim=2)
+        if self.post.clip_boxes == "before":
+            boxes = clip(boxes, sizes)
+            if self.post.empty_boxes == "dropped":
+                alive = alive & (area(boxes) > 0)
+        x = torch.where(alive, x, -torch.inf)
+        boxes = torch.where(alive[..., None], boxes, 0.0)
+        left = keep(boxes, x, labels, self.network.num_classes, self.post.nms_threshold, self.post.max_detections)
+        boxes, x, labels = self.best(boxes, torch.where(left, x, -torch.inf), labels)
+        if self.post.clip_boxes == "after":
+            boxes = clip(boxes, sizes)
+            if self.post.empty_boxes == "dropped":
+                boxes, x, labels = self.best(boxes, torch.where(area(boxes) > 0, x, -torch.inf), labels)
+        found = x > -torch.inf
+        boxes, scores, labels = boxes * found[..., None], x.sigmoid(), labels * found  # that of -inf is 0 already
+        return boxes, scores, labels, found.sum(dim=1)
+
+    def best(self, boxes: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The `max_detections` with the highest x, best first, of equal ones the first."""
+        x, index = (part[:, : self.post.max_detections] for part in x.sort(dim=1, descending=True, stable=True))
+        return rows(boxes, index), x, labels.gather(1, index)

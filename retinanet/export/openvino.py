@@ -1,0 +1,47 @@
+"""Our graph as an OpenVINO model, made of its ONNX: in fp32, computed in bf16, or with convolutions of int8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..weights.checkpoint import KEY
+from ..weights.runtimes import extra
+from .int8 import quantized
+
+CARD = [KEY, "card"]
+"""Where rt_info has the card's JSON."""
+
+
+def to_openvino(onnx: Path, text: str) -> Any:
+    """An openvino Model from an ONNX file."""
+    model = extra("openvino").Core().read_model(str(onnx))  # convert_model would report it to the vendor
+    model.set_rt_info(text, CARD)
+    return model
+
+
+def to_int8(model: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int) -> Any:
+    """The same model with its network in int8: of 8 bits are what its convolutions take, and their weights.
+
+    pictures  batches as the model takes them, images [B, 3, H, W] and sizes [B, 2]
+    What comes after the last convolution decides about boxes and stays as it is.
+    """
+    return quantized(model, pictures, count, behind_the_network(model))
+
+
+def behind_the_network(model: Any) -> list[str]:
+    """Names of all operations from which no convolution is reached any more."""
+    before: set[str] = set()
+    for operation in reversed(model.get_ordered_ops()):
+        users = [target.get_node().get_friendly_name() for output in operation.outputs() for target in output.get_target_inputs()]
+        if "Convolution" in operation.get_type_name() or before.intersection(users):
+            before.add(operation.get_friendly_name())
+    return [name for operation in model.get_ordered_ops() if (name := operation.get_friendly_name()) not in before]
+
+
+def write_openvino(model: Any, path: Path) -> None:
+    """An .xml, and a .bin beside it with the weights as they are: half precision would cost more than a tenth of a pixel."""
+    extra("openvino").save_model(model, str(path), compress_to_fp16=False)

@@ -1,0 +1,82 @@
+"""The proof finds what differs, excuses what rounding decides, and nothing else."""
+
+import torch
+
+from retinanet.export.proof import Case, Proof, add, judged
+from retinanet.model.postprocess import Postprocess
+from retinanet.structures import Detections
+
+
+class Source:
+    threshold = 0.6
+    postprocess = Postprocess(score_threshold=0.05, nms_threshold=0.5, max_detections=3)
+
+
+def answer(*rows):
+    """(x, score, label) of boxes of 10 x 10 px at height 0."""
+    boxes = torch.tensor([[x, 0.0, x + 10, 10.0] for x, _, _ in rows]).reshape(-1, 4)
+    return Detections(boxes, torch.tensor([score for _, score, _ in rows]), torch.tensor([label for *_, label in rows]).long(), ["a", "b"])
+
+
+def differences(one, other):
+    case = Case("pictures", 1, 1)
+    add(case, one, other, Source())
+    return case
+
+
+def verdict(case, precision="fp32", ap=None):
+    return judged(Proof([case], {}, ap), precision, 0.003)
+
+
+def test_equal_answers_pass_in_whatever_order_equal_scores_come():
+    one = answer((0, 0.9, 0), (30, 0.5, 1), (60, 0.5, 0))
+    case = differences(one, answer((0, 0.9, 0), (60, 0.5, 0), (30, 0.5, 1)))
+    assert (case.pixels, case.score, case.alone, case.ties) == (0, 0, 0, 0) and verdict(case) == []
+
+
+def test_a_box_that_moved_is_told_by_how_far():
+    case = differences(answer((0, 0.9, 0)), answer((0.25, 0.9, 0)))
+    assert round(case.pixels, 3) == 0.25
+    assert "boxes differ by 0.25 px" in verdict(case)[0]
+    assert verdict(differences(answer((0, 0.9, 0)), answer((0.05, 0.9, 0)))) == []
+
+
+def test_a_score_that_moved_is_told():
+    assert "scores differ by 0.004" in verdict(differences(answer((0, 0.9, 0)), answer((0, 0.904, 0))))[0]
+
+
+def test_an_answer_of_one_side_only_is_told():
+    for one, other in [((), ((0, 0.9, 0),)), (((0, 0.9, 0),), ()), (((0, 0.9, 0),), ((0, 0.9, 1),)), (((0, 0.9, 0),), ((40, 0.9, 0),))]:
+        case = differences(answer(*one), answer(*other))
+        assert case.alone == len(one) + len(other) and "on one side only" in verdict(case)[0]
+
+
+def test_an_answer_at_the_score_threshold_may_be_on_one_side_only():
+    case = differences(answer((0, 0.9, 0), (30, 0.0502, 0)), answer((0, 0.9, 0)))
+    assert (case.ties, case.alone) == (1, 0) and verdict(case) == []
+
+
+def test_the_last_of_a_full_answer_may_be_another():
+    shared = ((0, 0.9, 0), (30, 0.8, 0))
+    case = differences(answer(*shared, (60, 0.5, 0)), answer(*shared, (90, 0.5004, 1)))
+    assert (case.ties, case.alone) == (2, 0)
+    assert differences(answer(*shared, (60, 0.6, 0)), answer(*shared, (90, 0.5, 1))).alone == 1  # the better one is no tie
+
+
+def test_an_overlap_at_the_nms_threshold_may_go_either_way_and_so_may_what_hangs_on_it():
+    third = 10 / 3  # boxes of 10 px, shifted by this, overlap by exactly a half
+    case = differences(answer((0, 0.9, 0), (third, 0.8, 0)), answer((0, 0.9, 0), (2 * third, 0.7, 0)))
+    assert (case.ties, case.alone) == (2, 0)
+    assert differences(answer((0, 0.9, 0), (third + 0.5, 0.8, 0)), answer((0, 0.9, 0))).alone == 1
+
+
+def test_bf16_and_int8_are_judged_by_ap():
+    case = differences(answer((0, 0.9, 0)), answer((3, 0.7, 0)))
+    assert verdict(case, "bf16", {"source": 0.5, "exported": 0.5}) == [] and verdict(case, "bf16", {"source": 0.5, "exported": 0.498}) == []
+    assert "AP falls from 0.5000 to 0.4900" in verdict(case, "int8", {"source": 0.5, "exported": 0.49})[0]
+
+
+def test_where_ap_is_not_known_bf16_must_find_the_sure_answers_again():
+    one = answer((0, 0.9, 0), (30, 0.8, 1), (60, 0.3, 0))
+    assert verdict(differences(one, answer((0.5, 0.7, 0), (30, 0.75, 1))), "bf16") == []
+    assert "of 2 sure answers only 1 are found again" in verdict(differences(one, answer((0, 0.9, 0), (30, 0.8, 0))), "bf16")[0]

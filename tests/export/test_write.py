@@ -1,0 +1,186 @@
+"""The verb `export`: files that answer as their source, open again, and are refused when they do not."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import retinanet
+from retinanet.data.scenes import scene
+from retinanet.engine.detector import find_model
+from retinanet.engine.evaluate import run
+from retinanet.errors import CheckpointError, ConfigError
+from retinanet.export import write as writing
+from retinanet.verbs import EvalConfig, ExportConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # onnxscript, openvino and nncf warn about themselves and each other
+
+
+@pytest.fixture(scope="module")
+def talkative(trained, tmp_path_factory):
+    """The short run's model, made to answer a lot."""
+    from retinanet.weights.checkpoint import load_model, save_model
+
+    model, card = load_model(find_model(trained))
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.class_subnet[-1].weight, std=0.1)
+    torch.nn.init.constant_(model.class_subnet[-1].bias, -2.5)
+    path = tmp_path_factory.mktemp("export") / "model.safetensors"
+    save_model(path, model.state_dict(), card)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    shapes = [(96, 128), (96, 128), (128, 64), (40, 200)]
+    return [scene((1, number), size).image for number, size in enumerate(shapes)]
+
+
+def same(one, other, atol=0.05):
+    assert len(one) == len(other)
+    order = [torch.argsort(answer.boxes.sum(dim=1)) for answer in (one, other)]
+    torch.testing.assert_close(one.boxes[order[0]], other.boxes[order[1]], rtol=0, atol=atol)
+    assert torch.equal(one.labels[order[0]], other.labels[order[1]])
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "size"),
+    [
+        ("onnx", ".onnx", None),
+        ("torch", ".pt2", None),
+        pytest.param("openvino", ".xml", None, marks=pytest.mark.slow),
+        pytest.param("onnx", ".onnx", (96, 128), marks=pytest.mark.slow),
+    ],
+)
+def test_an_exported_file_is_proved_and_opens_as_the_same_detector(format, suffix, size, talkative, pictures, scenes, tmp_path):
+    out = tmp_path / f"shipped{suffix}"
+    assert writing.run(str(talkative), ExportConfig(format, out, size=size))
+    report = json.loads((tmp_path / f"shipped{suffix}.report.json").read_text())
+    assert report["passed"] and report["format"] == format and report["sha256"]
+    cases = {case["name"]: case for case in report["cases"]}
+    assert {"pictures", "batch", "nothing", "tall", "wide", "tiny"} == set(cases) and cases["batch"]["batch"] == 4
+    assert cases["pictures"]["answers"] > 50 and max(case["pixels"] for case in cases.values()) < 0.1
+    detector = retinanet.load(out)
+    source = retinanet.load(talkative)
+    assert detector.names == source.names and detector.category_ids == source.category_ids and detector.threshold == source.threshold
+    if size is None:
+        for one, other in zip(source.predict(pictures), detector.predict(pictures), strict=True):
+            same(one, other)
+        one, other = (run(str(model), str(scenes), EvalConfig(split="test", workers=0)) for model in (talkative, out))
+        assert one["AP50"] == pytest.approx(other["AP50"], abs=1e-3)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"shipped{suffix}",
+        f"shipped{suffix}.report.json",
+        *(["shipped.bin"] if suffix == ".xml" else []),
+    }
+    assert str(tmp_path).encode() not in out.read_bytes() and b"site-packages" not in out.read_bytes()
+    with pytest.raises(ConfigError, match="nothing is overwritten"):
+        writing.run(str(talkative), ExportConfig(format, out))
+    with pytest.raises(ConfigError, match="exported itself"):
+        writing.run(str(out), ExportConfig("torch", tmp_path / "again.pt2"))
+    with pytest.raises(ConfigError, match="--scales"):
+        retinanet.load(out, scales=(64, 96))
+
+
+@pytest.mark.parametrize(
+    ("format", "precision"),
+    [
+        ("openvino", "int8"),
+        ("torch", "bf16"),
+        pytest.param("openvino", "bf16", marks=pytest.mark.slow),
+        pytest.param("onnx", "int8", marks=pytest.mark.slow),
+    ],
+)
+def test_other_precisions_are_measured_by_their_ap(format, precision, talkative, scenes, tmp_path):
+    out = tmp_path / f"small{writing.FORMATS[format][0]}"
+    config = ExportConfig(format, out, precision, data=str(scenes), split="test", calibration=3, max_drop=1.0, workers=0)
+    assert writing.run(str(talkative), config)
+    report = json.loads((tmp_path / f"{out.name}.report.json").read_text())
+    assert report["precision"] == precision and set(report["ap"]) == {"source", "exported"} and report["split"] == "test"
+    found = retinanet.load(out)
+    assert found.precision == precision
+    answers = found.predict(scene((1, 0), (96, 128)).image)
+    assert abs(len(answers) - len(retinanet.load(talkative).predict(scene((1, 0), (96, 128)).image))) < 30 and len(answers) > 10
+
+
+def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
+    """The exported graph takes the mean of blue from red: what goes wrong without a word where nothing is proved."""
+    real = writing.Graph
+
+    def wrong(detector):
+        graph = real(detector)
+        graph.mean = graph.mean.flip(0)
+        return graph
+
+    monkeypatch.setattr(writing, "Graph", wrong)
+    out = tmp_path / "wrong.pt2"
+    assert not writing.run(str(talkative), ExportConfig("torch", out))
+    assert not out.exists()
+    report = json.loads((tmp_path / "wrong.pt2.report.json").read_text())
+    assert not report["passed"] and report["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (ExportConfig("onnx", precision="bf16"), "fp32 or int8, not in bf16"),
+        (ExportConfig("torch", precision="int8"), "fp32 or bf16, not in int8"),
+        (ExportConfig("openvino", precision="int8"), "int8 needs --data"),
+        (ExportConfig("onnx", size=(100, 320)), "not 100 320 but 96 320"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_at_once(config, reason, talkative):
+    with pytest.raises(ConfigError, match=reason):
+        writing.run(str(talkative), config)
+
+
+def test_a_wrong_suffix_is_told(talkative, tmp_path):
+    with pytest.raises(ConfigError, match=r"ends in \.onnx"):
+        writing.run(str(talkative), ExportConfig("onnx", tmp_path / "model.xml"))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_a_file_of_nobody_is_told(suffix, tmp_path):
+    path = tmp_path / f"text{suffix}"
+    path.write_text("this is no model")
+    with pytest.raises(CheckpointError, match=r"cannot be read by|not a readable"):
+        retinanet.load(path)
+    with pytest.raises(CheckpointError, match=r"no model|no such file"):
+        retinanet.load(tmp_path / f"none{suffix}")
+
+
+def test_an_onnx_file_of_another_project_is_told(tmp_path):
+    import onnx
+
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [other])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tmp_path / "other.onnx")
+    with pytest.raises(CheckpointError, match="no file that `retinanet export` wrote"):
+        retinanet.load(tmp_path / "other.onnx")
+
+
+def test_without_the_extra_the_error_is_the_line_that_installs_it(talkative, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"pip install 'retinanet\[export\]'"):
+        writing.run(str(talkative), ExportConfig("onnx", tmp_path / "x.onnx"))
+    (tmp_path / "y.onnx").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"pip install 'retinanet\[export\]'"):
+        retinanet.load(tmp_path / "y.onnx")
+
+
+def test_nothing_is_reported_to_the_vendor():
+    """NNCF's telemetry is a stub; in a process without pytest, where it would not be anyway."""
+    code = """
+from retinanet.export import int8
+try:
+    int8.quantized(None, [], 1, [])
+except Exception:
+    pass
+import nncf.telemetry.wrapper as wrapper
+print(type(wrapper.telemetry).__name__)
+"""
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-1] == "MagicMock"

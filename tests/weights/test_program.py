@@ -1,0 +1,118 @@
+"""A .pt2 of a stranger is looked through before torch, which would run what it holds, sees it."""
+
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from retinanet.errors import CheckpointError
+from retinanet.weights.program import look_through
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return torch.relu(x) * 2 + x.shape[0]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "good.pt2"
+    made = torch.export.export(Doubled(), (torch.zeros(4, 4),), dynamic_shapes={"x": {0: 2 * torch.export.Dim("half", max=50)}})
+    made._guards_code = []
+    torch.export.save(made, path)
+    return path
+
+
+def changed(path, to, change):
+    """The same archive, every entry as `change(name, bytes)` has it; None leaves it out."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            content = change(name, old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+    return to
+
+
+def in_model(edit):
+    """A change of the graph's description."""
+
+    def change(name, content):
+        if not name.endswith("models/model.json"):
+            return content
+        model = json.loads(content)
+        edit(model)
+        return json.dumps(model).encode()
+
+    return change
+
+
+def call(target):
+    return in_model(lambda model: model["graph_module"]["graph"]["nodes"][0].update(target=target))
+
+
+def say(expression):
+    return in_model(lambda model: model.update(range_constraints={}, extra={"expr_str": expression}))
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+def pickled(name, content):
+    return pickle.dumps(Hostile()) if "sample_inputs" in name else content
+
+
+def test_a_program_of_torchs_operators_passes(program):
+    look_through(program)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (call("torch.hub.load"), "calls torch.hub.load"),
+        (call("torch.ops.os.system.default"), "calls torch.ops.os.system.default"),
+        (call("_operator.attrgetter"), "calls _operator.attrgetter"),
+        (call("#retinanet:anything"), "calls #retinanet"),
+        (say("__import__('os').system('id')"), "evaluates"),
+        (say("Symbol('s0').__class__"), "evaluates"),
+        (in_model(lambda model: model.update(guards_code=["print(1)"])), "code that checks its input"),
+        (in_model(lambda model: model.update(extra={"as_custom_obj": {"name": "x"}})), "objects"),
+        (pickled, "no plain tensors"),
+    ],
+)
+def test_what_could_run_is_refused_and_does_not_run(program, tmp_path, change, reason, capsys):
+    with pytest.raises(CheckpointError, match=reason):
+        look_through(changed(program, tmp_path / "bad.pt2", change))
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_a_pickled_weight_and_a_strange_entry_are_refused(program, tmp_path):
+    bad = changed(program, tmp_path / "bad.pt2", lambda name, content: content)
+    with zipfile.ZipFile(bad, "a") as archive:
+        archive.writestr("good/data/constants/opaque_obj_0", pickle.dumps(Hostile()))
+    with pytest.raises(CheckpointError, match="opaque_obj_0"):
+        look_through(bad)
+    payload = {"config": {"weight": {"path_name": "weight_0", "is_param": True, "use_pickle": True, "tensor_meta": None}}}
+
+    def swap(name, content):
+        return json.dumps(payload).encode() if name.endswith("weights_config.json") else content
+
+    with pytest.raises(CheckpointError, match="weight is a pickle"):
+        look_through(changed(program, tmp_path / "worse.pt2", swap))
+
+
+def test_what_is_no_archive_is_told(tmp_path, program):
+    path = tmp_path / "text.pt2"
+    path.write_text("hello")
+    with pytest.raises(CheckpointError, match=r"not a readable \.pt2"):
+        look_through(path)
+    path.write_bytes(program.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"not a readable \.pt2"):
+        look_through(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/models/model.json", b"[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"not a readable \.pt2"):
+        look_through(path)
