@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import EvalConfig
 from ..data.dataset import Dataset
 from ..data.images import MAX_PIXELS
 from ..data.layout import open_dataset
@@ -24,6 +23,7 @@ from ..errors import ConfigError, DataError, unknown
 from ..model.criterion import Criterion
 from ..settings import to_json
 from ..structures import Detections
+from ..verbs import EvalConfig
 from ..view import plots
 from ..weights.checkpoint import versions, write_whole
 from .detector import Detector, load
@@ -31,6 +31,7 @@ from .machine import describe, pick_workers
 from .metrics import Metrics, Results, coco_metrics, collect, format_table, read_results, write_results
 from .record import progress_bar, refuse_run
 from .results import merge
+from .tiles import Tiled, check_tiles, in_tiles
 
 log = logging.getLogger("retinanet")
 
@@ -45,7 +46,7 @@ class Evaluation:
 
 
 def evaluate(
-    detector: Detector,
+    detector: Detector | Tiled,
     data: Dataset,
     batch: int = 8,
     workers: int = 0,
@@ -56,15 +57,15 @@ def evaluate(
     """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its answers.
 
     All answers are used; no display threshold has any part in it. The losses are those of the whole split, divided by all its positives.
-    Several processes share the batches; the first computes the metrics, and all get the same Evaluation. A detector of several scales
-    has no losses.
+    Several processes share the batches; the first computes the metrics, and all get the same Evaluation. A detector of several scales,
+    or in tiles, has no losses.
     """
     answers: dict[int, Detections] = {}
     totals: dict[str, float] = {"positives": 0.0}
     pin = detector.device.type == "cuda"
-    if len(detector.scales) > 1:
-        assert criterion is None, "the losses are those of one scale"
-        for index, answer in at_all_scales(detector, data, batch, workers, max_pixels):
+    if isinstance(detector, Tiled) or len(detector.scales) > 1:
+        assert criterion is None, "the losses are those of whole pictures at one scale"
+        for index, answer in in_several_looks(detector, data, batch, workers, max_pixels):
             answers[index] = answer
             if progress is not None:
                 progress(len(answers) * world())
@@ -72,10 +73,12 @@ def evaluate(
     with torch.inference_mode():
         for loaded in evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world()):
             indices, sizes = loaded.indices.tolist(), loaded.targets.sizes
-            logits, offsets, normalized = detector.forward(loaded.images, sizes)
             originals = [(int(height), int(width)) for height, width in data.sizes[indices]]
-            answers |= zip(indices, detector.select(logits, offsets, normalized, sizes, originals), strict=True)
-            if criterion is not None:
+            if criterion is None:
+                answers |= zip(indices, detector.answer(loaded.images, sizes, originals), strict=True)
+            else:
+                logits, offsets, normalized = detector.forward(loaded.images, sizes)
+                answers |= zip(indices, detector.select(logits, offsets, normalized, sizes, originals), strict=True)
                 anchors = detector.model.anchors(normalized)
                 matched = criterion.match(anchors, loaded.targets.to(detector.device))
                 one = torch.ones((), device=detector.device)  # sums, divided in the end
@@ -87,10 +90,15 @@ def evaluate(
     return scored(data, answers, totals, criterion.shared if criterion is not None else ())
 
 
-def at_all_scales(detector: Detector, data: Dataset, batch: int, workers: int, max_pixels: int) -> Iterator[tuple[int, Detections]]:
+def in_several_looks(
+    detector: Detector | Tiled, data: Dataset, batch: int, workers: int, max_pixels: int
+) -> Iterator[tuple[int, Detections]]:
     """(index, answer) of this process's pictures, in batches that do not depend on the number of processes."""
-    entries = evaluation_entries(data.sizes, batch, detector.preprocess, rank(), world(), detector.scales[1:])
-    indices = [index for entry in entries for index in entry.indices]
+    if isinstance(detector, Tiled):  # it gathers the tiles of `batch` pictures, and begins anew
+        indices = [index for index in range(len(data)) if index // batch % world() == rank()]
+    else:
+        entries = evaluation_entries(data.sizes, batch, detector.preprocess, rank(), world(), detector.scales[1:])
+        indices = [index for entry in entries for index in entry.indices]
     for position, answer in detector.stream([data.path(index) for index in indices], batch, workers, max_pixels):
         if isinstance(answer, DataError):
             raise answer
@@ -174,7 +182,8 @@ def _run(model: str, data: str, config: EvalConfig) -> Metrics:
         results = read_results(Path(model), dataset)
         evaluation = Evaluation(coco_metrics(dataset, results), results, {})
     else:
-        detector = load(model, config.device, config.precision, config.scale, config.scales)
+        check_tiles(config.tiles, config.overlap, len(config.scales or ()))
+        detector = in_tiles(load(model, config.device, config.precision, config.scale, config.scales), config.tiles, config.overlap)
         dataset = in_model_classes(dataset, detector.names)
         workers = pick_workers(config.workers, detector.device)
         log.info("evaluating %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device))

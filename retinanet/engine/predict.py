@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import PredictConfig
 from ..data.dataset import Columns, Dataset
 from ..data.images import read_image
 from ..distributed import first, rank, world
 from ..errors import ConfigError, DataError
 from ..structures import Detections
+from ..verbs import PredictConfig
 from ..view.draw import draw, save
 from ..weights.checkpoint import sha256
 from .detector import Detector, find_model, load
@@ -25,7 +25,9 @@ from .evaluate import in_model_classes, open_split
 from .parts import FAILED, PICTURES, begin, block_size, cut, done_blocks, merge, refuse_finished, write_part
 from .record import progress_bar, refuse_run
 from .results import collect, result_rows
-from .sources import find_pictures
+from .sources import find_files
+from .tiles import Tiled, check_tiles, in_tiles
+from .video import check_videos, keep_videos, not_ours, show_videos
 
 log = logging.getLogger("retinanet")
 
@@ -35,34 +37,42 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
 
     --out gets predictions.json (COCO results: everything above the model's own score threshold), images.json (which id is which
     picture), failed.json (which could not be read, if any) and pictures/ with the boxes above --threshold. Without --out the answers are
-    printed. Several processes (torchrun) share the pictures, and a run that was stopped continues: see `parts`.
+    printed. Several processes (torchrun) share the pictures, and a run that was stopped continues: see `parts`. Videos come first, each
+    with files of its own: see `video`.
     """
     if not sources:
         raise ConfigError("nothing to predict on: give files, folders, globs or .txt lists, or a data set and --split")
     refuse_run(config.out)
     if config.out is not None:
         refuse_finished(config.out)
-    detector = load(model, config.device, config.precision, config.scale, config.scales)
-    data = pictures_of(sources, config, detector)
+    check_tiles(config.tiles, config.overlap, len(config.scales or ()))
+    pictures, videos = find_files(sources) if config.split is None else ([], [])
+    videos = not_ours(videos, config.out)
+    check_videos(sources, pictures, videos, config)
+    detector = in_tiles(load(model, config.device, config.precision, config.scale, config.scales), config.tiles, config.overlap)
+    data = pictures_of(sources, pictures, config, detector)
     threshold = detector.threshold if config.threshold is None else config.threshold
     if config.out is None:
-        return show(detector, data, threshold, config)
-    about = {
+        good = show_videos(detector, videos, threshold, config)
+        return show(detector, data, threshold, config) and good
+    settings = {
         "retinanet": __version__,
         "model": sha256(find_model(model)),
-        "pictures": digest(data),
-        "count": len(data),
-        "block": block_size(len(data)),
         "precision": config.precision,
         "scale": config.scale if config.scales is None else sorted(set(config.scales)),
+        "tiles": None if config.tiles is None else [config.tiles, config.overlap],
         "max_pixels": config.max_pixels,
         "threshold": threshold if config.pictures else None,  # which touches pictures only
     }
-    begin(config.out, about)
-    return store(detector, data, threshold, config, config.out)
+    only_videos = bool(videos) and not len(data)
+    if not only_videos:
+        begin(config.out, {**settings, "pictures": digest(data), "count": len(data), "block": block_size(len(data))})
+    names = [Path(name).stem for name in picture_names(map(str, videos))]
+    good = keep_videos(detector, dict(zip(names, videos, strict=True)), threshold, config, config.out, settings)
+    return (only_videos or store(detector, data, threshold, config, config.out)) and good
 
 
-def show(detector: Detector, data: Dataset, threshold: float, config: PredictConfig) -> bool:
+def show(detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig) -> bool:
     """Print the answers for this process's blocks; true when every picture of these could be read."""
     blocks = cut(len(data))[rank() :: world()]
     failed = 0
@@ -80,7 +90,7 @@ def show(detector: Detector, data: Dataset, threshold: float, config: PredictCon
     return failed == 0
 
 
-def store(detector: Detector, data: Dataset, threshold: float, config: PredictConfig, out: Path) -> bool:
+def store(detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig, out: Path) -> bool:
     """Write the parts of this process's blocks that are not done yet, and merge them all when none is missing; see `run`.
 
     Only the process that merges answers for the pictures that could not be read, for all of them: torchrun ends the others as soon as
@@ -131,17 +141,17 @@ def write_block(
     write_part(out, number, images, reasons, result_rows(data, results))
 
 
-def answers(detector: Detector, data: Dataset, block: range, config: PredictConfig) -> Iterator[tuple[int, Detections | DataError]]:
+def answers(detector: Detector | Tiled, data: Dataset, block: range, config: PredictConfig) -> Iterator[tuple[int, Detections | DataError]]:
     """(image, answer) of the images of a block, as they come."""
     paths = [data.path(index) for index in block]
     for position, answer in detector.stream(paths, config.batch, config.workers, config.max_pixels):
         yield block[position], answer
 
 
-def pictures_of(sources: Sequence[str], config: PredictConfig, detector: Detector) -> Dataset:
+def pictures_of(sources: Sequence[str], pictures: list[Path], config: PredictConfig, detector: Detector | Tiled) -> Dataset:
     """The pictures that are meant, in the same order for every process."""
     if config.split is None:
-        return as_dataset(not_drawn(find_pictures(sources), config.out), detector)
+        return as_dataset(not_drawn(pictures, config.out), detector)
     if len(sources) != 1:
         raise DataError("--split goes with one data set, not with several paths")
     data = open_split(sources[0], config.split, config.layout, config.images, config.invalid, config.max_pixels, need_boxes=False)
@@ -156,7 +166,7 @@ def not_drawn(paths: list[Path], out: Path | None) -> list[Path]:
     return [path for path in paths if not os.path.abspath(path).startswith(drawn)]
 
 
-def as_dataset(paths: Sequence[Path], detector: Detector) -> Dataset:
+def as_dataset(paths: Sequence[Path], detector: Detector | Tiled) -> Dataset:
     """Loose pictures as a data set without boxes, with ids 1..N."""
     columns = Columns()
     for number, path in enumerate(paths, 1):

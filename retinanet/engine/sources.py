@@ -1,4 +1,4 @@
-"""Which pictures are meant: files, folders, globs, lists."""
+"""Which pictures and videos are meant: files, folders, globs, lists."""
 
 from __future__ import annotations
 
@@ -9,32 +9,37 @@ from pathlib import Path
 from ..data.images import IMAGE_SUFFIXES
 from ..errors import DataError
 
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"]
+)
+"""Not .gif, which is a picture here, and not .ts, which is more often a program."""
 
-def find_pictures(sources: Sequence[str | Path]) -> list[Path]:
-    """The pictures that the words of a command line mean, each once, in a stable order.
 
-    A folder: all pictures below it. A glob ("shots/*.png"): what it matches. A .txt file: one path a line, relative to the file.
-    Any other file is taken as a picture. DataError names every source that holds none.
+def find_files(sources: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """The pictures and the videos that the words of a command line mean, each once, in a stable order.
+
+    A folder: all pictures and videos below it. A glob ("shots/*.png"): those that it matches. A .txt file: one path a line, relative to
+    the file. Any other file is taken as a video if its suffix says so, else as a picture. DataError names every source that holds none.
     """
     found: dict[Path, None] = {}
     empty = []
     for source in sources:
-        pictures = _of(Path(source))
-        if not pictures:
+        files = _of(Path(source))
+        if not files:
             empty.append(str(source))
-        found.update(dict.fromkeys(pictures))
+        found.update(dict.fromkeys(files))
     if empty:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"no picture found at {', '.join(empty)} (looked for files, folders and globs of {kinds}, and .txt lists)")
-    return list(found)
+        kinds = ", ".join([*sorted(IMAGE_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
+        raise DataError(f"no picture or video found at {', '.join(empty)} (looked for files, folders and globs of {kinds}, and .txt lists)")
+    return [path for path in found if not is_video(path)], [path for path in found if is_video(path)]
 
 
 def _of(source: Path) -> list[Path]:
     if source.is_dir():
-        return sorted(path for path in source.rglob("*") if is_picture(path))
+        return sorted(path for path in source.rglob("*") if _counts(path))
     if source.is_file():
         return _listed(source) if source.suffix == ".txt" else [source]
-    return sorted(path for path in map(Path, glob.glob(str(source), recursive=True)) if is_picture(path))
+    return sorted(path for path in map(Path, glob.glob(str(source), recursive=True)) if _counts(path))
 
 
 def _listed(file: Path) -> list[Path]:
@@ -45,6 +50,10 @@ def _listed(file: Path) -> list[Path]:
     return [file.parent / line for line in lines if line]
 
 
-def is_picture(path: Path) -> bool:
+def _counts(path: Path) -> bool:
+    return (path.suffix.lower() in IMAGE_SUFFIXES or is_video(path)) and path.is_file()
+
+
+def is_video(path: Path) -> bool:
     """By its suffix."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return path.suffix.lower() in VIDEO_SUFFIXES

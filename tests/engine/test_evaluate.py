@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import retinanet
-from retinanet.config import EvalConfig
 from retinanet.data.coco import read_coco
 from retinanet.engine import evaluate as engine
 from retinanet.errors import ConfigError, DataError
 from retinanet.model.criterion import Criterion
 from retinanet.model.postprocess import Postprocess
+from retinanet.verbs import EvalConfig
 
 
 def test_the_verb_writes_the_numbers_the_answers_and_the_plots(trained, scenes, tmp_path):

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from retinanet.config import PredictConfig
 from retinanet.engine import parts
 from retinanet.engine import predict as engine
-from retinanet.engine.sources import find_pictures
+from retinanet.engine.sources import find_files
 from retinanet.errors import ConfigError, DataError
+from retinanet.verbs import PredictConfig
 from retinanet.view.draw import save
 from retinanet.weights.checkpoint import read, save_model
 
@@ -34,15 +34,15 @@ def quiet(**settings):
 
 def test_folders_globs_lists_and_files_are_pictures(folder):
     (folder / "list.txt").write_text("a/one.png\n\nb/one.png\n")
-    assert [str(path.relative_to(folder)) for path in find_pictures([folder])] == ["a/one.png", "a/two.jpg", "b/one.png"]
-    assert [path.name for path in find_pictures([f"{folder}/*/*.jpg"])] == ["two.jpg"]
-    assert len(find_pictures([folder / "list.txt"])) == 2
-    assert len(find_pictures([folder / "a" / "one.png", folder])) == 3
+    assert [str(path.relative_to(folder)) for path in find_files([folder])[0]] == ["a/one.png", "a/two.jpg", "b/one.png"]
+    assert [path.name for path in find_files([f"{folder}/*/*.jpg"])[0]] == ["two.jpg"]
+    assert len(find_files([folder / "list.txt"])[0]) == 2
+    assert len(find_files([folder / "a" / "one.png", folder])[0]) == 3
 
 
 def test_sources_without_pictures_are_all_named(folder):
     with pytest.raises(DataError, match=r"nowhere.*\*\.gif"):
-        find_pictures([folder / "nowhere", folder / "*.gif", folder])
+        find_files([folder / "nowhere", folder / "*.gif", folder])
 
 
 def test_results_are_coco_with_ids_from_1_beside_a_list_of_the_images(trained, folder):

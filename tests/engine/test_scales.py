@@ -9,7 +9,6 @@ from PIL import Image
 
 import retinanet
 from retinanet import cli
-from retinanet.config import EvalConfig, PredictConfig
 from retinanet.data.coco import read_coco
 from retinanet.data.images import read_image
 from retinanet.data.sampler import evaluation_entries
@@ -18,6 +17,7 @@ from retinanet.engine import evaluate, predict
 from retinanet.errors import ConfigError, DataError
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
+from retinanet.verbs import EvalConfig, PredictConfig
 
 SCALES = (64, 96)
 
