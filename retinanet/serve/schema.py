@@ -1,0 +1,121 @@
+"""What the API takes and gives, as it is written in /openapi.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from ..structures import Detections
+
+PICTURE = {"type": "string", "format": "binary"}
+BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"files": {"type": "array", "items": PICTURE, "minItems": 1, "description": "one or several pictures"}},
+                "required": ["files"],
+                "additionalProperties": False,
+            }
+        },
+        "application/octet-stream": {"schema": {**PICTURE, "description": "the bytes of one picture; any other content type will do"}},
+    },
+}
+
+
+class Detection(BaseModel):
+    """An object in a picture."""
+
+    class_name: str
+    category_id: int = Field(description="the id that the training data used for the class")
+    score: float = Field(ge=0, le=1)
+    box: tuple[float, float, float, float] = Field(description="left, top, right, bottom in pixels of the upright picture")
+
+
+class Answer(BaseModel):
+    """What was found in a picture, best first."""
+
+    name: str
+    width: int
+    height: int
+    detections: list[Detection]
+
+
+class Failure(BaseModel):
+    """A picture without an answer."""
+
+    name: str
+    error: str
+
+
+class Prediction(BaseModel):
+    """The pictures of a request, in its order. Those that could not be read have an error in place of detections."""
+
+    threshold: float
+    images: list[Answer | Failure]
+
+
+class Problem(BaseModel):
+    """Why there is no answer, in words."""
+
+    detail: str
+    images: list[Failure] | None = Field(None, description="when no picture of the request has an answer: each with its reason")
+
+
+class Category(BaseModel):
+    """A class of the model."""
+
+    name: str
+    category_id: int
+
+
+class About(BaseModel):
+    """The model and what a request may hold."""
+
+    version: str
+    classes: list[Category]
+    threshold: float = Field(description="the score of best F1 in validation: what /predict uses when it is told none")
+    max_images: int
+    max_bytes: int
+    max_pixels: int
+
+
+class Health(BaseModel):
+    """Whether answers can be expected."""
+
+    status: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "The token is missing or wrong."},
+    403: {"model": Problem, "description": "Another site's page asks, or the server is called by a name that it does not know."},
+}
+PREDICT_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
+    400: {"model": Problem, "description": "The form cannot be parsed."},
+    408: {"model": Problem, "description": "The request did not arrive whole in time."},
+    413: {"model": Problem, "description": "Too many bytes or pictures."},
+    422: {"model": Problem, "description": "No picture, none that can be read, or a threshold that is no score."},
+    500: {"model": Problem, "description": "The detector failed on the only picture."},
+    503: {
+        "model": Problem,
+        "description": "As much to do as the server takes.",
+        "headers": {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}},
+    },
+}
+
+
+def answer(name: str, size: tuple[int, int], found: Detections, ids: list[int]) -> dict[str, Any]:
+    """An `Answer` as it is sent; size is (height, width). Boxes to 1/1000 pixel, scores to 1e-6."""
+    rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    detections = [
+        {
+            "class_name": found.names[label],
+            "category_id": ids[label],
+            "score": round(score, 6),
+            "box": [round(side, 3) for side in box],
+        }
+        for label, score, box in rows
+    ]
+    return {"name": name, "width": size[1], "height": size[0], "detections": detections}

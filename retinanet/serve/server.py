@@ -1,0 +1,107 @@
+"""The verb `serve`: settings that make no sense or let everybody in are refused, then the model is loaded, then the port is opened."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+
+import torch
+
+from ..engine.detector import load, prepare
+from ..errors import ConfigError
+from ..verbs import ServeConfig
+
+log = logging.getLogger("retinanet")
+
+GRACE = 60
+"""Seconds that requests in flight have to finish after SIGTERM."""
+
+
+def run(model: str, config: ServeConfig) -> None:
+    """Serve a model until SIGTERM or Ctrl-C; what is in flight then is finished first."""
+    try:
+        import python_multipart  # noqa: F401  (starlette only wants it when the first form arrives)
+        import uvicorn
+
+        from .app import create_app
+        from .guard import is_loopback
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve needs more packages ({error.name} is missing): pip install 'retinanet[serve]'") from error
+    if config.token == "":
+        raise ConfigError("the token is empty")
+    config = checked(replace(config, token=config.token or os.environ.get("RETINANET_TOKEN") or None))
+    if not is_loopback(config.host) and config.token is None and config.auth:
+        raise ConfigError(
+            f"{config.host} can be reached from other machines: set a token (the variable RETINANET_TOKEN, or --token), which every "
+            "request must then show, or let everybody in with --no-auth"
+        )
+    with listen(config.host, config.port) as door:
+        detector = load(model, config.device, config.precision, config.scale)
+        blank = prepare(0, torch.zeros(3, 64, 64, dtype=torch.uint8), detector.scales[:1])
+        detector.answer(*detector.preprocess.stack(blank[1]), [blank[2]])  # the first picture takes longer than the others
+        app = create_app(detector, config)
+        settings = uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=GRACE
+        )
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form is its sender's trouble, who is told
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
+        who = "with the token" if config.token else "no token needed"
+        log.info("%d classes at http://%s/ (%s); POST pictures to /predict; Ctrl-C ends", len(detector.names), address(door), who)
+        uvicorn.Server(settings).run(sockets=[door])
+
+
+def checked(config: ServeConfig) -> ServeConfig:
+    """The settings, or a ConfigError that lists all that is wrong with them."""
+    wrong = [
+        f"{name.replace('_', '-')} must be at least {low}, not {getattr(config, name)}"
+        for name, low in {
+            "max_batch": 1,
+            "max_wait": 0,
+            "queue": 1,
+            "decoders": 1,
+            "max_images": 1,
+            "max_bytes": 1,
+            "max_pixels": 1,
+        }.items()
+        if not getattr(config, name) >= low
+    ]
+    if not 0 <= config.port <= 65535:
+        wrong.append(f"port must be between 0 and 65535, not {config.port}")
+    if config.max_images > config.queue:
+        wrong.append(f"max-images ({config.max_images}) must not exceed queue ({config.queue}), or a full request could never be let in")
+    if config.token is not None and not config.auth:
+        wrong.append("either a token or --no-auth, not both")
+    if config.token is not None and not (config.token.isascii() and config.token.isprintable() and " " not in config.token):
+        wrong.append("a token must be of letters, digits and signs without spaces, since it travels in a header")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return config
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that has the port, before minutes are spent on anything else."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        door = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind(place)
+        except OSError:
+            door.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on port {port} of {host}: {error.strerror or error}; choose others with --port and --host"
+        ) from error
+    return door
+
+
+def address(door: socket.socket) -> str:
+    """host:port of a socket."""
+    host, port = door.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,163 @@
+"""The pictures of a request, read within limits: what is too much is refused while it arrives and not after."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.types import Receive
+
+from ..verbs import ServeConfig
+
+FORM = "multipart/form-data"
+PATIENCE = 60.0
+"""Seconds in which a request must have arrived whole."""
+LINGER = 5.0
+"""Seconds for which the rest of a refused request is read."""
+REQUESTS_OF_BYTES = 8
+"""So many of the largest requests may be in memory at once."""
+
+
+class Refused(Exception):
+    """An answer other than 200, with a sentence that says what to do."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, headers or {}
+
+
+def busy(seconds: int) -> Refused:
+    """503 with Retry-After."""
+    text = f"the server has as much to do as it takes; send this again in {seconds} s"
+    return Refused(503, text, {"Retry-After": str(seconds)})
+
+
+class Gate:
+    """How much is being received: requests and bytes, over all connections. What does not fit is told to come back."""
+
+    def __init__(self, requests: int, size: int) -> None:
+        self.requests, self.size = requests, size
+        self.open_requests = self.held = 0
+
+    @contextmanager
+    def enter(self, seconds: int) -> Iterator[Place]:
+        """A place for one request; `seconds` is what Retry-After says if there is none."""
+        if self.open_requests >= self.requests:
+            raise busy(seconds)
+        place = Place(self, seconds)
+        self.open_requests += 1
+        try:
+            yield place
+        finally:
+            self.open_requests -= 1
+            place.release()
+
+
+class Place:
+    """One request's share of the gate."""
+
+    def __init__(self, gate: Gate, seconds: int) -> None:
+        self.gate, self.seconds, self.held = gate, seconds, 0
+
+    def take(self, size: int) -> None:
+        """So many more bytes."""
+        if self.gate.held + size > self.gate.size:
+            raise busy(self.seconds)
+        self.gate.held += size
+        self.held += size
+
+    def release(self) -> None:
+        """The bytes are no longer held."""
+        self.gate.held -= self.held
+        self.held = 0
+
+
+async def read_pictures(request: Request, config: ServeConfig, place: Place) -> list[tuple[str, bytes]]:
+    """(name, content) of every file of a form, or of the one whose bytes are the body. Refused when there is none or too much."""
+    kind = request.headers.get("content-type", "")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            if kind.partition(";")[0].strip().lower() == FORM:
+                return await _files(request, config, place)
+            body = bytearray()
+            async for chunk in _limited(request, config.max_bytes, place):
+                body += chunk
+    except TimeoutError:
+        raise Refused(408, f"the request has not arrived within {PATIENCE:.0f} s") from None
+    if not body:
+        raise Refused(422, "there is no picture: send its bytes as the body, or one or several files as multipart/form-data")
+    return [("picture", bytes(body))]
+
+
+async def _files(request: Request, config: ServeConfig, place: Place) -> list[tuple[str, bytes]]:
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        async for chunk in _limited(request, config.max_bytes, place):
+            yield chunk
+        if not parser.ended:
+            raise MultiPartException("it ends before its last boundary")
+
+    parser = _Form(request.headers, chunks(), max_files=config.max_images, max_fields=1, max_part_size=1024)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise Refused(413, f"one request may hold {config.max_images} pictures at the most; send several requests") from error
+        raise Refused(400, f"the form cannot be read: {error.message}") from error
+    files: list[tuple[str, bytes]] = []
+    try:
+        for field, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                raise Refused(
+                    422,
+                    f"the field {clean(field)!r} of the form is not a file; a picture needs a file name (curl -F files=@picture.jpg), and "
+                    "settings go in the address (/predict?threshold=0.3)",
+                )
+            files.append((clean(value.filename or "") or f"picture {len(files) + 1}", await value.read()))
+    finally:
+        await form.close()
+    if not files:
+        raise Refused(422, "the form holds no file; send pictures as files (curl -F files=@picture.jpg)")
+    return files
+
+
+class _Form(MultiPartParser):
+    spool_max_size = sys.maxsize  # in memory: the whole request is limited already, and a disk would only be slower
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+async def _limited(request: Request, limit: int, place: Place) -> AsyncGenerator[bytes, None]:
+    """The body as it comes."""
+    too_much = Refused(413, f"a request may hold {limit} bytes at the most; send fewer or smaller pictures, or raise --max-bytes")
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told) > limit:
+        raise too_much
+    total = 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > limit:
+            raise too_much
+        place.take(len(chunk))
+        yield chunk
+
+
+def clean(name: str) -> str:
+    """A name that can be written in an answer and in a log."""
+    return "".join(letter for letter in name[:255].encode("utf-8", "replace").decode() if letter.isprintable())
+
+
+async def drain(receive: Receive) -> None:
+    """Read and forget what is left of a body, for a while."""
+    try:
+        async with asyncio.timeout(LINGER):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                pass
+    except TimeoutError:
+        pass
