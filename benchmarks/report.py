@@ -20,8 +20,8 @@ Ratios against torchvision, both in one process, taking turns; the machine's own
 tables do not compare. Every table is written by `python benchmarks/report.py` from the JSON that the script above it left; how to run them
 and how noise is met: [benchmarks/README.md](../benchmarks/README.md).
 
-Targets that were missed stay in the tables. A training step and an answer are convolutions, and so are torchvision's: where a table says how
-much of a matrix product's arithmetic a second is reached, 1.00 means that this processor has no more to give.
+Targets that were missed stay in the tables. A training step and an answer are convolutions, and so are torchvision's: where a table says
+how much of a matrix product's arithmetic a second is reached, 1.00 means that this processor has no more to give.
 """
 PICTURES = {"growth": "![Seconds and bytes of a training step, beside the expected slopes](growth.svg)\n"}
 Line = tuple[str, str, str]
