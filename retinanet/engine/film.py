@@ -47,8 +47,13 @@ class Film:
         context = self._stream.codec_context
         context.time_base, context.sample_aspect_ratio = self.time_base, clip.aspect
         context.color_range, context.colorspace, context.color_primaries, context.color_trc = LIMITED, BT709, BT709, BT709
-        self._sound = {voice.index: self._container.add_stream_from_template(voice) for voice in clip.sound}
+        self._sound: dict[int, Any] = {}
         self.left_out = list(clip.silenced)
+        for voice in clip.sound:
+            try:
+                self._sound[voice.index] = self._container.add_stream_from_template(voice)
+            except (self._error, ValueError):
+                self.left_out.append(voice.codec_context.name)
         self._last = -1
 
     def __enter__(self) -> Film:

@@ -136,6 +136,8 @@ async def outcomes_of(request: Request, futures: Sequence[Future[Found]]) -> lis
             raise ClientDisconnect
         return answers.result()
     finally:
+        for future in futures:  # at once: through the task they would hear of it when the loop comes to it
+            future.cancel()
         gone.cancel()
         answers.cancel()
 

@@ -318,6 +318,9 @@ def test_what_is_no_video_is_told_by_name_and_hurts_no_other(clip, tmp_path, cap
         assert not (tmp_path / "out" / f"{name}.jsonl").exists() and not (tmp_path / "out" / f"{name}.mp4").exists()
     assert len(lines(tmp_path / "out" / "clip.jsonl")) == 10
     assert not list((tmp_path / "out").glob(".*"))
+    make(tmp_path / "text.mp4", [square(0)])
+    assert keep(tmp_path / "out", tmp_path / "text.mp4", clip)  # mended: what stood in its place is no obstacle
+    assert about(tmp_path / "out", "text")["frames"] == 1
 
 
 def test_frames_above_the_limit_are_refused_before_they_are_decoded(clip):

@@ -225,7 +225,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_why(server, publish, home
 def test_without_a_network_the_error_comes_in_seconds_and_names_address_and_place(publish, home, capsys):
     entry = publish("https://nowhere.invalid/models/file")
     started = time.perf_counter()
-    assert main(["predict", NAME, "x.jpg"]) == 1
+    assert main(["predict", NAME, __file__]) == 1
     assert time.perf_counter() - started < 10
     error = capsys.readouterr().err
     assert error.startswith(f"retinanet: {NAME} cannot be fetched: ")
