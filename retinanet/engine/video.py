@@ -204,7 +204,7 @@ def is_done(out: Path, name: str, belongs: Mapping[str, Any], pictures: bool) ->
     files = [out / f"{name}.jsonl", *([out / f"{name}.mp4"] if pictures else [])]
     about = _read(_about(out, name))
     if about is None or about.get("frames") == 0:  # what could not be read may be mended by now
-        held = [file.name for file in files if file.exists()]
+        held = [file.name for file in (*files, *([] if about else [_about(out, name)])) if file.exists()]
         if held:
             raise ConfigError(f"{out} holds {', '.join(held)} already, and nothing is overwritten; choose another --out")
         return False
