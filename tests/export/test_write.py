@@ -85,17 +85,17 @@ def test_an_exported_file_is_proved_and_opens_as_the_same_detector(format, suffi
 
 
 @pytest.mark.parametrize(
-    ("format", "precision"),
+    ("format", "precision", "size"),
     [
-        ("openvino", "int8"),
-        ("torch", "bf16"),
-        pytest.param("openvino", "bf16", marks=pytest.mark.slow),
-        pytest.param("onnx", "int8", marks=pytest.mark.slow),
+        ("openvino", "int8", (96, 128)),
+        ("torch", "bf16", None),
+        pytest.param("openvino", "bf16", None, marks=pytest.mark.slow),
+        pytest.param("onnx", "int8", None, marks=pytest.mark.slow),
     ],
 )
-def test_other_precisions_are_measured_by_their_ap(format, precision, talkative, scenes, tmp_path):
+def test_other_precisions_are_measured_by_their_ap(format, precision, size, talkative, scenes, tmp_path):
     out = tmp_path / f"small{writing.FORMATS[format][0]}"
-    config = ExportConfig(format, out, precision, data=str(scenes), split="test", calibration=3, max_drop=1.0, workers=0)
+    config = ExportConfig(format, out, precision, size, data=str(scenes), split="test", calibration=3, max_drop=1.0, workers=0)
     assert writing.run(str(talkative), config)
     report = json.loads((tmp_path / f"{out.name}.report.json").read_text())
     assert report["precision"] == precision and set(report["ap"]) == {"source", "exported"} and report["split"] == "test"
