@@ -85,9 +85,9 @@ class Batcher:
         self._pace = 0.1  # seconds a picture, smoothed
         self._closed = False
         self._changed = Condition()
-        # a team of OpenMP threads for every decoder would stand in the way of the detector's own; the setting is each thread's
+        # a team of OpenMP threads for every decoder would stand in the way of the detector's own
         self._threads = torch.get_num_threads()
-        self._decoders = ThreadPoolExecutor(decoders, "retinanet-decode", initializer=torch.set_num_threads, initargs=(1,))
+        self._decoders = ThreadPoolExecutor(decoders, "retinanet-decode", initializer=compute_with, initargs=(1,))
         self._runner = Thread(target=self._run, name="retinanet-detect", daemon=True)
         self._runner.start()
         metrics.watch(self)
@@ -145,7 +145,7 @@ class Batcher:
             self._leave(1, "gone")
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)
+        compute_with(self._threads)
         while batch := self._next():
             start = time.perf_counter()
             for job in batch:
@@ -213,6 +213,12 @@ class Batcher:
         with self._changed:
             self.held -= count
         self.metrics.images.labels(outcome).inc(count)
+
+
+def compute_with(threads: int) -> None:
+    """Have the calling thread compute with so many OpenMP threads."""
+    torch.get_num_threads()  # only a thread that has asked keeps its own number: else its first computation takes what was set last, by any
+    torch.set_num_threads(threads)
 
 
 def decode(name: str, content: bytes, max_pixels: int) -> Tensor:

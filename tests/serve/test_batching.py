@@ -62,6 +62,28 @@ def test_only_pictures_of_one_padded_shape_share_a_batch_and_the_oldest_goes_fir
     assert colours.batches == [1, 2, 3]
 
 
+def test_the_detector_computes_with_all_threads_and_each_decoder_with_one(batcher, colours, picture, monkeypatch):
+    ours, used = torch.get_num_threads(), {}
+
+    def note(name, call):
+        def noted(*args):
+            torch.rand(400, 400).exp()  # the first computation of a thread may change what it uses
+            used.setdefault(name, set()).add(torch.get_num_threads())
+            return call(*args)
+
+        return noted
+
+    monkeypatch.setattr(colours, "answer", note("detector", colours.answer))
+    monkeypatch.setattr("retinanet.serve.batching.decode", note("decoders", decode))
+    torch.set_num_threads(3)
+    try:
+        for future in batcher(max_batch=1).submit([(str(number), picture()) for number in range(20)]):
+            best(future)
+    finally:
+        torch.set_num_threads(ours)
+    assert used == {"detector": {3}, "decoders": {1}}
+
+
 def test_a_lone_picture_waits_for_nobody(batcher, picture):
     running = batcher(wait=60.0)
     assert best(running.submit([("alone", picture())])[0])[0] == "red"  # in a third of that time, or `best` gives up
