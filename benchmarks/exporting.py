@@ -5,6 +5,9 @@
 The weights are those of `prediction.py`: torchvision's, untrained, shaped so that dozens of boxes are found. They are imported and exported
 for one size, opened by `retinanet.load` as a user would, and each side answers the same JPEG in turn.
 
+A matrix product in each precision has its turns too: how much faster than torchvision a file could be, if all that its convolutions
+multiply were done at that speed and nothing else took any time.
+
 Targets: OpenVINO in bf16 at least 3x as fast as torchvision, in int8 5.5x, onnxruntime in fp32 1.5x. What int8 costs in AP is not asked
 here: `retinanet export` measures it on a trained model.
 """
@@ -19,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from measure import ratio, record, take_turns
+from measure import arithmetic, product, ratio, record, take_turns
 from PIL import Image
 from prediction import agreement, read, run, untrained
 
@@ -68,12 +71,19 @@ def main() -> None:
         same = {name: agreement(expected, detector.predict(picture), ids) for name, detector in detectors.items()}
         sides: dict[str, Callable[[], object]] = {"torchvision fp32": torchvision}
         sides |= {name: partial(detector.predict, picture) for name, detector in detectors.items()}
-        seconds = take_turns(sides, options.repeats)
+        work = arithmetic(torchvision)
+        products = {precision: product(precision) for precision in ("fp32", "bf16", "int8")}
+        seconds = take_turns(sides | {f"product {precision}": call for precision, (call, _) in products.items()}, options.repeats)
     ratios = {name: ratio(seconds["torchvision fp32"], seconds[name]) for name in detectors}
     print(f"torchvision fp32    {1000 * median(seconds['torchvision fp32']):8.0f} ms")
     for name, value in ratios.items():
         print(f"{name:20s}{1000 * median(seconds[name]):8.0f} ms  x {value:.2f}  {same[name]['shared']:.0%} of torchvision's boxes")
-    record(__file__, {"side": options.side, "seconds": seconds, "ratios": ratios, "boxes": same}, "cpu", options.out)
+    limits = {
+        precision: ratio(seconds["torchvision fp32"], seconds[f"product {precision}"]) * count / work
+        for precision, (_, count) in products.items()
+    }
+    print("as matrix products: " + ", ".join(f"{precision} x {limit:.2f}" for precision, limit in limits.items()))
+    record(__file__, {"side": options.side, "seconds": seconds, "ratios": ratios, "limits": limits, "boxes": same}, "cpu", options.out)
 
 
 def exported(model: Path, name: str, options: argparse.Namespace) -> Detector:

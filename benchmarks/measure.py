@@ -61,7 +61,10 @@ def arithmetic(call: Callable[[], object]) -> int:
 
 
 def product(precision: str, device: torch.device | str = "cpu", side: int = 4096) -> tuple[Callable[[], object], int]:
-    """A square matrix product, the most that a machine is made for, and its arithmetic."""
+    """A square matrix product in fp32, bf16 or int8, the most that a machine is made for, and its arithmetic."""
+    if precision == "int8":
+        whole, other_whole = (torch.randint(-127, 128, (side, side), device=device, dtype=torch.int8) for _ in range(2))
+        return lambda: torch._int_mm(whole, other_whole), 2 * side**3
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     one, other = (torch.rand(side, side, device=device, dtype=kind) for _ in range(2))
     return lambda: one @ other, 2 * side**3

@@ -26,7 +26,7 @@ from ..weights.checkpoint import Card, postprocess_of, preprocess_of
 from ..weights.convert import load_any
 from ..weights.hub import resolve
 from ..weights.runtimes import SUFFIXES, Runtime, open_runtime
-from .machine import autocast, pick_device, pick_workers
+from .machine import autocast, gpu_number, pick_device, pick_workers
 
 Picture = str | Path | np.ndarray | Tensor | Any
 Prepared = tuple[int, list[Tensor], tuple[int, int]]
@@ -253,16 +253,18 @@ def load(
         raise ConfigError(f"precision is fp32 or bf16, not {precision!r}")
     path = find_model(model)
     if path.suffix in SUFFIXES:
-        return exported(path, device, scale, scales)
+        return exported(path, device, precision, scale, scales)
     network, card = load_any(path)
     return detector_of(network, card, pick_device(device), precision, scale, scales)
 
 
-def exported(path: Path, device: str, scale: int | None, scales: Sequence[int] | None) -> Detector:
+def exported(path: Path, device: str, precision: str, scale: int | None, scales: Sequence[int] | None) -> Detector:
     """A detector that an exported file answers for; see `load`."""
     if scales is not None:
         raise ConfigError(f"{path} answers with boxes and not with candidates, so --scales cannot merge them; use the model it was made of")
-    runtime = open_runtime(path, device)
+    runtime = open_runtime(path, device, gpu_number(device))
+    if precision == "bf16" != runtime.precision:
+        raise ConfigError(f"{path} was exported in {runtime.precision}, so --precision bf16 has no say; export it in bf16")
     if scale is not None and runtime.size is not None:
         raise ConfigError(f"{path} was exported for pictures of {runtime.size[0]} x {runtime.size[1]}, so --scale has no say")
     return detector_of(runtime, runtime.card, torch.device("cpu"), runtime.precision, scale, canvas=runtime.size)

@@ -14,6 +14,13 @@ from ..distributed import local_rank, world
 from ..errors import ConfigError, ProcessError
 
 
+def gpu_number(name: str) -> int:
+    """The GPU that auto, cuda or cuda:1 means, for a runtime that counts them itself; each process of several takes its own."""
+    if world() > 1:
+        return local_rank()
+    return int(name[5:]) if name.startswith("cuda:") and name[5:].isdigit() else 0
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is a GPU if there is one, each process of several taking its own; a device that is absent is a ConfigError."""
     if name == "auto":

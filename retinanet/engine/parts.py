@@ -138,30 +138,36 @@ def _rows(files: Iterable[Path]) -> Iterator[str]:
             yield rows.replace("\n", ",\n")
 
 
-def write_list(file: Path, aside: Path, rows: Iterable[str]) -> None:
+def write_list(file: Path, folder: Path, rows: Iterable[str]) -> None:
     """A JSON list, one row a line, without ever holding all of it."""
-    with whole(file, aside) as stream:
+    with whole(file, folder) as stream:
         stream.write("[")
         stream.writelines(f",\n{row}" if number else row for number, row in enumerate(rows))
         stream.write("]\n")
 
 
 @contextmanager
-def whole(file: Path, aside: Path) -> Iterator[TextIO]:
-    """A file to write to that appears complete or not at all.
+def aside(file: Path, folder: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `file` when all went well and goes when not: a file appears complete or not at all.
 
-    It grows in the folder `aside` under a name that nobody else has: a process id is not enough, since two machines may share it.
+    It lies in `folder` under a name that nobody else has: a process id is not enough, since two machines may share it.
     """
-    aside.mkdir(parents=True, exist_ok=True)
-    growing = aside / f".{file.name}.{uuid.uuid4().hex}.tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    growing = folder / f".{file.name}.{uuid.uuid4().hex}.tmp"
     try:
-        with growing.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-            stream.flush()
+        yield growing
+        with growing.open("rb+") as stream:
             os.fsync(stream.fileno())
         growing.replace(file)
     finally:
         growing.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole(file: Path, folder: Path) -> Iterator[TextIO]:
+    """A text to write; see `aside`."""
+    with aside(file, folder) as growing, growing.open("w", encoding="utf-8", newline="\n") as stream:
+        yield stream
 
 
 @contextmanager

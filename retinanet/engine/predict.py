@@ -58,7 +58,7 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     settings = {
         "retinanet": __version__,
         "model": sha256(find_model(model)),
-        "precision": config.precision,
+        "precision": detector.precision,
         "scale": config.scale if config.scales is None else sorted(set(config.scales)),
         "tiles": None if config.tiles is None else [config.tiles, config.overlap],
         "max_pixels": config.max_pixels,

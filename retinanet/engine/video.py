@@ -14,11 +14,10 @@ import json
 import logging
 import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from ..view.draw import draw
 from .clip import Clip, Frame, pyav
 from .detector import Detector
 from .film import Film
-from .parts import whole
+from .parts import aside, whole
 from .record import progress_bar
 from .results import xywh
 from .sources import is_video
@@ -65,7 +64,8 @@ def not_ours(videos: Sequence[Path], out: Path | None) -> list[Path]:
     folder = os.path.abspath(out)
 
     def ours(file: Path) -> bool:
-        return os.path.dirname(os.path.abspath(file)) == folder and file.suffix == ".mp4" and _about(out, file.stem).exists()
+        here = os.path.dirname(os.path.abspath(file)) == folder and file.suffix == ".mp4"
+        return here and (_read(_about(out, file.stem)) or {}).get("threshold") is not None  # it is null where nothing was drawn
 
     return [file for file in videos if not ours(file)]
 
@@ -131,7 +131,7 @@ def keep(
     with ExitStack() as stack:
         film = None
         if config.pictures:
-            film = stack.enter_context(Film(stack.enter_context(_aside(out / f"{name}.mp4")), clip, height, width))
+            film = stack.enter_context(Film(stack.enter_context(aside(out / f"{name}.mp4", out)), clip, height, width))
         lines = stack.enter_context(whole(out / f"{name}.jsonl", out))
         progress = stack.enter_context(progress_bar(clip.count if first() else 0, clip.file.name))
 
@@ -225,23 +225,9 @@ def _read(file: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _write(file: Path, content: Mapping[str, Any], aside: Path) -> None:
-    with whole(file, aside) as stream:
+def _write(file: Path, content: Mapping[str, Any], folder: Path) -> None:
+    with whole(file, folder) as stream:
         json.dump(content, stream, indent=1)
-
-
-@contextmanager
-def _aside(file: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `file` when all is well and goes when not."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    growing = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield growing
-        with growing.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        growing.replace(file)
-    finally:
-        growing.unlink(missing_ok=True)
 
 
 def _in_words(counts: Mapping[str, int]) -> str:

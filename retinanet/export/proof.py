@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..data.dataset import Dataset
-from ..data.images import read_image
+from ..data.images import MAX_PIXELS, read_image
 from ..data.scenes import scene
 from ..engine.detector import Detector
 from ..engine.evaluate import evaluate
@@ -42,7 +42,7 @@ class Case:
     pixels, score  the largest difference of two answers that belong together
     ties           answers of one side only, of which rounding decides: at the limit of the scores, or of an overlap
     alone          all other answers of one side only
-    sure, again    answers of the source above its display threshold, and how many of them the file has too, its box being about the same
+    sure, again    answers of either side above the source's display threshold, and how many of them the other has too, at about its place
     """
 
     name: str
@@ -79,14 +79,19 @@ def prove(
     data: Dataset | None = None,
     max_drop: float | None = None,
     workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    unfitted: Detector | None = None,
 ) -> Proof:
-    """Run both. `data` has the pictures to compare on and the truth to measure AP with; None: generated scenes, and no AP."""
-    pictures = generated() if data is None else some_of(data)
+    """Run both. `data` has the pictures to compare on and the truth to measure AP with; None: generated scenes, and no AP.
+
+    Where pictures are fitted into one size, `unfitted` is the source without: its AP shows what the size costs, and decides nothing.
+    """
+    pictures = generated() if data is None else some_of(data, max_pixels)
     cases = [compared(name, batch, source, exported, shown) for name, batch, shown in [("pictures", 1, pictures), *odd_ones(pictures[0])]]
     proof = Proof(cases, {f"batch of {batch}": timed(source, exported, pictures[0], batch) for batch in (1, 4)})
     if data is not None:
-        both = {"source": source, "exported": exported}
-        proof.ap = {name: evaluate(one, data, workers=workers).metrics["AP"] or 0.0 for name, one in both.items()}
+        sides = {"source": source, "exported": exported, **({"source at its own size": unfitted} if unfitted else {})}
+        proof.ap = {name: evaluate(one, data, workers=workers, max_pixels=max_pixels).metrics["AP"] or 0.0 for name, one in sides.items()}
     proof.reasons += judged(proof, precision, DROP[precision] if max_drop is None else max_drop)
     return proof
 
@@ -96,31 +101,38 @@ def generated() -> list[Tensor]:
     return [torch.from_numpy(scene((7, number)).image).permute(2, 0, 1) for number in range(PICTURES)]
 
 
-def some_of(data: Dataset) -> list[Tensor]:
+def some_of(data: Dataset, max_pixels: int) -> list[Tensor]:
     """Pictures from all over a data set."""
     step = max(1, len(data) // PICTURES)
-    return [read_image(data.path(index)) for index in range(0, len(data), step)][:PICTURES]
+    return [read_image(data.path(index), max_pixels) for index in range(0, len(data), step)][:PICTURES]
 
 
 def odd_ones(picture: Tensor) -> list[tuple[str, int, list[Tensor]]]:
-    """What exports break on: a full batch, of which one has nothing to find; a tall, a wide and a tiny picture [3, H, W]."""
+    """What exports break on: a batch of pictures of several sizes, of which one has nothing to find; a tall, a wide and a tiny picture
+    [3, H, W], and a strip so narrow that the coarse maps have one row of cells.
+    """
     empty = torch.full_like(picture, 127)
     _, height, width = picture.shape
     side = min(height, width)
     return [
-        ("batch", 4, [picture, empty, picture.flip(2), picture.flip(1)]),
+        ("batch", 4, [picture, empty[:, : height // 2], picture.flip(2)[:, :, : width * 2 // 3], picture.flip(1)[:, : height * 4 // 5]]),
         ("nothing", 1, [empty]),
         ("tall", 1, [picture[:, :, : max(8, side // 3)]]),
         ("wide", 1, [picture[:, : max(8, side // 3)]]),
-        ("tiny", 1, [picture[:, :12, :16].contiguous()]),
+        ("tiny", 1, [picture[:, :12, :16]]),
+        ("strip", 1, [picture[:, : max(2, side // 30)]]),
     ]
 
 
 def compared(name: str, batch: int, source: Detector, exported: Detector, pictures: Sequence[Tensor]) -> Case:
-    """The answers of both for the same pictures."""
+    """The answers of both for the same pictures. They share a batch whatever their sizes, the smaller ones padded."""
     case = Case(name, batch, len(pictures))
-    for one, other in zip(source.predict(list(pictures), batch), exported.predict(list(pictures), batch), strict=True):
-        add(case, one, other, source)
+    for start in range(0, len(pictures), batch):
+        shown = pictures[start : start + batch]
+        images, sizes = source.preprocess.stack([source.preprocess.resized(picture) for picture in shown])
+        originals = [(picture.shape[1], picture.shape[2]) for picture in shown]
+        for one, other in zip(source.answer(images, sizes, originals), exported.answer(images, sizes, originals), strict=True):
+            add(case, one, other, source)
     return case
 
 
@@ -136,9 +148,10 @@ def add(case: Case, one: Detections, other: Detections, source: Detector) -> Non
     if len(mine):
         case.pixels = max(case.pixels, float(gap[mine, theirs].max()))
         case.score = max(case.score, float((one.scores[mine] - other.scores[theirs]).abs().max()))
-    sure = one.scores >= source.threshold
-    again = (one.labels[sure, None] == other.labels) & (iou(one.boxes[sure, None], other.boxes) > SAME)
-    case.sure, case.again = case.sure + int(sure.sum()), case.again + int(again.any(dim=1).sum())
+    same = (one.labels[:, None] == other.labels) & (iou(one.boxes[:, None], other.boxes) > SAME)
+    for answer, found in ((one, same.any(dim=1)), (other, same.any(dim=0))):
+        sure = answer.scores >= source.threshold
+        case.sure, case.again = case.sure + int(sure.sum()), case.again + int(found[sure].sum())
     alone = [others(one, mine), others(other, theirs)]
     ties = decided_by_rounding(alone, (one, other), source)
     case.ties += ties
@@ -207,6 +220,9 @@ def timed(source: Detector, exported: Detector, picture: Tensor, batch: int) -> 
 def judged(proof: Proof, precision: str, drop: float) -> list[str]:
     """What does not pass."""
     reasons = []
+    sure, again = (sum(getattr(case, name) for case in proof.cases) for name in ("sure", "again"))
+    if not any(case.answers or case.alone for case in proof.cases):
+        reasons.append("the source finds nothing in these pictures, so nothing was compared: give --data with what it knows")
     if precision == "fp32":
         for case in proof.cases:
             told = f"{case.name}, batch of {case.batch}"
@@ -219,9 +235,12 @@ def judged(proof: Proof, precision: str, drop: float) -> list[str]:
             if case.ties > FEW * case.answers + 2:
                 reasons.append(f"{told}: {case.ties} ties, too many for {case.answers} answers")
     elif proof.ap is None:
-        sure, again = (sum(getattr(case, name) for case in proof.cases) for name in ("sure", "again"))
+        if not sure:
+            reasons.append("no answer is above the display threshold, so nothing was compared: give --data with what the model knows")
         if again < AGAIN * sure:
             reasons.append(f"of {sure} sure answers only {again} are found again")
+    elif proof.ap["source"] <= 0:
+        reasons.append("the source's own AP on --data is 0, so no fall could show")
     if proof.ap is not None and proof.ap["source"] - proof.ap["exported"] > drop:
         reasons.append(f"AP falls from {proof.ap['source']:.4f} to {proof.ap['exported']:.4f}, by more than {drop:g}")
     return reasons
@@ -239,4 +258,4 @@ def show(proof: Proof) -> None:
         source, exported = (1000 * seconds[side] for side in ("source", "exported"))
         console.print(f"{name}: source {source:.1f} ms a picture, exported {exported:.1f} ms, {source / exported:.2f} times as fast")
     if proof.ap is not None:
-        console.print(f"AP: source {proof.ap['source']:.4f}, exported {proof.ap['exported']:.4f}")
+        console.print("AP: " + ", ".join(f"{name} {ap:.4f}" for name, ap in proof.ap.items()))

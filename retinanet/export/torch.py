@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.export import Dim, ExportedProgram
 
+from ..errors import ConfigError
 from ..weights.checkpoint import KEY
 from .graph import Graph
 
@@ -17,16 +18,24 @@ TRACED = (384, 256)
 
 
 def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
-    """The graph for any batch of pictures of `size` = height, width; None: of any multiples of the padding."""
-    height, width = size or TRACED
+    """The graph for any batch of pictures of `size` = height, width; None: of any multiples of the padding.
+
+    ConfigError for a network that can be traced for one size only, such as timm's dla34.
+    """
+    batch, multiple = Dim("batch"), graph.pre.padding_multiple
+    height, width = size or (-(-side // multiple) * multiple for side in TRACED)
     images = torch.zeros(2, 3, height, width, dtype=graph.pixels)
     sizes = torch.tensor([[float(height), float(width)]] * 2)
-    batch, multiple = Dim("batch"), graph.pre.padding_multiple
     sides = {} if size else {2: multiple * Dim("rows", max=2**15 // multiple), 3: multiple * Dim("columns", max=2**15 // multiple)}
     shapes = {"images": {0: batch, **sides}, "sizes": {0: batch}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about itself
-        program = torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
+        try:
+            program = torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # torch has many for what it cannot trace
+            if size:
+                raise
+            raise ConfigError(f"torch cannot trace this network for pictures of any size; give --size ({str(error)[:200]})") from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # lines of code with the paths of this machine

@@ -20,7 +20,7 @@ from ..data.validate import validate
 from ..engine.detector import Detector, detector_of, find_model, load
 from ..engine.evaluate import in_model_classes, open_split
 from ..engine.machine import describe, pick_workers
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..verbs import ExportConfig
 from ..weights.checkpoint import FORMAT, Card, sha256, versions, write_whole
 from ..weights.convert import load_any
@@ -53,7 +53,8 @@ def run(model: str, config: ExportConfig) -> bool:
     source = detector_of(network, card, device, scale=config.scale, canvas=config.size)
     traceable = source if answering == "fp32" else detector_of(network, card, device, answering, config.scale, canvas=config.size)
     data = split_of(config, source) if config.data is not None else None
-    about = {
+    known = None if config.data is None else Path(config.data).resolve().name
+    about: dict[str, Any] = {
         "format": config.format,
         "precision": config.precision,
         "size": config.size,
@@ -63,15 +64,19 @@ def run(model: str, config: ExportConfig) -> bool:
         "outputs": "boxes [B, N, 4] xyxy in pixels of the batch, scores [B, N], labels [B, N], counts [B]",
         "versions": versions(),
     }
+    if config.precision == "int8":
+        about |= {"calibrated_on": known, "calibration": config.calibration}
     text = described(card, config, about)
     log.info("tracing %s", path)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         made = Path(folder) / out.name
         write(made, Graph(traceable), text, config, calibration(config, data, source))
-        proof = prove(source, load(made, "cpu"), config.precision, data, config.max_drop, pick_workers(config.workers, device))
+        unfitted = detector_of(network, card, device) if config.size is not None and data is not None else None
+        workers = pick_workers(config.workers, device)
+        proof = prove(source, load(made, "cpu"), config.precision, data, config.max_drop, workers, config.max_pixels, unfitted)
         show(proof)
         report = {**about, "file": out.name, "sha256": sha256(made), "bytes": sum(file.stat().st_size for file in made.parent.iterdir())}
-        report |= {"machine": describe(device), "data": config.data, "split": None if data is None else data.split, **proof.to_json()}
+        report |= {"machine": describe(device), "data": known, "split": None if data is None else data.split, **proof.to_json()}
         write_whole(out.with_name(f"{out.name}.report.json"), json.dumps(report, indent=1).encode())
         return kept(made, out, proof)
 
@@ -96,6 +101,10 @@ def checked(model: str, config: ExportConfig) -> Path:
         raise ConfigError(f"{taken[0]} exists, and nothing is overwritten; choose another --out")
     if not out.parent.is_dir():
         out.parent.mkdir(parents=True)
+    if config.calibration < 1:
+        raise ConfigError(f"calibration must be at least 1 picture, not {config.calibration}")
+    if config.size is not None and config.scale is not None:
+        raise ConfigError("either --size or --scale, not both: into one size all pictures are fitted")
     if config.size is not None and any(side < 32 or side % 32 for side in config.size):
         nearest = " ".join(str(max(32, round(side / 32) * 32)) for side in config.size)
         raise ConfigError(
@@ -105,9 +114,14 @@ def checked(model: str, config: ExportConfig) -> Path:
 
 
 def described(card: Card, config: ExportConfig, about: dict[str, Any]) -> str:
-    """What the file says about itself: its card, like any file of ours, and how it was exported."""
+    """What the file says about itself: its card, like any file of ours, without the paths of who trained it, and how it was exported."""
     model = card.model if config.scale is None else scaled(card, config.scale)
-    return json.dumps({"format": FORMAT, **asdict(replace(card, model=model)), "export": about}, sort_keys=True)
+    told = dict(card.about)
+    if "data" in told:
+        told["data"] = Path(told["data"]).name
+    if "config" in told:
+        told["config"] = {name: value for name, value in told["config"].items() if name not in ("out", "images", "init")}
+    return json.dumps({"format": FORMAT, **asdict(replace(card, model=model, about=told)), "export": about}, sort_keys=True)
 
 
 def scaled(card: Card, scale: int) -> Any:
@@ -145,6 +159,8 @@ def calibration(config: ExportConfig, data: Dataset | None, detector: Detector) 
     assert config.data is not None and data is not None
     splits = open_dataset(config.data, config.layout, config.images)
     shown = validate(splits["train"], config.invalid, max_pixels=config.max_pixels)[0] if "train" in splits else data
+    if not len(shown):
+        raise DataError(f"{config.data} has no pictures to set the ranges of int8 by")
     count = min(config.calibration, len(shown))
     log.info("int8: looking at %d pictures", count)
     for index in range(0, len(shown) // count * count, len(shown) // count):

@@ -179,9 +179,12 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 
 def sha256(file: Path) -> str:
-    """Of the bytes of a file: a model that was trained again is another one, whatever its name."""
+    """Of the bytes of a file: a model that was trained again is another one, whatever its name. An OpenVINO model's weights count too."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.file_digest(stream, "sha256")
+    if file.suffix == ".xml" and (weights := file.with_suffix(".bin")).exists():
+        found.update(weights.read_bytes())
+    return found.hexdigest()
 
 
 def versions() -> dict[str, str]:

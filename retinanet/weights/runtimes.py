@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from .checkpoint import KEY, Card, parse_card
-from .program import look_through
+from .program import looked_through
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 Call = Callable[[Tensor, Tensor], Outputs]
@@ -43,8 +43,8 @@ class Runtime:
         return [(box[:count], score[:count], label[:count]) for box, score, label, count in pictures]
 
 
-def open_runtime(path: Path, device: str = "cpu") -> Runtime:
-    """An exported file, ready to answer; device as in `load`: a GPU only for ONNX, where onnxruntime has one.
+def open_runtime(path: Path, device: str = "cpu", gpu: int = 0) -> Runtime:
+    """An exported file, ready to answer; device as in `load`: a GPU (the one of that number) only for ONNX, where onnxruntime has one.
 
     CheckpointError when the file is missing, broken or not one of ours; ConfigError when the package that runs it is missing.
     """
@@ -53,7 +53,7 @@ def open_runtime(path: Path, device: str = "cpu") -> Runtime:
     if device not in ("auto", "cpu") and path.suffix != ".onnx":
         raise ConfigError(f"{path} runs on the CPU, not on {device}")
     opened = {".onnx": open_onnx, ".xml": open_openvino, ".pt2": open_torch}[path.suffix]
-    call, text = opened(path, device)
+    call, text = opened(path, device, gpu)
     card = parse_card(path, text)
     try:
         about = json.loads(text)["export"]
@@ -63,17 +63,17 @@ def open_runtime(path: Path, device: str = "cpu") -> Runtime:
         raise CheckpointError(f"{path}: it does not say how it was exported ({error})") from error
 
 
-def open_onnx(path: Path, device: str) -> tuple[Call, str]:
+def open_onnx(path: Path, device: str, gpu: int) -> tuple[Call, str]:
     """By onnxruntime."""
     onnxruntime = extra("onnxruntime")
     onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if device not in ("auto", "cpu") and not gpu:
+    there = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device not in ("auto", "cpu") and not there:
         raise ConfigError(f"this onnxruntime has no {device}: pip install onnxruntime-gpu in its place")
-    wanted = ["CUDAExecutionProvider"] if gpu and device != "cpu" else []
+    wanted = [("CUDAExecutionProvider", {"device_id": gpu})] if there and device != "cpu" else []
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
         text = session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -87,7 +87,7 @@ def open_onnx(path: Path, device: str) -> tuple[Call, str]:
     return call, ours(path, text)
 
 
-def open_openvino(path: Path, device: str) -> tuple[Call, str]:
+def open_openvino(path: Path, device: str, gpu: int) -> tuple[Call, str]:
     """By OpenVINO on the CPU, in the precision that the file was exported for: left alone it computes in bf16 where it can."""
     openvino = extra("openvino")
     try:
@@ -116,13 +116,13 @@ def open_openvino(path: Path, device: str) -> tuple[Call, str]:
     return call, card
 
 
-def open_torch(path: Path, device: str) -> tuple[Call, str]:
+def open_torch(path: Path, device: str, gpu: int) -> tuple[Call, str]:
     """By torch alone."""
     importlib.import_module("..ops.keep", __package__)  # an operator that the program uses
-    look_through(path)
+    archive = looked_through(path)
     extras = {KEY: ""}
     try:
-        program: Any = torch.export.load(path, extra_files=extras)
+        program: Any = torch.export.load(archive, extra_files=extras)
         module = program.module()
     except Exception as error:
         raise broken(path, "torch.export", error) from error

@@ -477,7 +477,8 @@ def test_a_video_that_is_in_the_way_is_told_before_a_model_is_loaded(clip, tmp_p
 
 
 def test_our_own_videos_are_no_sources(clip, tmp_path):
-    keep(tmp_path, make(tmp_path / "other.mkv", [square(0)]))
+    keep(tmp_path, make(tmp_path / "other.mkv", [square(0)]), settings={"threshold": 0.5})
+    keep(tmp_path, clip, settings={"threshold": None}, pictures=False)  # a source that lies in --out, of which nothing is drawn
     _, videos = find_files([tmp_path])
     assert [file.name for file in videos] == ["clip.mp4", "other.mkv", "other.mp4"]
     assert [file.name for file in video.not_ours(videos, tmp_path)] == ["clip.mp4", "other.mkv"]

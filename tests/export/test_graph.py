@@ -87,8 +87,8 @@ def test_the_graph_normalises_as_the_preprocessor_does():
 
 
 def test_a_picture_where_nothing_is_found_has_no_answers_and_its_neighbours_have_theirs():
-    counts = assert_same(detector(score_threshold=0.6), *batch(4))
-    assert (counts == 0).any() == (counts.min() == 0)
+    counts = assert_same(detector(score_threshold=0.2), *batch(4))
+    assert counts.min() == 0 and counts.max() > 0
     assert assert_same(detector(score_threshold=0.999), *batch(2)).tolist() == [0, 0]
 
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from retinanet.export.proof import Case, Proof, add, judged
+from retinanet.export.proof import Case, Proof, add, compared, judged, odd_ones
 from retinanet.model.postprocess import Postprocess
+from retinanet.model.preprocess import Preprocess
 from retinanet.structures import Detections
 
 
@@ -79,4 +80,35 @@ def test_bf16_and_int8_are_judged_by_ap():
 def test_where_ap_is_not_known_bf16_must_find_the_sure_answers_again():
     one = answer((0, 0.9, 0), (30, 0.8, 1), (60, 0.3, 0))
     assert verdict(differences(one, answer((0.5, 0.7, 0), (30, 0.75, 1))), "bf16") == []
-    assert "of 2 sure answers only 1 are found again" in verdict(differences(one, answer((0, 0.9, 0), (30, 0.8, 0))), "bf16")[0]
+    assert "of 4 sure answers only 2 are found again" in verdict(differences(one, answer((0, 0.9, 0), (30, 0.8, 0))), "bf16")[0]
+    assert (
+        "of 3 sure answers only 2 are found again"
+        in verdict(differences(answer((0, 0.9, 0)), answer((0, 0.9, 0), (50, 0.9, 0))), "bf16")[0]
+    )
+
+
+def test_where_nothing_was_compared_nothing_is_proved():
+    assert "so nothing was compared" in verdict(differences(answer(), answer()))[0]
+    unsure = differences(answer((0, 0.5, 0)), answer((0, 0.5, 0)))
+    assert verdict(unsure) == [] and "no answer is above the display threshold" in verdict(unsure, "bf16")[0]
+    assert "AP on --data is 0" in verdict(unsure, "int8", {"source": 0.0, "exported": 0.0})[0]
+
+
+def test_a_file_that_takes_the_first_pictures_size_for_all_is_found_out():
+    class Cropped:
+        """Answers with a box as large as each picture; `first` takes the first one's size for all of a batch."""
+
+        threshold, postprocess, preprocess = 0.6, Postprocess(score_threshold=0.05), Preprocess(64)
+
+        def __init__(self, first):
+            self.first = first
+
+        def answer(self, images, sizes, originals):
+            seen = sizes[:1].expand_as(sizes) if self.first else sizes
+            return [Detections(torch.tensor([[0, 0, w, h]]), torch.tensor([0.9]), torch.tensor([0]), ["a"]) for h, w in seen.tolist()]
+
+    picture = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    wrong = {
+        case.name for case in (compared(*one[:2], Cropped(False), Cropped(True), one[2]) for one in odd_ones(picture)) if verdict(case)
+    }
+    assert wrong == {"batch"}

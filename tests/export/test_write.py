@@ -60,7 +60,7 @@ def test_an_exported_file_is_proved_and_opens_as_the_same_detector(format, suffi
     report = json.loads((tmp_path / f"shipped{suffix}.report.json").read_text())
     assert report["passed"] and report["format"] == format and report["sha256"]
     cases = {case["name"]: case for case in report["cases"]}
-    assert {"pictures", "batch", "nothing", "tall", "wide", "tiny"} == set(cases) and cases["batch"]["batch"] == 4
+    assert {"pictures", "batch", "nothing", "tall", "wide", "tiny", "strip"} == set(cases) and cases["batch"]["batch"] == 4
     assert cases["pictures"]["answers"] > 50 and max(case["pixels"] for case in cases.values()) < 0.1
     detector = retinanet.load(out)
     source = retinanet.load(talkative)
@@ -75,7 +75,8 @@ def test_an_exported_file_is_proved_and_opens_as_the_same_detector(format, suffi
         f"shipped{suffix}.report.json",
         *(["shipped.bin"] if suffix == ".xml" else []),
     }
-    assert str(tmp_path).encode() not in out.read_bytes() and b"site-packages" not in out.read_bytes()
+    written = out.read_bytes() + (tmp_path / f"{out.name}.report.json").read_bytes()
+    assert not [path for path in (str(tmp_path), str(scenes), str(talkative.parent), "site-packages") if path.encode() in written]
     with pytest.raises(ConfigError, match="nothing is overwritten"):
         writing.run(str(talkative), ExportConfig(format, out))
     with pytest.raises(ConfigError, match="exported itself"):
@@ -98,11 +99,19 @@ def test_other_precisions_are_measured_by_their_ap(format, precision, size, talk
     config = ExportConfig(format, out, precision, size, data=str(scenes), split="test", calibration=3, max_drop=1.0, workers=0)
     assert writing.run(str(talkative), config)
     report = json.loads((tmp_path / f"{out.name}.report.json").read_text())
-    assert report["precision"] == precision and set(report["ap"]) == {"source", "exported"} and report["split"] == "test"
+    assert (
+        report["precision"] == precision
+        and set(report["ap"]) - {"source at its own size"} == {"source", "exported"}
+        and report["split"] == "test"
+    )
+    assert ("source at its own size" in report["ap"]) == (size is not None)
     found = retinanet.load(out)
     assert found.precision == precision
-    answers = found.predict(scene((1, 0), (96, 128)).image)
-    assert abs(len(answers) - len(retinanet.load(talkative).predict(scene((1, 0), (96, 128)).image))) < 30 and len(answers) > 10
+    sure, again = (sum(case[name] for case in report["cases"]) for name in ("sure", "again"))
+    assert again > {"int8": 0.6, "bf16": 0.9}[precision] * sure > 100  # the last layer is random, so int8 moves many across the threshold
+    if precision == "int8":
+        with pytest.raises(ConfigError, match="exported in int8, so --precision bf16 has no say"):
+            retinanet.load(out, precision="bf16")
 
 
 def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
@@ -129,6 +138,8 @@ def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
         (ExportConfig("torch", precision="int8"), "fp32 or bf16, not in int8"),
         (ExportConfig("openvino", precision="int8"), "int8 needs --data"),
         (ExportConfig("onnx", size=(100, 320)), "not 100 320 but 96 320"),
+        (ExportConfig("onnx", size=(96, 320), scale=96), "either --size or --scale"),
+        (ExportConfig("openvino", precision="int8", data="x", calibration=0), "at least 1 picture"),
     ],
 )
 def test_what_cannot_be_exported_is_told_at_once(config, reason, talkative):

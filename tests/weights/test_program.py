@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retinanet.errors import CheckpointError
-from retinanet.weights.program import look_through
+from retinanet.weights.program import looked_through
 
 
 class Doubled(torch.nn.Module):
@@ -52,6 +52,15 @@ def call(target):
     return in_model(lambda model: model["graph_module"]["graph"]["nodes"][0].update(target=target))
 
 
+def first_argument(**argument):
+    return in_model(lambda model: model["graph_module"]["graph"]["nodes"][0]["inputs"][0].update(arg=argument))
+
+
+def spec(**what):
+    nested = json.dumps([1, {"type": None, "context": None, "children_spec": [], **what}])
+    return in_model(lambda model: model["graph_module"]["module_call_graph"][0]["signature"].update(in_spec=nested))
+
+
 def say(expression):
     return in_model(lambda model: model.update(range_constraints={}, extra={"expr_str": expression}))
 
@@ -66,26 +75,51 @@ def pickled(name, content):
 
 
 def test_a_program_of_torchs_operators_passes(program):
-    look_through(program)
+    with zipfile.ZipFile(looked_through(program)) as archive:
+        assert b"nn_module_stack" not in archive.read("archive/models/model.json")
+    loaded = torch.export.load(looked_through(program)).module()
+    assert torch.equal(loaded(-torch.eye(6, 4)), torch.full((6, 4), 6.0)) and torch.equal(loaded(torch.eye(2, 4)), 2 * torch.eye(2, 4) + 2)
+
+
+def test_torch_sees_what_was_looked_at_and_nothing_else(program, tmp_path):
+    """Of a name that is there twice, the two readers may take different ones."""
+    bad = changed(program, tmp_path / "bad.pt2", lambda name, content: content)
+    with zipfile.ZipFile(bad, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(next(name for name in archive.namelist() if "model.json" in name), b"{}")
+    with pytest.raises(CheckpointError, match="parts overlap"):
+        looked_through(bad)
+    with zipfile.ZipFile(tmp_path / "packed.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/models/model.json", b" " * 100_000)
+    with pytest.raises(CheckpointError, match="are packed"):
+        looked_through(tmp_path / "packed.pt2")
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (call("torch.hub.load"), "calls torch.hub.load"),
-        (call("torch.ops.os.system.default"), "calls torch.ops.os.system.default"),
-        (call("_operator.attrgetter"), "calls _operator.attrgetter"),
-        (call("#retinanet:anything"), "calls #retinanet"),
+        (call("torch.hub.load"), "calls 'torch.hub.load"),
+        (call("torch.ops.os.system.default"), "calls 'torch.ops.os.system.default"),
+        (call("_operator.attrgetter"), "calls '_operator.attrgetter"),
+        (call("#retinanet:anything"), "calls '#retinanet"),
         (say("__import__('os').system('id')"), "evaluates"),
         (say("Symbol('s0').__class__"), "evaluates"),
         (in_model(lambda model: model.update(guards_code=["print(1)"])), "code that checks its input"),
         (in_model(lambda model: model.update(extra={"as_custom_obj": {"name": "x"}})), "objects"),
+        (first_argument(as_operator="torch.os.system"), "objects \\(as_operator"),
+        (call("torch.ops.aten.from_file.default"), "calls 'torch.ops.aten.from_file"),
+        (spec(type="builtins.tuple", context='{"__enum__": 1, "fqn": "os:x"}'), "inputs or outputs are builtins.tuple"),
+        (spec(type="collections.defaultdict", context='["os", "system"]'), "inputs or outputs are collections.defaultdict"),
+        (
+            in_model(lambda model: model["graph_module"]["graph"]["inputs"][0]["as_tensor"].update(name="x=print(1)")),
+            "names something 'x=print",
+        ),
+        (in_model(lambda model: model["range_constraints"].update({"s0'": {}})), "names something"),
         (pickled, "no plain tensors"),
     ],
 )
 def test_what_could_run_is_refused_and_does_not_run(program, tmp_path, change, reason, capsys):
     with pytest.raises(CheckpointError, match=reason):
-        look_through(changed(program, tmp_path / "bad.pt2", change))
+        looked_through(changed(program, tmp_path / "bad.pt2", change))
     assert "must not run" not in capsys.readouterr().out
 
 
@@ -94,25 +128,25 @@ def test_a_pickled_weight_and_a_strange_entry_are_refused(program, tmp_path):
     with zipfile.ZipFile(bad, "a") as archive:
         archive.writestr("good/data/constants/opaque_obj_0", pickle.dumps(Hostile()))
     with pytest.raises(CheckpointError, match="opaque_obj_0"):
-        look_through(bad)
+        looked_through(bad)
     payload = {"config": {"weight": {"path_name": "weight_0", "is_param": True, "use_pickle": True, "tensor_meta": None}}}
 
     def swap(name, content):
         return json.dumps(payload).encode() if name.endswith("weights_config.json") else content
 
     with pytest.raises(CheckpointError, match="weight is a pickle"):
-        look_through(changed(program, tmp_path / "worse.pt2", swap))
+        looked_through(changed(program, tmp_path / "worse.pt2", swap))
 
 
 def test_what_is_no_archive_is_told(tmp_path, program):
     path = tmp_path / "text.pt2"
     path.write_text("hello")
     with pytest.raises(CheckpointError, match=r"not a readable \.pt2"):
-        look_through(path)
+        looked_through(path)
     path.write_bytes(program.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match=r"not a readable \.pt2"):
-        look_through(path)
+        looked_through(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/models/model.json", b"[" * 100_000)
     with pytest.raises(CheckpointError, match=r"not a readable \.pt2"):
-        look_through(path)
+        looked_through(path)
