@@ -109,7 +109,7 @@ def some_of(data: Dataset, max_pixels: int) -> list[Tensor]:
 
 def odd_ones(picture: Tensor) -> list[tuple[str, int, list[Tensor]]]:
     """What exports break on: a batch of pictures of several sizes, of which one has nothing to find; a tall, a wide and a tiny picture
-    [3, H, W], and a strip so narrow that the coarse maps have one row of cells.
+    [3, H, W], and a strip so low that the coarsest map has one row of cells.
     """
     empty = torch.full_like(picture, 127)
     _, height, width = picture.shape
@@ -120,7 +120,7 @@ def odd_ones(picture: Tensor) -> list[tuple[str, int, list[Tensor]]]:
         ("tall", 1, [picture[:, :, : max(8, side // 3)]]),
         ("wide", 1, [picture[:, : max(8, side // 3)]]),
         ("tiny", 1, [picture[:, :12, :16]]),
-        ("strip", 1, [picture[:, : max(2, side // 30)]]),
+        ("strip", 1, [picture[:, : max(2, side // 8)]]),
     ]
 
 
