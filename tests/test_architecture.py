@@ -28,6 +28,7 @@ ORDER = [
     "lab.rivals",
     "lab.peers",
     "serve.server",
+    "serve.connection",
     "serve.app",
     "serve.guard",
     "serve.upload",

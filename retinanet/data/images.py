@@ -7,7 +7,9 @@ a wrong suffix does no harm, formats that run other programs (EPS) stay shut, an
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import stat
 import struct
 import warnings
@@ -61,34 +63,42 @@ SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
 EIGHT_BIT = frozenset(["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
 ORIENTATION, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 274, 256, 257, 258, 262  # tags of EXIF and TIFF
 LARGE = Lock()
+MOST_SCANS = 100
+"""A JPEG of more scans is refused: each passes over all its pixels, so that 40 kB can take hours. No program writes more."""
+JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
+END, SCAN = 0xD9, 0xDA  # of JPEG's markers
 LONGEST_SIDE = 2**31 - 1  # the product of two such sides is still an int64
 
 # Pillow warns of metadata that it skips. Whether a picture can be used is told by an error, and by nothing else.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.")
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Tensor:
     """The picture as uint8 [3, H, W], RGB, as shown (after any EXIF rotation); the memory is [H, W, 3], like channels_last.
 
     Grey is repeated over the channels, alpha is dropped and not blended (what a labelling tool shows below it is not known), the first
     of several frames is taken. 16-bit grey is divided by 257, so that 65535 becomes 255; of 16-bit colour the high byte is taken, which
-    differs by at most 1. Pictures of 32-bit numbers have no agreed range and are refused.
+    differs by at most 1. Pictures of 32-bit numbers have no agreed range and are refused. With `content`, the file's bytes, no file is
+    opened and `path` only names it.
     """
     import torch
 
-    return torch.from_numpy(read_pixels(path, max_pixels)).permute(2, 0, 1)
+    return torch.from_numpy(read_pixels(path, max_pixels, content)).permute(2, 0, 1)
 
 
-def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_pixels(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Pixels:
     """The same without torch: uint8 [H, W, 3]."""
-    with _opened(path) as image:
+    with _opened(path, max_pixels, content) as image:
         height, width = _shown_size(image)
         if height * width > max_pixels:
             raise DataError(f"{path}: {width} x {height} pixels are more than the limit of {max_pixels}; --max-pixels raises it")
+        if isinstance(image, JpegImagePlugin.JpegImageFile) and too_many_scans(image):
+            raise DataError(f"{path}: a JPEG of more than {MOST_SCANS} scans, which takes too long to decode; save it again")
         tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
         orientation = 1 if tiff else _orientation(image)  # Pillow turns a TIFF by itself while it loads it
         name, image.filename = image.filename, ""  # else Pillow maps an uncompressed TIFF into memory, a turned one with swapped sides
-        with _our_limit_only(height * width):
+        with _our_limit_only(height * width, max_pixels):
             image.load()
         image.filename = name
         pixels = _upright(_rgb(image), orientation)
@@ -110,24 +120,40 @@ def image_size(path: Path) -> tuple[int, int]:
         return _shown_size(image)
 
 
+def too_many_scans(image: JpegImagePlugin.JpegImageFile) -> bool:
+    """Whether there are more than MOST_SCANS before the end of the first picture; other data may follow it."""
+    assert image.fp is not None
+    image.fp.seek(0)
+    data = image.fp.read()
+    if data.count(bytes([0xFF, SCAN])) <= MOST_SCANS:
+        return False
+    scans, place = 0, 2
+    while scans <= MOST_SCANS and (marker := JPEG_MARKER.search(data, place)) and marker[1][0] != END:
+        scans += marker[1][0] == SCAN
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])  # of the segment; after it, a scan's pixels
+    return scans > MOST_SCANS
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def _opened(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Iterator[ImageFile.ImageFile]:
     """The picture with its header read; whatever goes wrong inside the block is told as a DataError."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if content is None and not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{path}: is no file")  # opening a pipe would wait for ever
-        with open(path, "rb") as file:
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
             head = file.read(16)
             reader = next((reader for signature, reader in SIGNATURES if head.startswith(signature)), None)
             if reader is None:
                 what = "the file is empty" if not head else "not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM picture"
                 raise DataError(f"{path}: {what}")
             file.seek(0)
-            with _our_limit_only(inf if reader is GifImagePlugin.GifImageFile else 0):
+            with _our_limit_only(inf if reader is GifImagePlugin.GifImageFile else 0, max_pixels):
                 image = reader(file, str(path))
             yield image
     except DataError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{path}: more pixels than the limit of {max_pixels}; --max-pixels raises it") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # a broken file makes Pillow raise anything from SyntaxError to zlib.error
@@ -135,13 +161,16 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
 
 
 @contextmanager
-def _our_limit_only(pixels: float) -> Iterator[None]:
-    """Pillow counts the pixels of a TIFF, and of a GIF's first frame, by its own limit; one at a time, since that limit is a global."""
+def _our_limit_only(pixels: float, max_pixels: int) -> Iterator[None]:
+    """Pillow counts the pixels of a TIFF, and of a GIF's first frame, by its own limit; one at a time, since that limit is a global.
+
+    Ours stands in its place: to open a GIF Pillow may need a canvas of its size.
+    """
     if Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS:
         yield
         return
     with LARGE:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
             yield
         finally:

@@ -23,10 +23,10 @@ from .batching import Batcher, Found, Full
 from .guard import Guard
 from .metrics import Metrics
 from .schema import BODY, ERRORS, PREDICT_ERRORS, About, Health, Prediction, Problem, answer
-from .upload import REQUESTS_OF_BYTES, Gate, Refused, busy, read_pictures
+from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Gate, Refused, busy, read_pictures
 
 PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
-FAILED = "the detector failed on this picture; the server's log says why"
+FAILED = "the server failed on this picture; its log says why"
 
 
 def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
@@ -35,7 +35,7 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
     batcher = Batcher(
         detector, metrics, config.max_batch, config.max_wait / 1000, config.queue, config.decoders, max_pixels=config.max_pixels
     )
-    gate = Gate(config.queue, REQUESTS_OF_BYTES * config.max_bytes)
+    gate = Gate(REQUESTS_OF_QUEUE * config.queue, REQUESTS_OF_BYTES * config.max_bytes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
+from queue import SimpleQueue
 from threading import Condition, Thread
 
 import torch
@@ -59,7 +57,7 @@ class Batcher:
     max_batch   pictures that the detector is given at once; only those of one padded shape, so that an answer does not depend on
                 its neighbours
     wait        seconds that a batch waits for pictures that are still being decoded; nobody waits when there are none
-    queue       pictures that may be here at once, from `submit` to the answer
+    queue       when so many pictures are here, from `submit` to the answer, no more are taken; the last request may go beyond it
     decoders    threads that decode and resize
     max_pixels  above so many a picture is refused before it is decoded
 
@@ -87,21 +85,24 @@ class Batcher:
         self._changed = Condition()
         # a team of OpenMP threads for every decoder would stand in the way of the detector's own
         self._threads = torch.get_num_threads()
-        self._decoders = ThreadPoolExecutor(decoders, "retinanet-decode", initializer=compute_with, initargs=(1,))
+        self._work: SimpleQueue[Job | None] = SimpleQueue()
+        # daemons, since whatever keeps one busy must not keep the process
+        self._decoders = [Thread(target=self._decode_all, name="retinanet-decode", daemon=True) for _ in range(decoders)]
         self._runner = Thread(target=self._run, name="retinanet-detect", daemon=True)
-        self._runner.start()
+        for thread in (*self._decoders, self._runner):
+            thread.start()
         metrics.watch(self)
 
     def submit(self, pictures: Sequence[tuple[str, bytes]]) -> list[Future[Found]]:
-        """Futures for (name, content of a file), all of them or none: Full when there is no room."""
+        """Futures for (name, content of a file), all of them or none: Full when there is no room for even one."""
         jobs = [Job(name, content) for name, content in pictures]
         with self._changed:
-            if self._closed or self.held + len(jobs) > self.queue:
+            if self._closed or self.held >= self.queue:  # with room wanted for all, a request of many would starve behind those of one
                 raise Full(self.patience())
             self.held += len(jobs)
             self._decoding += len(jobs)
         for job in jobs:
-            self._decoders.submit(self._decode, job)
+            self._work.put(job)
         return [job.future for job in jobs]
 
     def patience(self) -> int:
@@ -113,13 +114,23 @@ class Batcher:
         """Whether answers can be expected."""
         return self._runner.is_alive() and not self._closed and self._failures < SICK
 
-    def close(self) -> None:
-        """Finish what is here and end the threads."""
+    def close(self, seconds: float = 5.0) -> None:
+        """Finish what is here and end the threads; those that need longer are left."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._runner.join()
-        self._decoders.shutdown()
+        for _ in self._decoders:
+            self._work.put(None)
+        end = time.monotonic() + seconds
+        for thread in (self._runner, *self._decoders):
+            thread.join(max(0.0, end - time.monotonic()))
+        if self._runner.is_alive():
+            log.warning("%d pictures are left unanswered", self.held)
+
+    def _decode_all(self) -> None:
+        compute_with(1)
+        while (job := self._work.get()) is not None:
+            self._decode(job)
 
     def _decode(self, job: Job) -> None:
         start = time.perf_counter()
@@ -130,6 +141,8 @@ class Batcher:
                 _, (job.image,), job.original = prepare(0, decode(job.name, job.content, self.max_pixels), self.detector.scales[:1])
                 shape = self.detector.preprocess.padded([(job.image.shape[1], job.image.shape[2])])
         except BaseException as problem:  # whatever it is, the future must hear of it
+            if not isinstance(problem, DataError):
+                log.exception("decoding %r failed", job.name)
             error = problem.with_traceback(None)
         job.content = b""
         job.ready = time.perf_counter()
@@ -223,14 +236,9 @@ def compute_with(threads: int) -> None:
 
 def decode(name: str, content: bytes, max_pixels: int) -> Tensor:
     """The picture [3, H, W] that an upload holds, read as `predict` reads a file; DataError that names it."""
-    if not content:
-        raise DataError(f"{name}: the file is empty")
-    handle, path = tempfile.mkstemp(prefix="retinanet-")
     try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        return read_image(Path(path), max_pixels)
+        return read_image(name, max_pixels, content)
     except DataError as error:
-        raise DataError(str(error).replace(path, name)) from None
-    finally:
-        os.unlink(path)
+        if not isinstance(error.__cause__, MemoryError):
+            raise
+    raise MemoryError(f"not enough to decode {name!r}")  # no fault of the picture

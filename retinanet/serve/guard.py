@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import Collection
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -39,7 +40,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
         self.app, self.config, self.metrics = app, config, metrics
-        self.hosts = known_hosts(config)
+        self.hosts, self.named = known_hosts(config), frozenset(map(bare, config.hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -66,14 +67,18 @@ class Guard:
             return message
 
         path = scope["path"] if scope["path"] in PATHS else "other"
+        answer: JSONResponse | None = None
         try:
-            self.check(scope)
-            await self.app(scope, receive_on, send_on)
-        except Refused as refused:
-            # a client that is still sending when the connection closes never sees the reason; one that asked whether to send is told no
-            if not whole and "expect" not in Headers(scope=scope):
-                await drain(receive)
-            await JSONResponse({"detail": refused.detail}, refused.status, refused.headers)(scope, receive, send_on)
+            try:
+                self.check(scope)
+                await self.app(scope, receive_on, send_on)
+            except Refused as refused:  # left at once: its traceback holds what has arrived of the body
+                answer = JSONResponse({"detail": refused.detail}, refused.status, refused.headers)
+            if answer is not None:
+                # a client that is still sending when the connection closes never sees the reason; one that asked whether to send is told no
+                if not whole and "expect" not in Headers(scope=scope):
+                    await drain(receive)
+                await answer(scope, receive, send_on)
         except ClientDisconnect:
             status = GONE
         finally:
@@ -90,7 +95,7 @@ class Guard:
         host = headers.get("host", "")
         if self.hosts is not None and name_of(host) not in self.hosts:
             raise Refused(403, f"this server is not called {name_of(host)!r}; --hosts lets it be called so")
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and foreign(headers, host):
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and foreign(headers, host, self.named):
             raise Refused(403, "a page of another site may not use this server")
         if self.config.token is not None and scope["path"] not in OPEN:
             kind, _, token = headers.get("authorization", "").partition(" ")
@@ -101,10 +106,15 @@ class Guard:
 
 def known_hosts(config: ServeConfig) -> frozenset[str] | None:
     """What the Host header may say; None: anything, where a token protects or everybody is let in."""
-    own = {name.lower().strip("[]") for name in (config.host, *config.hosts)}
+    own = frozenset(map(bare, (config.host, *config.hosts)))
     if config.hosts or (config.token is None and is_loopback(config.host)):
-        return frozenset(own | {"localhost", "127.0.0.1", "::1"})
+        return own | frozenset({"localhost", "127.0.0.1", "::1"})
     return None
+
+
+def bare(name: str) -> str:
+    """A name as headers are compared with it."""
+    return name.lower().strip("[]")
 
 
 def is_loopback(host: str) -> bool:
@@ -123,10 +133,15 @@ def name_of(host: str) -> str:
         return ""
 
 
-def foreign(headers: Headers, host: str) -> bool:
-    """Whether a browser says that another site's page sends this. Sec-Fetch-Site is sure, and survives a proxy; older ones send Origin."""
+def foreign(headers: Headers, host: str, named: Collection[str]) -> bool:
+    """Whether a browser says that another site's page sends this.
+
+    Sec-Fetch-Site is sure and survives a proxy, but is sent over HTTPS and to loopback only. Else there is Origin, which must be the Host,
+    or, since a proxy may send another Host, one of the names that the server was given.
+    """
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and origin.partition("://")[2].lower() != host.lower()
+    place = (origin or "").partition("://")[2].lower()
+    return origin is not None and place != host.lower() and name_of(place) not in named

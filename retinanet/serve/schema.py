@@ -97,7 +97,7 @@ PREDICT_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
     408: {"model": Problem, "description": "The request did not arrive whole in time."},
     413: {"model": Problem, "description": "Too many bytes or pictures."},
     422: {"model": Problem, "description": "No picture, none that can be read, or a threshold that is no score."},
-    500: {"model": Problem, "description": "The detector failed on the only picture."},
+    500: {"model": Problem, "description": "The server failed on the only picture."},
     503: {
         "model": Problem,
         "description": "As much to do as the server takes.",

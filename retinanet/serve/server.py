@@ -17,9 +17,6 @@ from ..verbs import ServeConfig
 
 log = logging.getLogger("retinanet")
 
-GRACE = 60
-"""Seconds that requests in flight have to finish after SIGTERM."""
-
 
 def run(model: str, config: ServeConfig) -> None:
     """Serve a model until SIGTERM or Ctrl-C; what is in flight then is finished first."""
@@ -28,6 +25,7 @@ def run(model: str, config: ServeConfig) -> None:
         import uvicorn
 
         from .app import create_app
+        from .connection import settings
         from .guard import is_loopback
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs more packages ({error.name} is missing): pip install 'retinanet[serve]'") from error
@@ -44,15 +42,12 @@ def run(model: str, config: ServeConfig) -> None:
         blank = prepare(0, torch.zeros(3, 64, 64, dtype=torch.uint8), detector.scales[:1])
         detector.answer(*detector.preprocess.stack(blank[1]), [blank[2]])  # the first picture takes longer than the others
         app = create_app(detector, config)
-        settings = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=GRACE
-        )
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form is its sender's trouble, who is told
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
         who = "with the token" if config.token else "no token needed"
         log.info("%d classes at http://%s/ (%s); POST pictures to /predict; Ctrl-C ends", len(detector.names), address(door), who)
-        uvicorn.Server(settings).run(sockets=[door])
+        uvicorn.Server(settings(app)).run(sockets=[door])
 
 
 def checked(config: ServeConfig) -> ServeConfig:
@@ -72,8 +67,6 @@ def checked(config: ServeConfig) -> ServeConfig:
     ]
     if not 0 <= config.port <= 65535:
         wrong.append(f"port must be between 0 and 65535, not {config.port}")
-    if config.max_images > config.queue:
-        wrong.append(f"max-images ({config.max_images}) must not exceed queue ({config.queue}), or a full request could never be let in")
     if config.token is not None and not config.auth:
         wrong.append("either a token or --no-auth, not both")
     if config.token is not None and not (config.token.isascii() and config.token.isprintable() and " " not in config.token):
@@ -91,6 +84,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             door.bind(place)
+            door.listen()  # or a second server could bind it too
         except OSError:
             door.close()
             raise

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Receive
@@ -21,6 +22,10 @@ LINGER = 5.0
 """Seconds for which the rest of a refused request is read."""
 REQUESTS_OF_BYTES = 8
 """So many of the largest requests may be in memory at once."""
+REQUESTS_OF_QUEUE = 8
+"""So many times the queue's places may be arriving at once: they come slowly, and must not keep out those that come at once."""
+CHARSETS = frozenset([b"utf-8", b"utf8", b"latin-1", b"iso-8859-1", b"us-ascii", b"ascii"])
+"""Of names in a form. Python would keep every other name that it is asked for, and some of its codecs raise."""
 
 
 class Refused(Exception):
@@ -95,6 +100,10 @@ async def read_pictures(request: Request, config: ServeConfig, place: Place) -> 
 
 
 async def _files(request: Request, config: ServeConfig, place: Place) -> list[tuple[str, bytes]]:
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").lower()
+    if charset not in CHARSETS:
+        raise Refused(400, f"the form cannot be read: its charset is {clean(charset.decode('latin-1'))!r}; take utf-8")
+
     async def chunks() -> AsyncGenerator[bytes, None]:
         async for chunk in _limited(request, config.max_bytes, place):
             yield chunk
@@ -106,8 +115,8 @@ async def _files(request: Request, config: ServeConfig, place: Place) -> list[tu
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise Refused(413, f"one request may hold {config.max_images} pictures at the most; send several requests") from error
-        raise Refused(400, f"the form cannot be read: {error.message}") from error
+            raise Refused(413, f"one request may hold {config.max_images} pictures at the most; send several requests") from None
+        raise Refused(400, f"the form cannot be read: {error.message}") from None
     files: list[tuple[str, bytes]] = []
     try:
         for field, value in form.multi_items():
@@ -135,17 +144,21 @@ class _Form(MultiPartParser):
 
 async def _limited(request: Request, limit: int, place: Place) -> AsyncGenerator[bytes, None]:
     """The body as it comes."""
-    too_much = Refused(413, f"a request may hold {limit} bytes at the most; send fewer or smaller pictures, or raise --max-bytes")
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told) > limit:
-        raise too_much
+        raise too_much(limit)
     total = 0
     async for chunk in request.stream():
         total += len(chunk)
         if total > limit:
-            raise too_much
+            raise too_much(limit)
         place.take(len(chunk))
         yield chunk
+
+
+def too_much(limit: int) -> Refused:
+    """413. Made where it is raised: a frame that kept it would keep itself alive, and the body with it."""
+    return Refused(413, f"a request may hold {limit} bytes at the most; send fewer or smaller pictures, or raise --max-bytes")
 
 
 def clean(name: str) -> str:

@@ -218,6 +218,56 @@ def test_a_huge_header_gives_no_warning_of_pillow(tmp_path: Path) -> None:
             read_pixels(path)
 
 
+def jpeg_of(scans: int, path: Path) -> Path:
+    """A progressive JPEG whose last scan comes again and again."""
+    content = save(path, Image.fromarray(CORNERS), progressive=True).read_bytes()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    path.write_bytes(content[:-2] + last * (scans - content.count(b"\xff\xda")) + b"\xff\xd9")
+    return path
+
+
+def test_a_jpeg_of_so_many_scans_that_it_would_take_hours_is_refused(tmp_path: Path) -> None:
+    assert read_pixels(jpeg_of(100, tmp_path / "a.jpg")).shape == (2, 3, 3)
+    assert image_size(jpeg_of(101, tmp_path / "b.jpg")) == (2, 3)
+    with pytest.raises(DataError, match=r"b\.jpg: a JPEG of more than 100 scans"):
+        read_pixels(tmp_path / "b.jpg")
+
+
+def test_no_scan_is_what_only_looks_like_one(tmp_path: Path) -> None:
+    looks = b"\xff\xda" * 1000
+    path = save(tmp_path / "a.jpg", Image.fromarray(CORNERS), progressive=True, comment=looks, exif=b"Exif\0\0" + looks)
+    wanted = read_pixels(save(tmp_path / "b.jpg", Image.fromarray(CORNERS), progressive=True)).tolist()
+    assert path.read_bytes().count(b"\xff\xda") > 2000
+    assert read_pixels(path).tolist() == wanted
+    path.write_bytes(path.read_bytes() + looks)  # as a film behind a photograph may
+    assert read_pixels(path).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "hiding", [b"\xff\x01\xff\xff", b"\xff\x02\xff\xff", b"\xff\xd0\xff\xff", b"\xff\x00\xff\xff", b"\xff\xff\xff\xff"]
+)
+def test_scans_cannot_be_hidden_behind_what_is_no_segment(tmp_path: Path, hiding: bytes) -> None:
+    content = jpeg_of(150, tmp_path / "a.jpg").read_bytes()
+    place = content.index(b"\xff\xda") + 14  # after the header, among the pixels
+    (tmp_path / "a.jpg").write_bytes(content[:place] + hiding + content[place:])
+    with pytest.raises(DataError, match="more than 100 scans"):
+        read_pixels(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp", "gif", "bmp", "ppm"])
+def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    Image.fromarray(CORNERS).resize((48, 32)).save(path, format=kind)
+    content = path.read_bytes()
+    wanted = read_pixels(path)
+    path.unlink()
+    assert (read_pixels(path, content=content) == wanted).all()
+    with pytest.raises(DataError, match=r"^b/ c: 48 x 32 pixels are more"):
+        read_pixels("b/ c", max_pixels=9, content=content)
+    with pytest.raises(DataError, match=r"^b: the file is empty"):
+        read_pixels("b", content=b"")
+
+
 @pytest.mark.parametrize("size", [(5, 2**31), (2**32 - 1, 2**32 - 1)])
 def test_a_header_that_promises_what_no_picture_has_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     content = save(tmp_path / "a.png", Image.fromarray(CORNERS)).read_bytes()
@@ -238,6 +288,18 @@ def test_the_limit_on_pixels_is_ours_alone(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Pillow warns above it, and refuses above twice as much
     assert read_pixels(path, max_pixels=6).tolist() == CORNERS.tolist()
     assert Image.MAX_IMAGE_PIXELS == 1
+
+
+def test_a_gif_of_43_bytes_does_not_get_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled, fill = [], Image.core.fill
+    monkeypatch.setattr(Image.core, "fill", lambda mode, size, colour: filled.append(size) or fill(mode, (1, 1), colour))
+    side = struct.pack("<HH", 30000, 30000)
+    after = b"\x21\xf9\x04\x08\0\0\0\0"  # "restore to background", for which Pillow makes a canvas when it opens the file
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"GIF89a" + side + b"\x80\0\0" + bytes(6) + after + b"\x2c\0\0\0\0" + side + b"\0\x02\x02\x4c\x01\0\x3b")
+    with pytest.raises(DataError, match=r"a\.gif: more pixels than the limit of 50000000; --max-pixels raises it"):
+        read_pixels(path, max_pixels=50_000_000)
+    assert filled == []
 
 
 @pytest.mark.parametrize("orientation", TURNS)

@@ -104,13 +104,14 @@ def address(colours):
     import uvicorn
 
     from retinanet.serve.app import create_app
+    from retinanet.serve.connection import settings as settings_of
     from retinanet.verbs import ServeConfig
 
     started = []
 
     def start(**settings):
         door = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(colours, ServeConfig(**settings)), log_config=None))
+        server = uvicorn.Server(settings_of(create_app(colours, ServeConfig(**settings))))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
         thread.start()
         started.append((server, thread))

@@ -1,5 +1,8 @@
 """Batches from many requests: who shares one, who waits, who is hurt when something fails, and what is left at the end."""
 
+import threading
+import time
+
 import pytest
 import torch
 
@@ -128,15 +131,16 @@ def test_it_is_no_longer_healthy_when_nothing_but_failures_comes(batcher, pictur
     assert running.healthy
 
 
-def test_a_full_queue_takes_all_of_a_request_or_nothing(batcher, colours, picture, until):
+def test_a_queue_with_a_place_takes_a_whole_request_and_a_full_one_nothing(batcher, colours, picture, until):
     colours.go.clear()
     running = batcher(queue=3)
-    futures = running.submit([("a", picture()), ("b", b"broken")])
-    until(lambda: running.held == 1)  # what is broken has made room
+    futures = running.submit([("a", picture()), ("b", picture()), ("c", b"broken")])
+    until(lambda: running.held == 2)  # what is broken has made room
+    futures += running.submit([("d", picture())] * 4)
+    assert running.held == 6
     with pytest.raises(Full) as full:
-        running.submit([("c", picture())] * 3)
+        running.submit([("e", picture())])
     assert 1 <= full.value.seconds <= 60
-    futures += running.submit([("c", picture())] * 2)
     colours.go.set()
     assert best(futures[-1])[0] == "red"
     until(lambda: running.held == 0)
@@ -163,6 +167,31 @@ def test_closing_finishes_what_is_here_and_takes_no_more(colours, picture):
     assert [best(future)[0] for future in futures] == ["red"] * 7
     with pytest.raises(Full):
         running.submit([("late", picture())])
+
+
+def test_a_decoder_that_is_stuck_does_not_keep_the_server_from_ending(colours, picture, monkeypatch, caplog):
+    go = threading.Event()
+    monkeypatch.setattr("retinanet.serve.batching.decode", lambda *_: go.wait(20))
+    running = Batcher(colours, Metrics(), decoders=2)
+    running.submit([("stuck", picture())])
+    start = time.monotonic()
+    running.close(0.1)
+    assert time.monotonic() - start < 10
+    assert "1 pictures are left unanswered" in caplog.text
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("retinanet-"))
+    go.set()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
+def test_what_fails_through_no_fault_of_the_picture_is_logged_and_not_the_pictures_error(batcher, picture, monkeypatch, caplog, error):
+    def fail(*_):
+        raise error
+
+    place = "PIL.ImageFile.ImageFile.load" if isinstance(error, MemoryError) else "retinanet.serve.batching.prepare"
+    monkeypatch.setattr(place, fail)
+    told = batcher().submit([("a.png", picture())])[0].exception(20)
+    assert type(told) is type(error)
+    assert "decoding 'a.png' failed" in caplog.text and type(error).__name__ in caplog.text
 
 
 def test_an_upload_is_read_as_a_file_is(picture, tmp_path):

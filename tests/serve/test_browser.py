@@ -133,6 +133,37 @@ def test_what_is_shown_can_be_kept(page, address, picture):
     assert drawn[35, 30].tolist() == [200, 150, 100]
 
 
+def test_a_picture_keeps_its_name_though_another_is_chosen_while_it_is_made(page, address, picture):
+    page.goto(address())
+    page.evaluate("""() => {
+        const make = HTMLCanvasElement.prototype.toBlob;
+        HTMLCanvasElement.prototype.toBlob = function (...rest) { window.finish = () => make.apply(this, rest); };
+    }""")
+    give(page, "first.png", picture())
+    see(page, "1 of 3")
+    page.get_by_role("button", name="Download picture").click()
+    give(page, "second.png", picture(size=(60, 50)))
+    see(page, "1 of 3 objects shown · 60 × 50")
+    with page.expect_download() as waiting:
+        page.evaluate("finish()")
+    assert waiting.value.suggested_filename == "first-boxes.png"
+
+
+def test_a_change_of_the_windows_size_takes_the_focus_from_nobody(page, address, picture):
+    page.goto(address())
+    give(page, "red.png", picture((140, 90, 10), (400, 300)))
+    slide(page, 0)
+    see(page, "3 of 3")
+    page.locator("#found button").first.focus()
+    page.keyboard.press("ArrowDown")
+    label = page.locator("#boxes rect").last
+    before = label.get_attribute("height")
+    page.set_viewport_size({"width": 500, "height": 800})
+    page.wait_for_function("before => [...document.querySelectorAll('#boxes rect')].at(-1).getAttribute('height') !== before", arg=before)
+    assert page.evaluate("document.activeElement.textContent") == "green0.35"
+    assert page.locator("#boxes .on").first.get_attribute("data-place") == "1"
+
+
 def test_a_text_file_named_jpg_is_told_in_words_and_the_next_picture_is_answered(page, address, picture):
     page.goto(address())
     give(page, "notes.jpg", b"buy milk", "image/jpeg")
@@ -166,7 +197,7 @@ def test_the_token_is_asked_for_until_it_is_right(page, address, picture):
     page.get_by_label("Token", exact=True).fill("simsalabim")
     page.keyboard.press("Enter")
     page.get_by_text("That token is not the right one.").wait_for()
-    page.get_by_label("Token", exact=True).fill("sesame")
+    page.get_by_label("Token", exact=True).fill("\u200b“sesame”\u00a0")  # as a copy out of a document may be
     page.get_by_role("button", name="Continue").click()
     page.get_by_text("finds red, green, blue").wait_for()
     give(page, "red.png", picture())

@@ -4,14 +4,16 @@ import http.client
 import socket
 import sys
 import threading
+import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from retinanet import cli
 from retinanet.errors import ConfigError
-from retinanet.serve.server import run
+from retinanet.serve import upload
+from retinanet.serve.server import listen, run
 from retinanet.verbs import ServeConfig
 
 
@@ -26,7 +28,6 @@ from retinanet.verbs import ServeConfig
         ({"port": 70000}, "port must be between 0 and 65535"),
         ({"max_batch": 0, "decoders": 0}, "max-batch must be at least 1, not 0\ndecoders must be at least 1, not 0"),
         ({"max_wait": float("nan")}, "max-wait must be at least 0"),
-        ({"queue": 8, "max_images": 9}, "max-images (9) must not exceed queue (8)"),
         ({"host": "no.such.host.invalid", "auth": False}, "cannot listen on port 8000 of no.such.host.invalid"),
     ],
 )
@@ -44,6 +45,11 @@ def test_a_port_that_is_taken_is_told(monkeypatch):
         pytest.raises(ConfigError, match=r"cannot listen on port .* in use; choose others"),
     ):
         run("no model at all", ServeConfig(port=door.getsockname()[1]))
+
+
+def test_a_port_has_one_server_though_it_does_not_answer_yet():
+    with listen("127.0.0.1", 0) as door, pytest.raises(ConfigError, match="in use"):
+        listen("127.0.0.1", door.getsockname()[1])
 
 
 def test_the_token_may_come_from_the_environment(monkeypatch, capsys):
@@ -115,6 +121,61 @@ def test_what_is_no_http_harms_nobody(address, begin, picture, garbage):
             said = b""
     assert not said or said[9:12] in (b"400", b"403", b"200"), said
     assert begin(place, picture()).getresponse().status == 200
+
+
+def dial(stack, address, *sent):
+    """A connection over which this has been sent."""
+    door = stack.enter_context(socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/"))), timeout=20))
+    for content in sent:
+        door.sendall(content)
+    return door
+
+
+SLOW = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(address, monkeypatch):
+    monkeypatch.setattr(upload, "PATIENCE", 0.1)
+    monkeypatch.setattr(upload, "LINGER", 0.1)
+    with ExitStack() as stack:
+        answer = http.client.HTTPResponse(dial(stack, address(), SLOW))
+        answer.begin()
+        assert answer.status == 408 and b"has not arrived within 0 s" in answer.read()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET"])
+def test_a_head_that_does_not_come_is_not_waited_for(address, monkeypatch, sent):
+    monkeypatch.setattr("retinanet.serve.connection.HEAD", 0.2)
+    with ExitStack() as stack:
+        place = address()
+        door = dial(stack, place, sent)
+        if b"healthz" in sent:
+            assert door.recv(10000).startswith(b"HTTP/1.1 200")
+            door.sendall(b" / HTTP/1.1\r\n")
+        with suppress(ConnectionError):
+            while door.recv(1000):  # until it is closed; after 20 s, TimeoutError
+                pass
+
+
+def test_a_request_may_take_longer_than_its_head_may(address, begin, colours, picture, monkeypatch, until):
+    monkeypatch.setattr("retinanet.serve.connection.HEAD", 0.1)
+    colours.go.clear()
+    place = address()
+    asked = begin(place, picture())
+    until(lambda: colours.waiting)
+    time.sleep(0.3)
+    colours.go.set()
+    assert asked.getresponse().status == 200
+
+
+def test_requests_that_come_slowly_do_not_keep_others_out(address, begin, picture, until):
+    place = address(queue=2)
+    with ExitStack() as stack:
+        for _ in range(5):
+            dial(stack, place, SLOW)
+        gate = address.servers[0][0].config.app.state.gate
+        until(lambda: gate.open_requests == 5)
+        assert begin(place, picture()).getresponse().status == 200
 
 
 def test_who_leaves_is_taken_off_the_queue(address, begin, colours, picture, until):

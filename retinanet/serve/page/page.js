@@ -14,6 +14,7 @@ let about = null; // what /model says
 let shown = null; // {file, url, answer, seconds} of the picture that is on the page
 let running = null; // AbortController of the request that is under way
 let asking = null; // promise of a token while the dialog is open
+let pointed = null; // place of the detection that stands out
 
 // ---- the server
 
@@ -49,7 +50,7 @@ function askToken(wrong) {
     const dialog = $("ask");
     $("ask-form").onsubmit = (event) => {
       event.preventDefault();
-      sessionStorage.setItem(KEY, $("token").value.trim());
+      sessionStorage.setItem(KEY, $("token").value.replace(/[^\x21-\x7e]/g, "")); // more than a header can hold would let no request go
       dialog.onclose = null;
       dialog.close();
       resolve();
@@ -148,6 +149,18 @@ function draw() {
   if (!shown) return;
   const found = chosen();
   const { answer } = shown;
+  pointed = null;
+  drawBoxes();
+  listFound(found);
+  count(found);
+  const all = answer.detections.length;
+  say(`${found.length} of ${all} ${all === 1 ? "object" : "objects"} shown · ${answer.width} × ${answer.height} pixels · ${shown.seconds.toFixed(2)} s`);
+}
+
+function drawBoxes() { // alone when the window changes: a new list would take the keyboard's focus away
+  if (!shown) return;
+  const found = chosen();
+  const { answer } = shown;
   const unit = answer.width / ($("frame").clientWidth || answer.width); // pixels of the picture in one of the screen
   // the best lies on top, and no frame crosses a label
   const groups = found.map((one, place) => {
@@ -158,10 +171,7 @@ function draw() {
   const tags = $("labels").checked ? found.map((one, place) => tag(one, place, unit, answer)).reverse() : [];
   $("boxes").replaceChildren(...groups, ...tags);
   $("boxes").setAttribute("aria-label", `${found.length} boxes`);
-  listFound(found);
-  count(found);
-  const all = answer.detections.length;
-  say(`${found.length} of ${all} ${all === 1 ? "object" : "objects"} shown · ${answer.width} × ${answer.height} pixels · ${shown.seconds.toFixed(2)} s`);
+  point(pointed);
 }
 
 function tag(one, place, unit, { width }) {
@@ -201,6 +211,7 @@ function listFound(found) {
 }
 
 function point(place) {
+  pointed = place;
   for (const group of $("boxes").children) {
     group.classList.toggle("on", place !== null && group.dataset.place === String(place));
     group.classList.toggle("faint", place !== null && group.dataset.place !== String(place));
@@ -246,11 +257,11 @@ function tick(on) {
 function saveJson() {
   const { name, width, height } = shown.answer;
   const content = { threshold: Number($("threshold").value), images: [{ name, width, height, detections: chosen() }] };
-  save(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }), ".json");
+  save(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }), name, ".json");
 }
 
 function savePicture() {
-  const { width, height } = shown.answer;
+  const { name, width, height } = shown.answer; // by the time the file is made another picture may be on the page
   const canvas = document.createElement("canvas");
   const found = chosen().reverse();
   const line = Math.max(2, Math.round(Math.max(width, height) / 400));
@@ -272,14 +283,14 @@ function savePicture() {
     brush.fillText(caption(one), left + size * 0.35, top + high * 0.76);
   }
   const jpeg = shown.file.type === "image/jpeg";
-  const done = (blob) => (blob ? save(blob, jpeg ? "-boxes.jpg" : "-boxes.png") : complain("The picture is too large for this browser to save."));
+  const done = (blob) => (blob ? save(blob, name, jpeg ? "-boxes.jpg" : "-boxes.png") : complain("The picture is too large for this browser to save."));
   canvas.toBlob(done, jpeg ? "image/jpeg" : "image/png", 0.92);
 }
 
-function save(blob, ending) {
+function save(blob, name, ending) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
-  link.download = shown.answer.name.replace(/\.[^.]*$/, "") + ending;
+  link.download = name.replace(/\.[^.]*$/, "") + ending;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
@@ -362,5 +373,5 @@ $("found").addEventListener("keydown", (event) => {
   buttons[next].tabIndex = 0;
   buttons[next].focus();
 });
-new ResizeObserver(draw).observe($("frame"));
+new ResizeObserver(drawBoxes).observe($("frame"));
 introduce().catch((error) => complain(error.message));
