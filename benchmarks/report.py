@@ -134,6 +134,20 @@ def exporting(found: dict[str, Any]) -> list[Line]:
     return [*lines, *((f"share of torchvision's boxes that are {name}'s", "all", f"{share:.1%}") for name, share in exact.items())]
 
 
+def serving(found: dict[str, Any]) -> list[Line]:
+    memory, half = found["memory"], found["half_load"]
+    lines = [
+        ("pictures a second at saturation, the server's over the bare detector's in batches", "0.9", f"**{found['ratio']:.2f}**"),
+        ("the same, with decoding on both sides", "", f"{found['ratio_with_decoding']:.2f}"),
+        ("memory in the last fifth of the time over that of the second", "at most 1.05", f"{1 + memory['growth']:.3f}"),
+        ("answers that were not the bare detector's", "0", f"{found['wrong']}"),
+    ]
+    statuses = ", ".join(f"{count} with {status}" for status, count in sorted(found["statuses"].items()))
+    lines.append((f"answers in {found['minutes']:g} minutes at saturation and half as long at half load", "only 200 and 503", statuses))
+    pace = f"{half['rate']:.1f} a second, {half['requests']} requests"
+    return [*lines, (f"latency at half load ({pace}): median, p99", "", f"{half['median_ms']:.0f} ms, {half['p99_ms']:.0f} ms")]
+
+
 def loading(found: dict[str, Any]) -> list[Line]:
     lines = [
         (
@@ -202,6 +216,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[Line]]]] = {
     "training_step": ("A training step", training_step),
     "prediction": ("From a file on disk to boxes", prediction),
     "exporting": ("Exported files", exporting),
+    "serving": ("The server under load", serving),
     "loading": ("Data", loading),
     "precision": ("What bf16 costs", precision),
     "growth": ("Growth", growth),

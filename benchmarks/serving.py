@@ -78,7 +78,7 @@ def main() -> None:
             for connection in load.connections:
                 connection.close()
         figures = {
-            "model": options.model or "untrained, preset tiny",
+            "model": Path(options.model).name if options.model else "untrained, preset tiny",
             "pictures": f"{len(files)} JPEGs, the first of {' x '.join(map(str, reversed(image_size(files[0]))))} pixels",
             "minutes": options.minutes,
             "clients": options.clients,
