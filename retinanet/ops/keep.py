@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from .nms import survivors
 
 
-@torch.library.custom_op("retinanet::keep", mutates_args=())
+@library.custom_op("retinanet::keep", mutates_args=())
 def keep(boxes: Tensor, x: Tensor, labels: Tensor, classes: int, threshold: float, most: int) -> Tensor:
     """NMS within each picture and class, in no order: which boxes stay, [B, P]. -inf: not a candidate at all.
 
