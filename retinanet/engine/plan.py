@@ -14,6 +14,7 @@ from ..distributed import gather
 from ..errors import ConfigError
 from ..settings import parse_budget
 from .evaluate import evaluate
+from .record import duration
 from .session import Session
 from .step import train_step
 
@@ -47,6 +48,16 @@ def plan(session: Session, started: float) -> tuple[int, int]:
         *(config.budget, step, once, iterations, validations),
     )
     return iterations, math.ceil(iterations / validations)
+
+
+def tell_left_over(budget: str | None, spent: float) -> None:
+    """Warn when a run of minutes needed far fewer seconds: something else slowed its first steps, and it has learned less than it could."""
+    amount, unit = parse_budget(budget) if budget else (0.0, "it")
+    if unit == "s" and spent < 0.7 * amount:
+        log.warning(
+            "only %s of %s were used: the machine was busier when its speed was measured; the same command in quiet gives a better model",
+            *(duration(spent), budget),
+        )
 
 
 def fitting_length(session: Session) -> float:

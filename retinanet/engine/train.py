@@ -27,7 +27,7 @@ from .evaluate import Evaluation, evaluate, write_evaluation
 from .machine import describe, pick_device, told
 from .modelcard import model_card, write_card
 from .optim import lr_factor
-from .plan import plan
+from .plan import plan, tell_left_over
 from .record import Record, duration, log_file, new_folder, show_log
 from .session import Session, default_preset, new_session, open_training, preset_config, settled
 from .state import Progress, Timer, load_state, read_run, save_state, stop_signals
@@ -78,7 +78,9 @@ def run(source: str | Path, config: TrainConfig, preset_name: str | None = None)
             save_state(session, Progress(), folder)
             if first():
                 write_whole(folder / "config.json", json.dumps(about, indent=1).encode())
-            return loop(session, about, Progress(), folder, started)
+            loop(session, about, Progress(), folder, started)
+            tell_left_over(config.budget, time.perf_counter() - started)
+            return folder
 
 
 def resume(folder: str | Path, **changes: Any) -> Path:

@@ -193,6 +193,14 @@ def test_a_length_that_fits_the_data(images, iterations):
     assert plan.fitting_length(SimpleNamespace(config=preset("tiny"), sampler=sampler)) == iterations
 
 
+@pytest.mark.parametrize(
+    ("budget", "spent", "told"), [("4min", 100.0, True), ("4min", 200.0, False), ("12ep", 1.0, False), (None, 1.0, False)]
+)
+def test_a_run_that_needed_far_less_than_its_minutes_says_so(budget, spent, told, caplog):
+    plan.tell_left_over(budget, spent)
+    assert ("only 1 min 40 s of 4min were used" in caplog.text) == told
+
+
 def test_a_budget_in_images_is_as_many_steps_as_show_them(scenes, tmp_path):
     run = retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="6im", validations=1, **SMALL)
     assert json.loads((run / "config.json").read_text())["iterations"] == 3
