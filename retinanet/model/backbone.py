@@ -101,7 +101,7 @@ def probe(name: str) -> tuple[list[int], str | None]:
         raise unknown("backbone", name, timm.list_models())
     try:
         with torch.device("meta"):
-            body = timm.create_model(name, features_only=True, pretrained=False)
+            body = timm.create_model(name, features_only=True, pretrained=False).eval()  # batch norm of one value cannot train
             levels = body.feature_info.get_dicts()
             indices = [max(i for i, level in enumerate(levels) if level["reduction"] == want) for want in REDUCTIONS]
             maps = body(torch.empty(1, 3, 256, 320))

@@ -123,7 +123,7 @@ def test_one_image_more_in_the_batch_changes_nothing():
         torch.testing.assert_close(rows, torch.cat([one[level] for one in apart]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0", "mobilenetv3_small_050", "regnety_002"])
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0", "mobilenetv3_small_050", "regnety_002", "rexnet_100"])
 def test_timm_backbones_with_the_three_reductions_work(name):
     norm = "frozen" if name != "convnext_atto" else "batch"
     body = backbone.Backbone(name, norm).eval()
