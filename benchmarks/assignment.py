@@ -1,12 +1,14 @@
-"""How long to find which anchor answers for which object, and how much memory, against torchvision's `box_iou` and `Matcher`?
+"""How long to find which anchor answers for which object, and how much memory, against torchvision's
+`box_iou` and `Matcher`?
 
     python benchmarks/assignment.py
 
-Both sides get the same anchors and the same boxes, whose sides are drawn log-uniformly from 8 to 600 px with ratios from 1:3 to 3:1, and
-answer for every anchor of every picture. torchvision matches one picture after the other over its [G, A] matrix, with the thresholds of
-its RetinaNet (0.5, 0.4, every box's best anchor forced). Ours is the training's: it also finds out which anchors lie in the padding.
-`reference` is `ops.assign.assign`, plain and dense, whose answers ours must have bit for bit, and has.
-Targets, two pictures of 800 x 800 with 5, 50 and 500 boxes each, two threads: at least 2x, 4x and 10x.
+Both sides get the same anchors and the same boxes, whose sides are drawn log-uniformly from 8 to 600 px with
+ratios from 1:3 to 3:1, and answer for every anchor of every picture. torchvision matches one picture after
+the other over its [G, A] matrix, with the thresholds of its RetinaNet (0.5, 0.4, every box's best anchor
+forced). Ours is the training's: it also finds out which anchors lie in the padding. `reference` is
+`ops.assign.assign`, plain and dense, whose answers ours must have bit for bit, and has. Targets, two pictures
+of 800 x 800 with 5, 50 and 500 boxes each, two threads: at least 2x, 4x and 10x.
 
 Memory is what the tensors that live at the same time hold, at most, beyond the anchors and the boxes.
 """
@@ -44,7 +46,9 @@ class Alive(TorchDispatchMode):
         self.known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -105,8 +109,12 @@ def compared(anchors: GridAnchors, count: int, options: argparse.Namespace) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boxes", type=int, nargs="+", default=list(TARGETS), help="ground truths of each picture")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--boxes", type=int, nargs="+", default=list(TARGETS), help="ground truths of each picture"
+    )
     parser.add_argument("--side", type=int, default=800, help="of the square pictures, in pixels")
     parser.add_argument("--batch", type=int, default=2, help="pictures")
     parser.add_argument("--repeats", type=int, default=5)
@@ -116,9 +124,20 @@ def main() -> None:
     rows = [compared(anchors, count, options) for count in options.boxes]
     print(f"{'boxes':>5} {'torchvision':>16} {'reference':>16} {'ours':>16} {'ratio':>7}  target")
     for row in rows:
-        cells = [f"{row['seconds'][name] * 1e3:7.1f} ms {row['bytes'][name] / 2**20:4.0f} M" for name in row["seconds"]]
-        print(f"{row['boxes']:>5} {cells[0]:>16} {cells[1]:>16} {cells[2]:>16} {row['ratio']:>6.1f}x  {row['target'] or ''}")
-    about = {"anchors": sum(map(len, anchors)), "side": options.side, "batch": options.batch, "repeats": options.repeats}
+        cells = [
+            f"{row['seconds'][name] * 1e3:7.1f} ms {row['bytes'][name] / 2**20:4.0f} M"
+            for name in row["seconds"]
+        ]
+        print(
+            f"{row['boxes']:>5} {cells[0]:>16} {cells[1]:>16} {cells[2]:>16} {row['ratio']:>6.1f}x  "
+            f"{row['target'] or ''}"
+        )
+    about = {
+        "anchors": sum(map(len, anchors)),
+        "side": options.side,
+        "batch": options.batch,
+        "repeats": options.repeats,
+    }
     record(__file__, {**about, "threads": torch.get_num_threads(), "rows": rows}, out=options.out)
 
 

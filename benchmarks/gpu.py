@@ -1,11 +1,14 @@
-"""Everything that is claimed about a GPU, in one go and under ten minutes: the class loss, training and answering R50 at 800 px.
+"""Everything that is claimed about a GPU, in one go and under ten minutes: the class loss, training and
+answering R50 at 800 px.
 
     python benchmarks/gpu.py
 
-Where no GPU is at hand it says so and ends well. All sides take turns on the same card in the same process; torchvision runs under the
-same bf16 autocast. `--device cpu --side 64 --backbone resnet18 --batch 2 --batches 1 2 --repeats 2` tries the script itself.
+Where no GPU is at hand it says so and ends well. All sides take turns on the same card in the same process;
+torchvision runs under the same bf16 autocast. `--device cpu --side 64 --backbone resnet18 --batch 2 --batches
+1 2 --repeats 2` tries the script itself.
 
-Goals: the class loss at 60 % of the bandwidth of a copy; training and answering 2.5 times as fast as torchvision.
+Goals: the class loss at 60 % of the bandwidth of a copy; training and answering 2.5 times as fast as
+torchvision.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ COCO_TRAIN = 117_266
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backbone", default="resnet50", help="a ResNet")
     parser.add_argument("--side", type=int, default=800)
@@ -50,7 +55,11 @@ def main() -> None:
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         print("no GPU at hand: nothing was measured (--device cpu tries the script itself)")
         return
-    parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"matmul": matmul, "class_loss": loss, "training": training}
+    parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "matmul": matmul,
+        "class_loss": loss,
+        "training": training,
+    }
     parts |= {f"answering_{batch}": partial(answering, batch=batch) for batch in options.batches}
     start = time.perf_counter()
     found: dict[str, dict[str, Any]] = {}
@@ -59,7 +68,13 @@ def main() -> None:
             found[name] = {"left out": "no time"}
             continue
         found[name] = part(options)
-        print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in found[name].items() if isinstance(value, float)), flush=True)
+        print(
+            f"{name}: "
+            + ", ".join(
+                f"{key} {value:.3g}" for key, value in found[name].items() if isinstance(value, float)
+            ),
+            flush=True,
+        )
     if "flop_per_second" in found["training"]:
         share = found["training"]["flop_per_second"] / found["matmul"]["flop_per_second"]
         found["training"]["share of matmul"] = share
@@ -88,16 +103,27 @@ def loss(options: argparse.Namespace) -> dict[str, Any]:
         logits.grad = None
         class_loss(logits, labels).backward()
 
-    seconds = take_turns({"copy": lambda: other.copy_(logits.detach()), "loss": both}, options.repeats, options.device)
+    seconds = take_turns(
+        {"copy": lambda: other.copy_(logits.detach()), "loss": both}, options.repeats, options.device
+    )
     return {"share of copy bandwidth": 1 / ratio(seconds["loss"], seconds["copy"]), "seconds": seconds}
 
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
-    """Steps of torchvision's model, of ours, and of ours compiled; and how many operations one of ours has."""
+    """Steps of torchvision's model, of ours, and of ours compiled; and how many operations one of ours
+    has.
+    """
     boxes = corners(options)
     batch = pictures_with(boxes, torch.arange(8) * 9, options.side, options.batch)
     sessions = {
-        name: ours("bf16", options.side, options.batch, options.backbone, options.device, compile=name == "ours compiled")
+        name: ours(
+            "bf16",
+            options.side,
+            options.batch,
+            options.backbone,
+            options.device,
+            compile=name == "ours compiled",
+        )
         for name in ("ours", "ours compiled")
     }
     sides: dict[str, Callable[[], object]] = {"torchvision": theirs("bf16", boxes, options)}
@@ -124,7 +150,16 @@ def answering(options: argparse.Namespace, batch: int) -> dict[str, Any]:
     model = RetinaNet(80, options.backbone, p6="p5")
     calm(model)
     detectors = {
-        name: Detector(model, Preprocess(options.side), Postprocess(), [str(k) for k in range(80)], range(80), 0.5, device, "bf16")
+        name: Detector(
+            model,
+            Preprocess(options.side),
+            Postprocess(),
+            [str(k) for k in range(80)],
+            range(80),
+            0.5,
+            device,
+            "bf16",
+        )
         for name in ("ours", "ours compiled")
     }
     detectors["ours compiled"].network = torch.compile(detectors["ours compiled"].network)

@@ -1,11 +1,13 @@
-"""How a training step grows with the pictures' side, the batch, the classes and the boxes: nothing may be worse than linear.
+"""How a training step grows with the pictures' side, the batch, the classes and the boxes: nothing may be
+worse than linear.
 
     python benchmarks/growth.py --plot docs/growth.svg
 
-One setting grows at a time, the others stay at the base: one picture of 400 px, 80 classes, 8 boxes, on a ResNet-18. The time of a step is
-the median of some; the memory is the peak of the process during a step above what it had before (Linux; on a GPU the allocator's).
-The expected line is proportional to the pixels and to the batch; by classes and boxes it is the base plus what a proportional part may
-add, so there the slope of the last doubling is what counts: the exponent of growth from the last but one point to the last.
+One setting grows at a time, the others stay at the base: one picture of 400 px, 80 classes, 8 boxes, on a
+ResNet-18. The time of a step is the median of some; the memory is the peak of the process during a step above
+what it had before (Linux; on a GPU the allocator's). The expected line is proportional to the pixels and to
+the batch; by classes and boxes it is the base plus what a proportional part may add, so there the slope of
+the last doubling is what counts: the exponent of growth from the last but one point to the last.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ SLACK = 0.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--points", type=int, default=5, help="of each setting, the smallest first")
     parser.add_argument("--side", type=int, default=BASE["side"], help="pixels of the base")
@@ -55,22 +59,43 @@ def main() -> None:
             seconds, memory = measured(sizes, options)
             curves[name].append({name: scaled, "seconds": seconds, "bytes": memory})
             print(f"{name:8s}{scaled:6d}{seconds:9.3f} s{memory / 2**20:9.0f} MiB", flush=True)
-    exponents = {name: {kind: exponent(name, points, kind) for kind in ("seconds", "bytes")} for name, points in curves.items()}
-    worse = [f"{kind} by {name}" for name, kinds in exponents.items() for kind, value in kinds.items() if value > 1 + SLACK]
+    exponents = {
+        name: {kind: exponent(name, points, kind) for kind in ("seconds", "bytes")}
+        for name, points in curves.items()
+    }
+    worse = [
+        f"{kind} by {name}"
+        for name, kinds in exponents.items()
+        for kind, value in kinds.items()
+        if value > 1 + SLACK
+    ]
     for name, kinds in exponents.items():
-        print(f"{name:8s}" + "  ".join(f"{kind} grow as the power {value:.2f}" for kind, value in kinds.items()))
+        print(
+            f"{name:8s}" + "  ".join(f"{kind} grow as the power {value:.2f}" for kind, value in kinds.items())
+        )
     print("worse than linear: " + (", ".join(worse) or "nothing"))
     if options.plot:
         plot(curves, options.plot)
-    setting = {"backbone": options.backbone, "precision": options.precision, "base": BASE | {"side": options.side}}
-    record(__file__, {**setting, "curves": curves, "exponents": exponents, "worse": worse}, options.device, options.out)
+    setting = {
+        "backbone": options.backbone,
+        "precision": options.precision,
+        "base": BASE | {"side": options.side},
+    }
+    record(
+        __file__,
+        {**setting, "curves": curves, "exponents": exponents, "worse": worse},
+        options.device,
+        options.out,
+    )
 
 
 def measured(sizes: dict[str, int], options: argparse.Namespace) -> tuple[float, int]:
     """Seconds of a step, and bytes that it needs for a while."""
     torch.manual_seed(0)
     side, count = sizes["side"], sizes["boxes"]
-    session = ours(options.precision, side, sizes["batch"], options.backbone, options.device, sizes["classes"])
+    session = ours(
+        options.precision, side, sizes["batch"], options.backbone, options.device, sizes["classes"]
+    )
     corners = torch.rand(count, 2) * side * 0.8
     boxes = torch.cat([corners, corners + 16 + torch.rand(count, 2) * side * 0.2], dim=1)
     batch = pictures_with(boxes, torch.arange(count) % sizes["classes"], side, sizes["batch"])
@@ -108,24 +133,36 @@ def exponent(name: str, points: list[dict[str, float]], kind: str) -> float:
 
 
 def plot(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Time above, memory below, with the line of what is expected: proportional from the largest point down."""
+    """Time above, memory below, with the line of what is expected: proportional from the largest point
+    down.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(curves), figsize=(3 * len(curves), 5), sharey="row", layout="constrained")
+    figure, axes = plt.subplots(
+        2, len(curves), figsize=(3 * len(curves), 5), sharey="row", layout="constrained"
+    )
     for column, (name, points) in enumerate(curves.items()):
         for axis, kind, unit in zip(axes[:, column], ("seconds", "bytes"), (1, 2**30), strict=True):
             x, y = [point[name] for point in points], [point[kind] / unit for point in points]
             power = 2 if name == "side" else 1
-            axis.plot(x, [y[-1] * (value / x[-1]) ** power for value in x], color="0.7", linestyle="--", label="proportional")
+            axis.plot(
+                x,
+                [y[-1] * (value / x[-1]) ** power for value in x],
+                color="0.7",
+                linestyle="--",
+                label="proportional",
+            )
             axis.plot(x, y, color="black", marker="o", markersize=4)
             axis.set_xscale("symlog", linthresh=1)
             axis.set_yscale("log")
             axis.set_xticks(x, [f"{value:g}" for value in x])
             axis.minorticks_off()
-        axes[1, column].set_xlabel({"side": "side of the pictures, px", "boxes": "boxes of a picture"}.get(name, name))
+        axes[1, column].set_xlabel(
+            {"side": "side of the pictures, px", "boxes": "boxes of a picture"}.get(name, name)
+        )
     axes[0, 0].set_ylabel("seconds of a step")
     axes[1, 0].set_ylabel("GiB of a step")
     axes[0, 0].legend(frameon=False, fontsize="small")

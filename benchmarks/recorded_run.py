@@ -3,8 +3,9 @@
     python benchmarks/recorded_run.py before.json                      # in a checkout of the old commit
     python benchmarks/recorded_run.py after.json --compare before.json # in the new one, on the same machine
 
-One thread, fp32, generated scenes: the weights after 30 steps of `tiny`, the losses of each step, the answers of the
-trained model for a validation split, and the rows of one table of the paper. Exit status 1 when anything differs.
+One thread, fp32, generated scenes: the weights after 30 steps of `tiny`, the losses of each step, the answers
+of the trained model for a validation split, and the rows of one table of the paper. Exit status 1 when
+anything differs.
 """
 
 import argparse
@@ -47,13 +48,42 @@ def record(folder: Path) -> dict[str, object]:
     """Everything that must not change."""
     data = write_scenes(folder / "scenes", {"train": 24, "val": 12}, size=(120, 160), seed=3, across=(16, 80))
     out = folder / "run"
-    run("train", str(data), *SETTINGS, "--budget", "30it", "--batch", "4", "--log-every", "1", "--out", str(out))
+    run(
+        "train",
+        str(data),
+        *SETTINGS,
+        "--budget",
+        "30it",
+        "--batch",
+        "4",
+        "--log-every",
+        "1",
+        "--out",
+        str(out),
+    )
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    run("predict", str(out), str(data), "--split", "val", "--device", "cpu", "--workers", "0", "--out", str(folder / "found"))
+    run(
+        "predict",
+        str(out),
+        str(data),
+        "--split",
+        "val",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--out",
+        str(folder / "found"),
+    )
     study = folder / "study"
     run("lab", "table1b", str(data), *SETTINGS, "--budget", "4it", "--batch", "4", "--out", str(study))
-    kept = [json.loads(line) for file in sorted(study.rglob("*.jsonl")) for line in file.read_text().splitlines()]
-    numbers = re.findall(r'"(?:loss|class_loss|box_loss|AP\w*)": [-\d.e]+', "\n".join(json.dumps(row, sort_keys=True) for row in kept))
+    kept = [
+        json.loads(line) for file in sorted(study.rglob("*.jsonl")) for line in file.read_text().splitlines()
+    ]
+    numbers = re.findall(
+        r'"(?:loss|class_loss|box_loss|AP\w*)": [-\d.e]+',
+        "\n".join(json.dumps(row, sort_keys=True) for row in kept),
+    )
     return {
         "weights": weights(out / "model.safetensors"),
         "steps": [{name: value for name, value in row.items() if name not in TIMES} for row in rows],
@@ -71,7 +101,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = json.loads(json.dumps(record(Path(folder))))
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"retinanet {retinanet.__version__}: weights {found['weights']}, predictions {found['predictions']}")
+    print(
+        f"retinanet {retinanet.__version__}: weights {found['weights']}, predictions {found['predictions']}"
+    )
     if options.compare:
         before = json.loads(options.compare.read_text())
         different = [name for name in before if before[name] != found.get(name)]

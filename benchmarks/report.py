@@ -60,15 +60,35 @@ def class_loss(found: dict[str, Any]) -> list[Line]:
         compiled, eager = row["ours"], row["chunks"]
         lines += [
             (f"{what}: torchvision over ours", "16" if plain else "", f"**{compiled['torchvision']:.1f}**"),
-            (f"{what}: ours over a copy of the logits", "at most 2.2" if plain else "", f"{compiled['copy']:.2f}"),
-            (f"{what}: torchvision over ours, without a compiler", "4" if plain else "", f"{eager['torchvision']:.1f}"),
+            (
+                f"{what}: ours over a copy of the logits",
+                "at most 2.2" if plain else "",
+                f"{compiled['copy']:.2f}",
+            ),
+            (
+                f"{what}: torchvision over ours, without a compiler",
+                "4" if plain else "",
+                f"{eager['torchvision']:.1f}",
+            ),
         ]
         if "errors" in row:
             errors = row["errors"]
-            lines.append((f"{what}: relative error of value, gradient", "1e-5", f"{errors['value']:.0e}, {errors['gradient']:.0e}"))
+            lines.append(
+                (
+                    f"{what}: relative error of value, gradient",
+                    "1e-5",
+                    f"{errors['value']:.0e}, {errors['gradient']:.0e}",
+                )
+            )
     for dtype, parts in found.get("memory", {}).items():
         goal = "at most 1.1" if dtype == "float32" else ""
-        lines.append((f"{dtype}: memory over that of the gradient", goal, f"{parts['ours']:.2f} (torchvision {parts['torchvision']:.1f})"))
+        lines.append(
+            (
+                f"{dtype}: memory over that of the gradient",
+                goal,
+                f"{parts['ours']:.2f} (torchvision {parts['torchvision']:.1f})",
+            )
+        )
     for how, seconds in found.get("first_call_s", {}).items():
         lines.append((f"the first call, with compiling ({how} cache)", "", f"{seconds:.1f} s"))
     return lines
@@ -79,7 +99,13 @@ def assignment(found: dict[str, Any]) -> list[Line]:
     for row in found["rows"]:
         boxes, goal = f"{row['boxes']} boxes a picture", f"{row['target']:g}" if row["target"] else ""
         lines.append((f"{boxes}: torchvision over ours", goal, f"**{row['ratio']:.0f}**"))
-        lines.append((f"{boxes}: torchvision's memory over ours", "", f"{row['bytes']['torchvision'] / row['bytes']['ours']:.0f}"))
+        lines.append(
+            (
+                f"{boxes}: torchvision's memory over ours",
+                "",
+                f"{row['bytes']['torchvision'] / row['bytes']['ours']:.0f}",
+            )
+        )
     return lines
 
 
@@ -90,11 +116,18 @@ def postprocessing(found: dict[str, Any]) -> list[Line]:
         "one": "one picture, many candidates",
     }
     lines = [
-        (f"{text}: torchvision over ours", "" if kind == "one" else "6", f"**{found[kind]['ratio']:.1f}**") for kind, text in kinds.items()
+        (f"{text}: torchvision over ours", "" if kind == "one" else "6", f"**{found[kind]['ratio']:.1f}**")
+        for kind, text in kinds.items()
     ]
     for precision in ("fp32", "bf16"):
         share = found[f"normal_{precision}"]["share"]
-        lines.append((f"share of the network's time, R50 at {found['side']} px, {precision}", "at most 4 %", f"{share:.1%}"))
+        lines.append(
+            (
+                f"share of the network's time, R50 at {found['side']} px, {precision}",
+                "at most 4 %",
+                f"{share:.1%}",
+            )
+        )
     return lines
 
 
@@ -111,47 +144,95 @@ def training_step(found: dict[str, Any]) -> list[Line]:
         "memory: ours bf16 over torchvision bf16": "at most 0.85",
         "memory: ours bf16 over torchvision fp32": "at most 0.6",
     }
-    lines = [(name, goal, f"**{found['ratios'][name]:.2f}**") for name, goal in goals.items() if name in found["ratios"]]
+    lines = [
+        (name, goal, f"**{found['ratios'][name]:.2f}**")
+        for name, goal in goals.items()
+        if name in found["ratios"]
+    ]
     sides = {name: seconds for name, seconds in found["seconds"].items() if not name.startswith("product")}
-    return lines + [(f"{name}, seconds a step", "", f"{median(seconds):.2f}") for name, seconds in sides.items()]
+    return lines + [
+        (f"{name}, seconds a step", "", f"{median(seconds):.2f}") for name, seconds in sides.items()
+    ]
 
 
 def prediction(found: dict[str, Any]) -> list[Line]:
     goals = {"torchvision fp32 over ours fp32": "1.3", "torchvision fp32 over ours bf16": "2.6"}
     lines = [(name, goals.get(name, ""), f"**{value:.2f}**") for name, value in found["ratios"].items()]
-    lines.append(("share of torchvision's boxes that are ours in fp32", "all", f"{found['boxes']['shared']:.1%}"))
+    lines.append(
+        ("share of torchvision's boxes that are ours in fp32", "all", f"{found['boxes']['shared']:.1%}")
+    )
     for precision, parts in found["cold"].items():
         told = ", ".join(f"{name} {spent:.1f} s" for name, spent in list(parts.items())[1:])
-        lines.append((f"`retinanet predict` from the start, {precision}", "", f"{parts['retinanet predict']:.1f} s: {told}"))
+        lines.append(
+            (
+                f"`retinanet predict` from the start, {precision}",
+                "",
+                f"{parts['retinanet predict']:.1f} s: {told}",
+            )
+        )
     return lines
 
 
 def exporting(found: dict[str, Any]) -> list[Line]:
     goals = {"onnx-fp32": "1.5", "openvino-bf16": "3", "openvino-int8": "5.5"}
-    lines = [(f"torchvision over {name}", goals.get(name, ""), f"**{value:.2f}**") for name, value in found["ratios"].items()]
-    lines += [(f"torchvision over its arithmetic as {name} matrix products", "", f"{value:.2f}") for name, value in found["limits"].items()]
+    lines = [
+        (f"torchvision over {name}", goals.get(name, ""), f"**{value:.2f}**")
+        for name, value in found["ratios"].items()
+    ]
+    lines += [
+        (f"torchvision over its arithmetic as {name} matrix products", "", f"{value:.2f}")
+        for name, value in found["limits"].items()
+    ]
     exact = {name: told["shared"] for name, told in found["boxes"].items() if name.endswith("fp32")}
-    return [*lines, *((f"share of torchvision's boxes that are {name}'s", "all", f"{share:.1%}") for name, share in exact.items())]
+    return [
+        *lines,
+        *(
+            (f"share of torchvision's boxes that are {name}'s", "all", f"{share:.1%}")
+            for name, share in exact.items()
+        ),
+    ]
 
 
 def serving(found: dict[str, Any]) -> list[Line]:
     memory, half = found["memory"], found["half_load"]
     lines = [
-        ("pictures a second at saturation, the server's over the bare detector's in batches", "0.9", f"**{found['ratio']:.2f}**"),
+        (
+            "pictures a second at saturation, the server's over the bare detector's in batches",
+            "0.9",
+            f"**{found['ratio']:.2f}**",
+        ),
         ("the same, with decoding on both sides", "", f"{found['ratio_with_decoding']:.2f}"),
-        ("memory in the last fifth of the time over that of the second", "at most 1.05", f"{1 + memory['growth']:.3f}"),
+        (
+            "memory in the last fifth of the time over that of the second",
+            "at most 1.05",
+            f"{1 + memory['growth']:.3f}",
+        ),
         ("answers that were not the bare detector's", "0", f"{found['wrong']}"),
     ]
     statuses = ", ".join(f"{count} with {status}" for status, count in sorted(found["statuses"].items()))
-    lines.append((f"answers in {found['minutes']:g} minutes at saturation and half as long at half load", "only 200 and 503", statuses))
+    lines.append(
+        (
+            f"answers in {found['minutes']:g} minutes at saturation and half as long at half load",
+            "only 200 and 503",
+            statuses,
+        )
+    )
     pace = f"{half['rate']:.1f} a second, {half['requests']} requests"
-    return [*lines, (f"latency at half load ({pace}): median, p99", "", f"{half['median_ms']:.0f} ms, {half['p99_ms']:.0f} ms")]
+    return [
+        *lines,
+        (
+            f"latency at half load ({pace}): median, p99",
+            "",
+            f"{half['median_ms']:.0f} ms, {half['p99_ms']:.0f} ms",
+        ),
+    ]
 
 
 def loading(found: dict[str, Any]) -> list[Line]:
     lines = [
         (
-            f"pictures a second of one core at {found['scale']} px, batch of {row['batch']}: ours over torchvision's",
+            f"pictures a second of one core at {found['scale']} px, batch of {row['batch']}: ours over "
+            f"torchvision's",
             "1.5",
             f"**{row['ratio']:.1f}** ({row['images_per_second_per_core']['ours']:.0f} a second)",
         )
@@ -161,11 +242,21 @@ def loading(found: dict[str, Any]) -> list[Line]:
     what = f"index of {index['images']:,} pictures, {index['boxes']:,} boxes"
     lines += [
         (f"{what}: opened from its cache", "0.5 s", f"**{index['warm_s']:.2f} s**"),
-        (f"{what}: opened the first time", "", f"{index['cold']['s']:.1f} s, peak {index['cold']['peak_MB'] / 1000:.1f} GB"),
+        (
+            f"{what}: opened the first time",
+            "",
+            f"{index['cold']['s']:.1f} s, peak {index['cold']['peak_MB'] / 1000:.1f} GB",
+        ),
     ]
     for kind, memory in workers.items():
         private, shared = memory["private_for_the_index_MB"], memory["shared_for_the_index_MB"]
-        lines.append((f"{what}: memory of a worker ({kind})", "shared", f"{private:.1f} MB of its own, {shared:.0f} MB shared"))
+        lines.append(
+            (
+                f"{what}: memory of a worker ({kind})",
+                "shared",
+                f"{private:.1f} MB of its own, {shared:.0f} MB shared",
+            )
+        )
     return lines
 
 
@@ -175,7 +266,11 @@ def precision(found: dict[str, Any]) -> list[Line]:
     return [
         (f"{what}: bf16", "that of the next line", f"{apart['bf16']:.1%}"),
         (f"{what}: fp32 from weights moved by 1e-6", "", f"{apart['fp32 moved']:.1%}"),
-        (f"AP of the same weights, {answers['fp32']:.3f} in fp32: its fall in bf16", "at most 0.002", f"**{found['drop']:.4f}**"),
+        (
+            f"AP of the same weights, {answers['fp32']:.3f} in fp32: its fall in bf16",
+            "at most 0.002",
+            f"**{found['drop']:.4f}**",
+        ),
     ]
 
 
@@ -184,7 +279,13 @@ def growth(found: dict[str, Any]) -> list[Line]:
     for name, powers in found["exponents"].items():
         by = "pixels" if name == "side" else name
         for kind in ("seconds", "bytes"):
-            lines.append((f"{kind} of a training step grow with the {by} as the power", "at most 1", f"{powers[kind]:.2f}"))
+            lines.append(
+                (
+                    f"{kind} of a training step grow with the {by} as the power",
+                    "at most 1",
+                    f"{powers[kind]:.2f}",
+                )
+            )
     return lines
 
 
@@ -194,13 +295,27 @@ def whole_run(found: dict[str, Any]) -> list[Line]:
         told = found[side]
         speed = f"{told['images_per_second']:.1f} images a second, {told['steps']} steps"
         goal = "ahead" if side == "ours" else ""
-        lines.append((f"{side}: AP on {found['split']} after {found['budget_s'] / 60:g} minutes", goal, f"**{told['AP']:.3f}** ({speed})"))
+        lines.append(
+            (
+                f"{side}: AP on {found['split']} after {found['budget_s'] / 60:g} minutes",
+                goal,
+                f"**{told['AP']:.3f}** ({speed})",
+            )
+        )
     return lines
 
 
 def gpu(found: dict[str, Any]) -> list[Line]:
-    lines = [("class loss, share of the bandwidth of a copy", "60 %", f"{found['class_loss']['share of copy bandwidth']:.0%}")]
-    parts = {"training": "training"} | {name: f"answers, batch of {name[10:]}" for name in found if name.startswith("answering_")}
+    lines = [
+        (
+            "class loss, share of the bandwidth of a copy",
+            "60 %",
+            f"{found['class_loss']['share of copy bandwidth']:.0%}",
+        )
+    ]
+    parts = {"training": "training"} | {
+        name: f"answers, batch of {name[10:]}" for name in found if name.startswith("answering_")
+    }
     for part, text in parts.items():
         for name, value in found[part].items():
             if isinstance(value, float):

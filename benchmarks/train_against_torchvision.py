@@ -1,19 +1,23 @@
-"""Which detector do so many minutes of training buy? torchvision's RetinaNet and ours, from scratch, one after the other.
+"""Which detector do so many minutes of training buy? torchvision's RetinaNet and ours, from scratch, one
+after the other.
 
     python benchmarks/train_against_torchvision.py DATA --budget 7min --out results.json
 
-`--recipe same` holds everything equal that both have: ResNet-18, subnets of four convolutions of 256 channels, pictures of `--scale`,
-batches of `--batch`, horizontal flips and nothing else. What is left is how fast a step is and how well it is used. `--recipe own` compares
-what `retinanet train` chooses by itself, a smaller head and larger pictures.
+`--recipe same` holds everything equal that both have: ResNet-18, subnets of four convolutions of 256
+channels, pictures of `--scale`, batches of `--batch`, horizontal flips and nothing else. What is left is how
+fast a step is and how well it is used. `--recipe own` compares what `retinanet train` chooses by itself, a
+smaller head and larger pictures.
 
-Both start from random weights, learn from the split `train` for the same seconds of the same machine and are measured by the same
-evaluator on the same split. The clock covers building the model, loading and learning; imports, reading the annotations and
-the final evaluation are outside it. (Ours also counts its own validations and the probe of its speed in; `wall_s` tells the whole.)
+Both start from random weights, learn from the split `train` for the same seconds of the same machine and are
+measured by the same evaluator on the same split. The clock covers building the model, loading and learning;
+imports, reading the annotations and the final evaluation are outside it. (Ours also counts its own
+validations and the probe of its speed in; `wall_s` tells the whole.)
 
-torchvision's side is the recipe that suits it: ResNet-18 with live batch norm on every layer (frozen statistics do not learn from
-scratch), fp32 as it ships, AdamW (weight decay 0.05) with 50 steps of linear warm-up and a cosine over the budget, gradients clipped at
-norm 1, horizontal flips, batches of 4. `--lr` and `--scale` are there to look for a better one. Its default short side is 240 (320 x 240
-for a 4:3 picture): on two cores 320 x 427 takes 1.7 times as long a step, so it sees 1.7 times fewer pictures.
+torchvision's side is the recipe that suits it: ResNet-18 with live batch norm on every layer (frozen
+statistics do not learn from scratch), fp32 as it ships, AdamW (weight decay 0.05) with 50 steps of linear
+warm-up and a cosine over the budget, gradients clipped at norm 1, horizontal flips, batches of 4. `--lr` and
+`--scale` are there to look for a better one. Its default short side is 240 (320 x 240 for a 4:3 picture): on
+two cores 320 x 427 takes 1.7 times as long a step, so it sees 1.7 times fewer pictures.
 """
 
 from __future__ import annotations
@@ -68,7 +72,10 @@ class Pictures(TorchDataset[Sample]):
         boxes = torch.from_numpy(self.data.boxes[rows][kept]).float()
         if self.flip and torch.rand(()) < 0.5:
             picture = picture.flip(-1)
-            boxes = torch.stack([picture.shape[-1] - boxes[:, 2], boxes[:, 1], picture.shape[-1] - boxes[:, 0], boxes[:, 3]], dim=1)
+            boxes = torch.stack(
+                [picture.shape[-1] - boxes[:, 2], boxes[:, 1], picture.shape[-1] - boxes[:, 0], boxes[:, 3]],
+                dim=1,
+            )
         return picture, {"boxes": boxes, "labels": torch.from_numpy(self.data.labels[rows][kept])}
 
 
@@ -80,7 +87,9 @@ def loader(data: Dataset, options: argparse.Namespace, forever: bool) -> DataLoa
 
 
 def build(classes: int, scale: int) -> RetinaNet:
-    """torchvision's RetinaNet on a ResNet-18. Its head is all sigmoids, so that the labels 0..K-1 need no background class."""
+    """torchvision's RetinaNet on a ResNet-18. Its head is all sigmoids, so that the labels 0..K-1 need no
+    background class.
+    """
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18",
         weights=None,
@@ -93,8 +102,12 @@ def build(classes: int, scale: int) -> RetinaNet:
     return RetinaNet(backbone, classes, min_size=scale, max_size=largest)  # type: ignore[no-untyped-call, unused-ignore]
 
 
-def train(model: RetinaNet, batches: DataLoader[Sample], seconds: float, start: float, options: argparse.Namespace) -> tuple[int, float]:
-    """-> the number of steps that fit between `start` and `start + seconds`, and the seconds that they took."""
+def train(
+    model: RetinaNet, batches: DataLoader[Sample], seconds: float, start: float, options: argparse.Namespace
+) -> tuple[int, float]:
+    """-> the number of steps that fit between `start` and `start + seconds`, and the seconds that they
+    took.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     model.train()
     step, first = 0, time.perf_counter()
@@ -103,7 +116,9 @@ def train(model: RetinaNet, batches: DataLoader[Sample], seconds: float, start: 
         if progress >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = options.lr * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
+            group["lr"] = (
+                options.lr * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
+            )
         pictures = [picture.to(options.device) for picture, _ in batch]
         targets = [{name: value.to(options.device) for name, value in target.items()} for _, target in batch]
         losses: dict[str, Tensor] = model(pictures, targets)
@@ -114,18 +129,25 @@ def train(model: RetinaNet, batches: DataLoader[Sample], seconds: float, start: 
         optimizer.step()
         step += 1
         if step % 20 == 0:
-            print(f"torchvision: step {step}, {progress:.0%} of the budget, loss {loss.item():.3f}", flush=True)
+            print(
+                f"torchvision: step {step}, {progress:.0%} of the budget, loss {loss.item():.3f}", flush=True
+            )
     return step, time.perf_counter() - first
 
 
 @torch.inference_mode()
 def predict(model: RetinaNet, data: Dataset, options: argparse.Namespace) -> Results:
-    """Everything that torchvision answers by default (score above 0.05, NMS at 0.5, at most 300 a picture), as columns."""
+    """Everything that torchvision answers by default (score above 0.05, NMS at 0.5, at most 300 a picture),
+    as columns.
+    """
     model.eval()
     answers: list[dict[str, Tensor]] = []
     for batch in loader(data, options, forever=False):
         answers += model([picture.to(options.device) for picture, _ in batch])
-    boxes, scores, labels = (torch.cat([answer[name].cpu() for answer in answers]).numpy() for name in ("boxes", "scores", "labels"))
+    boxes, scores, labels = (
+        torch.cat([answer[name].cpu() for answer in answers]).numpy()
+        for name in ("boxes", "scores", "labels")
+    )
     images = np.repeat(np.arange(len(answers)), [len(answer["scores"]) for answer in answers])
     return Results(images, boxes.astype(np.float64), scores.astype(np.float64), labels)
 
@@ -170,20 +192,59 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
             *same,
         ]
         start = time.perf_counter()
-        subprocess.run([*command, *(alike(options) if options.recipe == "same" else []), *shlex.split(options.ours)], check=True)
+        subprocess.run(
+            [*command, *(alike(options) if options.recipe == "same" else []), *shlex.split(options.ours)],
+            check=True,
+        )
         wall, evaluating = time.perf_counter() - start, time.perf_counter()
-        subprocess.run([*retinanet, "eval", str(run), str(options.data), "--split", options.split, "--out", str(answer), *same], check=True)
+        subprocess.run(
+            [
+                *retinanet,
+                "eval",
+                str(run),
+                str(options.data),
+                "--split",
+                options.split,
+                "--out",
+                str(answer),
+                *same,
+            ],
+            check=True,
+        )
         metrics = json.loads((answer / "metrics.json").read_text(encoding="utf-8"))
         result = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
-        result |= {"wall_s": wall, "evaluation_s": time.perf_counter() - evaluating, "arguments": options.ours}
+        result |= {
+            "wall_s": wall,
+            "evaluation_s": time.perf_counter() - evaluating,
+            "arguments": options.ours,
+        }
         return result | learned(run)
 
 
 def alike(options: argparse.Namespace) -> list[str]:
     """Arguments that make our network, its pictures and their augmentation those of torchvision's side."""
     network = ["--channels", "256", "--depth", "4"]
-    pictures = ["--scale", str(options.scale), "--max-side", str(round(options.scale * 4 / 3)), "--train-scale", "None"]
-    return [*network, *pictures, "--jitter", "1", "1", "--photometric", "0", "--flip", "0.5", "--batch", str(options.batch)]
+    pictures = [
+        "--scale",
+        str(options.scale),
+        "--max-side",
+        str(round(options.scale * 4 / 3)),
+        "--train-scale",
+        "None",
+    ]
+    return [
+        *network,
+        *pictures,
+        "--jitter",
+        "1",
+        "1",
+        "--photometric",
+        "0",
+        "--flip",
+        "0.5",
+        "--batch",
+        str(options.batch),
+    ]
 
 
 def learned(run: Path) -> dict[str, Any]:
@@ -191,7 +252,9 @@ def learned(run: Path) -> dict[str, Any]:
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     speed = float(np.median([row["images_per_second"] for row in rows if row["kind"] == "train"]))
-    recipe = {name: value for name, value in config["config"].items() if name != "out"}  # which is gone by now
+    recipe = {
+        name: value for name, value in config["config"].items() if name != "out"
+    }  # which is gone by now
     return {"steps": config["iterations"], "images_per_second": speed, "recipe": recipe, "rows": rows}
 
 
@@ -204,20 +267,30 @@ def seconds_of(budget: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, help="a data set with the split train and the one to measure on")
     parser.add_argument("--budget", default="7min", help="20s, 7min or 1h of training for each side")
     parser.add_argument("--split", default="test", help="what to measure on")
-    parser.add_argument("--recipe", choices=["same", "own"], default="own", help="ours: as torchvision's side, or as it comes")
+    parser.add_argument(
+        "--recipe", choices=["same", "own"], default="own", help="ours: as torchvision's side, or as it comes"
+    )
     parser.add_argument("--only", choices=["torchvision", "ours"], help="run one side")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=int, default=240, help="torchvision: short side; the long one is at most 4/3 of it")
+    parser.add_argument(
+        "--scale", type=int, default=240, help="torchvision: short side; the long one is at most 4/3 of it"
+    )
     parser.add_argument("--lr", type=float, default=5e-4, help="torchvision: the highest learning rate")
     parser.add_argument("--batch", type=int, default=4, help="torchvision: images per step")
-    parser.add_argument("--workers", type=int, default=2, help="torchvision: loader processes; 0 loads in this one")
-    parser.add_argument("--ours", default="", help='more arguments for retinanet train, as one string: --ours="--preset tiny"')
+    parser.add_argument(
+        "--workers", type=int, default=2, help="torchvision: loader processes; 0 loads in this one"
+    )
+    parser.add_argument(
+        "--ours", default="", help='more arguments for retinanet train, as one string: --ours="--preset tiny"'
+    )
     options = parser.parse_args()
     seconds = seconds_of(options.budget)
     figures: dict[str, Any] = {
@@ -225,7 +298,8 @@ def main() -> None:
         "split": options.split,
         "budget_s": seconds,
         "recipe": options.recipe,
-        "script": f"benchmarks/{Path(__file__).name} {options.data.name} --recipe {options.recipe} --budget {options.budget}",
+        "script": f"benchmarks/{Path(__file__).name} {options.data.name} --recipe {options.recipe} --budget "
+        f"{options.budget}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe(torch.device(options.device)),
         "versions": versions(),

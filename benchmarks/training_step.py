@@ -1,15 +1,16 @@
-"""A training step of RetinaNet-R50 at 800 x 800: torchvision's, ours, and the bare network that no loss can be faster than.
+"""A training step of RetinaNet-R50 at 800 x 800: torchvision's, ours, and the bare network that no loss can
+be faster than.
 
     python benchmarks/training_step.py
 
-Two pictures with eight boxes each, 80 classes; forward, loss, backward and SGD, the stem, the first stage and all batch norms frozen on
-every side, P6 from P5 as torchvision has it. `bare` is our network with constant gradients put in at its outputs, and the same SGD. All in
-fp32 and under bf16 autocast, in one process, taking turns, and a matrix product too: how much of its speed the bare network reaches tells
-how much is left to win. Then each side alone in a process of its own: the peak of its memory above what
-the imports left.
+Two pictures with eight boxes each, 80 classes; forward, loss, backward and SGD, the stem, the first stage and
+all batch norms frozen on every side, P6 from P5 as torchvision has it. `bare` is our network with constant
+gradients put in at its outputs, and the same SGD. All in fp32 and under bf16 autocast, in one process, taking
+turns, and a matrix product too: how much of its speed the bare network reaches tells how much is left to win.
+Then each side alone in a process of its own: the peak of its memory above what the imports left.
 
-Targets: within 1.15x of the bare network; fp32 at least 1.6x as fast as torchvision's, bf16 3.2x as fast as its fp32 and 1.4x as fast as
-its bf16; memory at most 0.85x like for like, and 0.6x with bf16 against fp32.
+Targets: within 1.15x of the bare network; fp32 at least 1.6x as fast as torchvision's, bf16 3.2x as fast as
+its fp32 and 1.4x as fast as its bf16; memory at most 0.85x like for like, and 0.6x with bf16 against fp32.
 """
 
 from __future__ import annotations
@@ -45,21 +46,29 @@ RATE = 1e-5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", type=int, default=800, help="pixels of the pictures")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--backbone", default="resnet50", help="a ResNet")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--product", type=int, default=4096, help="side of the matrices that are multiplied")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="leave out the processes that measure memory"
+    )
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", choices=SIDES, help="two steps of one side; prints the peak of its memory in bytes")
+    parser.add_argument(
+        "--only", choices=SIDES, help="two steps of one side; prints the peak of its memory in bytes"
+    )
     options = parser.parse_args()
     if options.only:
         print(peak(options.only, options))
         return
-    products = {precision: product(precision, options.device, options.product) for precision in ("fp32", "bf16")}
+    products = {
+        precision: product(precision, options.device, options.product) for precision in ("fp32", "bf16")
+    }
     sides = {name: step(name, options) for name in SIDES}
     turns = sides | {f"product {precision}": call for precision, (call, _) in products.items()}
     seconds = take_turns(turns, options.repeats, options.device)
@@ -78,10 +87,19 @@ def main() -> None:
     for precision, (_, count) in products.items():
         share = ratio(seconds[f"product {precision}"], seconds[f"bare {precision}"]) * work[precision] / count
         ratios[f"arithmetic a second: bare {precision} over a matrix product"] = share
-    pairs = (("ours fp32", "torchvision fp32"), ("ours bf16", "torchvision bf16"), ("ours bf16", "torchvision fp32"))
-    ratios |= {f"memory: {side} over {other}": memory[side] / memory[other] for side, other in pairs if memory}
+    pairs = (
+        ("ours fp32", "torchvision fp32"),
+        ("ours bf16", "torchvision bf16"),
+        ("ours bf16", "torchvision fp32"),
+    )
+    ratios |= {
+        f"memory: {side} over {other}": memory[side] / memory[other] for side, other in pairs if memory
+    }
     for name in SIDES:
-        print(f"{name:18s}{median(seconds[name]):8.2f} s a step" + (f"{memory[name] / 2**30:8.2f} GiB" if memory else ""))
+        print(
+            f"{name:18s}{median(seconds[name]):8.2f} s a step"
+            + (f"{memory[name] / 2**30:8.2f} GiB" if memory else "")
+        )
     for name, value in ratios.items():
         print(f"{name:58s}{value:8.2f}")
     sizes = {name: getattr(options, name) for name in ("side", "batch", "backbone", "repeats")}
@@ -105,26 +123,51 @@ def corners(options: argparse.Namespace) -> Tensor:
     """Eight boxes [8, 4] of many sizes."""
     sides = torch.logspace(1.3, 2.7, 8) * options.side / 800
     left = torch.linspace(0, 1, 8) * (options.side - sides)
-    return torch.stack([left, left.flip(0) * 0.5, left + sides, left.flip(0) * 0.5 + sides], dim=1).clamp(max=options.side)
+    return torch.stack([left, left.flip(0) * 0.5, left + sides, left.flip(0) * 0.5 + sides], dim=1).clamp(
+        max=options.side
+    )
 
 
 def pictures_with(boxes: Tensor, labels: Tensor, side: int, batch: int) -> Batch:
     """So many pictures of noise with the same boxes [G, 4] and labels [G]."""
     pictures = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
-    targets = Targets(boxes.expand(batch, -1, -1).clone(), labels.expand(batch, -1).clone(), torch.full((batch, 2), float(side)))
+    targets = Targets(
+        boxes.expand(batch, -1, -1).clone(),
+        labels.expand(batch, -1).clone(),
+        torch.full((batch, 2), float(side)),
+    )
     return Batch(pictures, targets, torch.arange(batch))
 
 
-def ours(precision: str, side: int, batch: int, backbone: str, device: str, classes: int = 80, compile: bool = False) -> Session:
+def ours(
+    precision: str,
+    side: int,
+    batch: int,
+    backbone: str,
+    device: str,
+    classes: int = 80,
+    compile: bool = False,
+) -> Session:
     """A training as the verb builds it, without a data set and without ImageNet's weights."""
     columns = Columns()
     for number in range(batch):
         columns.image(f"{number}.jpg", number, side, side)
-    data = columns.build(Path(), Path(), "train", [f"class {number}" for number in range(classes)], range(classes))
+    data = columns.build(
+        Path(), Path(), "train", [f"class {number}" for number in range(classes)], range(classes)
+    )
     config = preset("r50-800")
     model = replace(config.model, backbone=backbone, scale=side, p6="p5")
-    settings: dict[str, Any] = {"precision": precision, "batch": batch, "workers": 0, "train_scale": None, "clip": None, "compile": compile}
-    session = new_session(replace(config, model=model, **settings), data, data, torch.device(device), filled=False)
+    settings: dict[str, Any] = {
+        "precision": precision,
+        "batch": batch,
+        "workers": 0,
+        "train_scale": None,
+        "clip": None,
+        "compile": compile,
+    }
+    session = new_session(
+        replace(config, model=model, **settings), data, data, torch.device(device), filled=False
+    )
     calm(session.model)
     return session
 
@@ -133,7 +176,9 @@ def bare(session: Session, batch: Batch) -> Callable[[], object]:
     """The same network and optimiser, with constant gradients in place of losses."""
 
     def call() -> None:
-        images = session.preprocess.normalize(batch.images.to(session.device), batch.targets.sizes.to(session.device))
+        images = session.preprocess.normalize(
+            batch.images.to(session.device), batch.targets.sizes.to(session.device)
+        )
         with autocast(session.config.precision, session.device):
             logits, offsets = session.network(images)
         outputs = logits + offsets
@@ -145,12 +190,19 @@ def bare(session: Session, batch: Batch) -> Callable[[], object]:
 
 
 def theirs(precision: str, boxes: Tensor, options: argparse.Namespace) -> Callable[[], object]:
-    """torchvision's model, as its reference training uses it: lists of float pictures in, a dict of losses out."""
+    """torchvision's model, as its reference training uses it: lists of float pictures in, a dict of losses
+    out.
+    """
     model: nn.Module = torchvision_model(options.side, options.backbone).to(options.device).train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=RATE, momentum=0.9, weight_decay=1e-4
+    )
     device = torch.device(options.device)
     pictures = [torch.rand(3, options.side, options.side, device=device) for _ in range(options.batch)]
-    targets = [{"boxes": boxes.to(device), "labels": torch.arange(8, device=device) * 9} for _ in range(options.batch)]
+    targets = [
+        {"boxes": boxes.to(device), "labels": torch.arange(8, device=device) * 9}
+        for _ in range(options.batch)
+    ]
 
     def call() -> None:
         with autocast(precision, device):
@@ -163,7 +215,9 @@ def theirs(precision: str, boxes: Tensor, options: argparse.Namespace) -> Callab
 
 
 def torchvision_model(side: int, name: str) -> Any:
-    """torchvision's RetinaNet as it trains from ImageNet's weights: stem, first stage and batch norms frozen."""
+    """torchvision's RetinaNet as it trains from ImageNet's weights: stem, first stage and batch norms
+    frozen.
+    """
     backbone = resnet_fpn_backbone(
         backbone_name=name,
         weights=None,
@@ -179,31 +233,43 @@ def torchvision_model(side: int, name: str) -> Any:
 
 @torch.no_grad()
 def calm(model: nn.Module) -> None:
-    """Random weights under frozen statistics double the activations with each block; the last norm of a block holds them down."""
+    """Random weights under frozen statistics double the activations with each block; the last norm of a block
+    holds them down.
+    """
     for name, value in [*model.named_buffers(), *model.named_parameters()]:
         if name.endswith(("bn3.weight", "bn2.weight")):
             value.fill_(0.2 if name.endswith("bn3.weight") else 0.5)
 
 
 def peak(name: str, options: argparse.Namespace) -> int:
-    """Bytes of memory that a side needs for two steps: on a GPU all, on a CPU (Linux) what comes on top of the imports."""
+    """Bytes of memory that a side needs for two steps: on a GPU all, on a CPU (Linux) what comes on top of
+    the imports.
+    """
     imports = resident("VmRSS")
     call = step(name, options)
     for _ in range(2):
         call()
         wait(options.device)
-    return int(torch.cuda.max_memory_allocated()) if torch.device(options.device).type == "cuda" else resident("VmHWM") - imports
+    return (
+        int(torch.cuda.max_memory_allocated())
+        if torch.device(options.device).type == "cuda"
+        else resident("VmHWM") - imports
+    )
 
 
 def resident(kind: str) -> int:
-    """Bytes of this process that are in memory (VmRSS), or the most that ever were (VmHWM), which a parent's do not count for."""
+    """Bytes of this process that are in memory (VmRSS), or the most that ever were (VmHWM), which a parent's
+    do not count for.
+    """
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(kind))
 
 
 def alone(name: str) -> int:
     """`peak` in a process of its own, with the same options."""
-    done = subprocess.run([sys.executable, *sys.argv, "--only", name], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--only", name], check=True, capture_output=True, text=True
+    )
     return int(json.loads(done.stdout.strip().splitlines()[-1]))
 
 

@@ -1,4 +1,6 @@
-"""RetinaNet and focal loss, whole. The names below are public; torch is loaded when the first of them is used."""
+"""RetinaNet and focal loss, whole. The names below are public; torch is loaded when the first of them is
+used.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,5 @@
-"""The command line: one verb, one function, no logic. Types, defaults and help come from the dataclasses in `config`.
+"""The command line: one verb, one function, no logic. Types, defaults and help come from the dataclasses in
+`config`.
 
 torch is imported by what a verb calls and not before, so that help answers at once.
 """
@@ -56,8 +57,10 @@ def check(arguments: list[str]) -> int:
 def train(arguments: list[str]) -> int:
     """Train a detector on a folder of annotated images.
 
-    --preset NAME is read first and sets all other defaults; --init MODEL (a run, a file or a published name) does so for the network.
-    --resume RUN, in place of DATA, goes on with a run that was stopped (train --resume RUN --help: what may change).
+    --preset NAME is read first and sets all other defaults; --init MODEL (a run, a file or a published name)
+    does so for the network.
+    --resume RUN, in place of DATA, goes on with a run that was stopped (train --resume RUN --help: what may
+    change).
     --dry-run prints memory, time and which objects the anchors reach, and trains nothing.
     """
     run, rest = take("--resume", arguments)
@@ -107,7 +110,9 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """Objects in images, videos, folders, globs, lists, or a split of a data set, as COCO results and as pictures."""
+    """Objects in images, videos, folders, globs, lists, or a split of a data set, as COCO results and as
+    pictures.
+    """
     model, paths, config = parse("predict", predict, arguments, PredictConfig(), "model", "paths")
     from .engine.predict import run
 
@@ -124,7 +129,9 @@ def serve(arguments: list[str]) -> int:
 
 
 def import_(arguments: list[str]) -> int:
-    """Turn a RetinaNet of torchvision, Detectron2 or MMDetection (.pth, .pkl) into a file of ours that gives its boxes."""
+    """Turn a RetinaNet of torchvision, Detectron2 or MMDetection (.pth, .pkl) into a file of ours that gives
+    its boxes.
+    """
     foreign, config = parse("import", import_, arguments, ImportConfig(), "foreign")
     from .weights.convert import run
 
@@ -133,9 +140,11 @@ def import_(arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    """Write a model as ONNX, OpenVINO or a torch program, and prove it: boxes, AP and speed beside its source.
+    """Write a model as ONNX, OpenVINO or a torch program, and prove it: boxes, AP and speed beside its
+    source.
 
-    The file takes bytes and gives boxes; it knows its classes and its preprocessing. FILE.report.json holds what was found.
+    The file takes bytes and gives boxes; it knows its classes and its preprocessing. FILE.report.json holds
+    what was found.
     """
     model, config = parse("export", export, arguments, ExportConfig(), "model")
     from .export.write import run
@@ -144,10 +153,13 @@ def export(arguments: list[str]) -> int:
 
 
 def lab(arguments: list[str]) -> int:
-    """Run a table or figure of the paper on your own data, and judge its conclusions. `retinanet lab` lists them.
+    """Run a table or figure of the paper on your own data, and judge its conclusions. `retinanet lab` lists
+    them.
 
-    Every row is trained for the same number of iterations (--budget 10min or 300it, of a row), at --seeds seeds, and kept under --out:
-    what was finished is never repeated. --preset is read first and sets all other defaults; any setting of `train` may be changed.
+    Every row is trained for the same number of iterations (--budget 10min or 300it, of a row), at --seeds
+    seeds, and kept under --out:
+    what was finished is never repeated. --preset is read first and sets all other defaults; any setting of
+    `train` may be changed.
     """
     from .lab.experiments import EXPERIMENTS, FORMULAS
 
@@ -203,7 +215,9 @@ def lab_names() -> dict[str, str]:
 
 
 def models(arguments: list[str]) -> int:
-    """List the published weights that can be named in place of a file: their AP, licence, and whether they are here."""
+    """List the published weights that can be named in place of a file: their AP, licence, and whether they
+    are here.
+    """
     parse("models", models, arguments, NoConfig())
     from .weights.hub import table
 
@@ -259,7 +273,15 @@ def usage() -> str:
         "",
         *(f"  {name:9s}{(verb.__doc__ or '').strip().splitlines()[0]}" for name, verb in VERBS.items()),
     ]
-    return "\n".join([*lines, "", "retinanet VERB --help lists the settings of a verb. Presets of train: " + ", ".join(PRESETS) + "."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "retinanet VERB --help lists the settings of a verb. Presets of train: "
+            + ", ".join(PRESETS)
+            + ".",
+        ]
+    )
 
 
 def take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -275,22 +297,48 @@ def take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def parse(verb: str, function: Any, arguments: list[str], default: Config, *positionals: str) -> Any:
-    """The words of a verb: its positionals, then its config; only the config when there are no positionals."""
+    """The words of a verb: its positionals, then its config; only the config when there are no
+    positionals.
+    """
     import tyro
     from tyro.conf import OmitArgPrefixes, Positional, arg
 
-    data = Annotated[Positional[str], arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")]
-    model = Annotated[Positional[str], arg(metavar="MODEL", help="A run folder, a file of weights, or a name of `retinanet models`.")]
+    data = Annotated[
+        Positional[str], arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")
+    ]
+    model = Annotated[
+        Positional[str],
+        arg(metavar="MODEL", help="A run folder, a file of weights, or a name of `retinanet models`."),
+    ]
     files = "Images, videos, folders, globs, .txt lists; with --split a data set."
     paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help=files)]
     dump = Annotated[Positional[str], arg(metavar="DUMP", help="dump-N.pt of a run folder.")]
-    foreign = Annotated[Positional[str], arg(metavar="FOREIGN", help="A file of another project: .pth, .pt or .pkl.")]
-    study = Annotated[Positional[str], arg(metavar="DIR", help="A study's folder: the --out of retinanet lab.")]
-    kinds: dict[str, Any] = {"data": data, "model": model, "paths": paths, "dump": dump, "foreign": foreign, "study": study}
-    fields = [*((name, kinds[name]) for name in positionals), ("config", type(default), field(default=default))]
+    foreign = Annotated[
+        Positional[str], arg(metavar="FOREIGN", help="A file of another project: .pth, .pt or .pkl.")
+    ]
+    study = Annotated[
+        Positional[str], arg(metavar="DIR", help="A study's folder: the --out of retinanet lab.")
+    ]
+    kinds: dict[str, Any] = {
+        "data": data,
+        "model": model,
+        "paths": paths,
+        "dump": dump,
+        "foreign": foreign,
+        "study": study,
+    }
+    fields = [
+        *((name, kinds[name]) for name in positionals),
+        ("config", type(default), field(default=default)),
+    ]
     words = make_dataclass("Words", fields)  # type: ignore[arg-type, unused-ignore]
     parsed: Any = tyro.cli(
-        words, args=arguments, prog=f"retinanet {verb}", description=function.__doc__, config=(OmitArgPrefixes,), add_help=True
+        words,
+        args=arguments,
+        prog=f"retinanet {verb}",
+        description=function.__doc__,
+        config=(OmitArgPrefixes,),
+        add_help=True,
     )
     values = [getattr(parsed, name) for name in (*positionals, "config")]
     return values if positionals else values[0]

@@ -1,6 +1,8 @@
-"""Every setting of a model and of its training: its type, its default, its help. These dataclasses are the command line (tyro reads them).
+"""Every setting of a model and of its training: its type, its default, its help. These dataclasses are the
+command line (tyro reads them).
 
-Those of the other verbs are in `verbs`. Nothing here imports torch, so that `retinanet --help` answers at once.
+Those of the other verbs are in `verbs`. Nothing here imports torch, so that `retinanet --help` answers at
+once.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ Layout = Literal["coco", "voc", "yolo"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network, what happens before it and what after: all of it is stored in the checkpoint. The defaults are the paper's."""
+    """The network, what happens before it and what after: all of it is stored in the checkpoint. The defaults
+    are the paper's.
+    """
 
     backbone: str = "resnet50"
     """A timm model with maps at 1/8, 1/16 and 1/32."""
     backbone_norm: Literal["frozen", "batch", "group"] = "frozen"
-    """Normalisation of the backbone; from scratch frozen becomes batch, since frozen random statistics do not learn."""
+    """Normalisation of the backbone; from scratch frozen becomes batch, since frozen random statistics do not
+    learn.
+    """
     channels: int = 256
     """Width of the pyramid and of the subnets."""
     depth: int = 4
@@ -31,7 +37,9 @@ class ModelConfig:
     prior: float = 0.01
     """pi: the probability with which every anchor first says "object"."""
     pyramid: Literal["fpn", "single", "hierarchy", "finest"] = "fpn"
-    """P3..P7 of FPN, C5 alone (single), no top-down path (hierarchy), or P3 alone (finest); a single map has the anchors of all levels."""
+    """P3..P7 of FPN, C5 alone (single), no top-down path (hierarchy), or P3 alone (finest); a single map has
+    the anchors of all levels.
+    """
     anchor_size: float = 4.0
     """Side of a level's smallest anchor, in strides: 4 gives 32 px on P3; lower it for small objects."""
     anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -43,7 +51,9 @@ class ModelConfig:
     anchor_rounding: bool = False
     """Anchors of whole pixels, as torchvision's weights expect them."""
     anchor_steps: Literal["stride", "picture"] = "stride"
-    """How far apart the anchors stand: the level's stride, or the padded picture's side over the map's (torchvision)."""
+    """How far apart the anchors stand: the level's stride, or the padded picture's side over the map's
+    (torchvision).
+    """
     padding_anchors: Literal["dropped", "kept"] = "dropped"
     """Answers of anchors whose centre lies in the padding."""
     p6: Literal["c5", "p5"] = "c5"
@@ -55,7 +65,9 @@ class ModelConfig:
     backbone_eps: float = 1e-5
     """Added to the variance in the backbone's batch norm; torchvision's first weights have 0."""
     resize: Literal["antialias", "plain", "pillow", "opencv"] = "antialias"
-    """antialias: on bytes; plain: on floats, sides cut (torchvision); pillow: its own (Detectron2); opencv: to the bit (MMDetection)."""
+    """antialias: on bytes; plain: on floats, sides cut (torchvision); pillow: its own (Detectron2); opencv:
+    to the bit (MMDetection).
+    """
     pixel_order: Literal["rgb", "bgr"] = "rgb"
     """Order in which the network is given the colours."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -91,7 +103,9 @@ class CriterionConfig:
     loss: Literal["cross_entropy", "balanced", "focal", "focal_star", "hinge"] = "focal"
     """Class loss: Eq. 1, 3, 5 or 8, or the hinge loss on p_t."""
     alpha: float | Literal["inverse-frequency"] | None = 0.25
-    """Weight of the positives in the class loss, 1 - alpha that of the negatives; None: 1 and 1; inverse-frequency: a class each."""
+    """Weight of the positives in the class loss, 1 - alpha that of the negatives; None: 1 and 1;
+    inverse-frequency: a class each.
+    """
     gamma: float = 2.0
     """Focusing parameter of the focal loss."""
     beta: float = 1.0
@@ -99,7 +113,9 @@ class CriterionConfig:
     margin: float = 0.5
     """Probability of the truth above which hinge asks for no more."""
     mining: Literal["none", "ohem", "ohem-1:3", "random"] = "none"
-    """Anchors in the class loss: all, the hardest, these with 3 negatives a positive, or drawn; it is then their mean in each picture."""
+    """Anchors in the class loss: all, the hardest, these with 3 negatives a positive, or drawn; it is then
+    their mean in each picture.
+    """
     mining_batch: int = 512
     """Anchors that mining takes of a picture; of ohem-1:3 and random at most a quarter are positives."""
     mining_nms: float | None = 0.7
@@ -134,13 +150,21 @@ class TrainConfig:
     weights: Literal["imagenet", "none"] = "imagenet"
     """Where the backbone starts: ImageNet weights through timm, or from scratch with everything live."""
     init: Path | None = None
-    """Start from a model instead, a run, a file or a name of `retinanet models`: its network is taken, class rows by name."""
+    """Start from a model instead, a run, a file or a name of `retinanet models`: its network is taken, class
+    rows by name.
+    """
     batch: int | Literal["auto"] = 16
-    """Images per optimiser step, over all processes; auto: as many as fit in memory, the learning rate going along."""
+    """Images per optimiser step, over all processes; auto: as many as fit in memory, the learning rate going
+    along.
+    """
     micro_batch: int | None = None
-    """Images that a process works on at a time; a step of several gives the same as a large one. None: all of its share."""
+    """Images that a process works on at a time; a step of several gives the same as a large one. None: all of
+    its share.
+    """
     lr: float = 0.01
-    """Learning rate for `lr_batch` images per step; scaled with the batch: linearly for SGD, by the square root for AdamW."""
+    """Learning rate for `lr_batch` images per step; scaled with the batch: linearly for SGD, by the square
+    root for AdamW.
+    """
     lr_batch: int = 16
     """The batch that `lr` is meant for."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -156,7 +180,9 @@ class TrainConfig:
     clip: float | None = None
     """Largest norm of the gradient; None: no clipping."""
     ema: float | None = None
-    """Decay of the running average of the weights, which is then what is evaluated and shipped; None: no average."""
+    """Decay of the running average of the weights, which is then what is evaluated and shipped; None: no
+    average.
+    """
     train_scale: int | None = None
     """Short side in training, when it is to be less than the model's own `scale`; None: the same."""
     flip: float = 0.5
@@ -166,9 +192,13 @@ class TrainConfig:
     photometric: float = 0.0
     """Probability of a change of brightness, contrast, saturation and hue."""
     repeat_threshold: float | None = None
-    """Classes on a smaller share of the images than this are shown more often (repeat-factor sampling; LVIS takes 0.001). None: off."""
+    """Classes on a smaller share of the images than this are shown more often (repeat-factor sampling; LVIS
+    takes 0.001). None: off.
+    """
     compile: bool = False
-    """torch.compile the network, once for all shapes; where there is no compiler a line says so and nothing else changes."""
+    """torch.compile the network, once for all shapes; where there is no compiler a line says so and nothing
+    else changes.
+    """
     precision: Precision = "auto"
     """bf16: autocast with the losses in fp32; auto: bf16 where the machine computes in it."""
     device: str = "auto"
@@ -182,7 +212,9 @@ class TrainConfig:
     log_every: int = 20
     """Iterations between two lines of the log."""
     save_every: str = "3min"
-    """How often state.pt, which --resume needs, is written besides at every validation: 3min, 500it or 1ep."""
+    """How often state.pt, which --resume needs, is written besides at every validation: 3min, 500it or
+    1ep.
+    """
     tensorboard: bool = False
     """Write the numbers of metrics.jsonl for TensorBoard too, into the run folder."""
     layout: Layout | None = None
@@ -190,6 +222,8 @@ class TrainConfig:
     images: Path | None = None
     """Folder of the pictures, when it is elsewhere."""
     invalid: Invalid = "error"
-    """What bad annotations and pictures get: error lists all and stops, drop leaves them out, clip cuts boxes at the border."""
+    """What bad annotations and pictures get: error lists all and stops, drop leaves them out, clip cuts boxes
+    at the border.
+    """
     max_pixels: int = 178_956_970
     """Pictures with more pixels are refused."""

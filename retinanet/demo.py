@@ -1,4 +1,6 @@
-"""The offline first run: generated scenes, a training of minutes, AP on scenes never seen, a page that shows it all."""
+"""The offline first run: generated scenes, a training of minutes, AP on scenes never seen, a page that shows
+it all.
+"""
 
 from __future__ import annotations
 
@@ -38,21 +40,34 @@ def run(config: DemoConfig) -> Path:
     log.info("generating %d scenes in %s", sum(SCENES.values()), folder / "scenes")
     scenes = write_scenes(folder / "scenes", SCENES, SIZE, config.seed)
     log.info("training for %s", config.budget)
-    settings = {"budget": config.budget, "device": config.device, "seed": config.seed, "validations": 3, "out": folder / "run"}
+    settings = {
+        "budget": config.budget,
+        "device": config.device,
+        "seed": config.seed,
+        "validations": 3,
+        "out": folder / "run",
+    }
     train.run(scenes, override(preset("tiny"), {**NETWORK, **settings}), "tiny")
     log.info("evaluating on %d scenes that were not trained on", SCENES["test"])
-    metrics = evaluate.run(str(folder / "run"), str(scenes), EvalConfig(split="test", device=config.device, out=folder))
+    metrics = evaluate.run(
+        str(folder / "run"), str(scenes), EvalConfig(split="test", device=config.device, out=folder)
+    )
     detector = load(folder / "run", config.device)
     save(folder / "detections.jpg", detections(detector, scenes))
     took = duration(time.perf_counter() - started)
     page(folder, metrics, took)
     log.info("AP %.3f on unseen scenes, after %s in all", metrics["AP"] or 0.0, took)
-    log.info("look at %s\nthen train on your own images:  retinanet train YOUR_FOLDER --out runs/mine", folder / "page.html")
+    log.info(
+        "look at %s\nthen train on your own images:  retinanet train YOUR_FOLDER --out runs/mine",
+        folder / "page.html",
+    )
     return folder
 
 
 def free(out: Path) -> Path:
-    """`out`, or the first of out-2, out-3 ... that does not exist: a second demo never overwrites the first."""
+    """`out`, or the first of out-2, out-3 ... that does not exist: a second demo never overwrites the
+    first.
+    """
     number, folder = 1, out
     while folder.exists():
         number += 1
@@ -66,25 +81,38 @@ def detections(detector: Detector, scenes: Path) -> torch.Tensor:
     test = open_dataset(scenes)["test"]
     images = [read_image(test.path(index)) for index in range(SHOWN)]
     found = detector.predict(images)
-    return sheet([draw(image, answer.above(detector.threshold)) for image, answer in zip(images, found, strict=True)], columns=4)
+    return sheet(
+        [draw(image, answer.above(detector.threshold)) for image, answer in zip(images, found, strict=True)],
+        columns=4,
+    )
 
 
 def page(folder: Path, metrics: Metrics, took: str) -> None:
     """page.html: the numbers, the pictures, and what to do next."""
     about = json.loads((folder / "run" / "config.json").read_text())
-    shown = {name: "-" if metrics[name] is None else f"{metrics[name]:.3f}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    shown = {
+        name: "-" if metrics[name] is None else f"{metrics[name]:.3f}"
+        for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    }
     numbers = [(f"COCO {name}" if name == "AP" else name, value) for name, value in shown.items()]
     write_page(
         folder / "page.html",
         "A detector, trained here",
-        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a RetinaNet "
-        f"with {about['config']['model']['backbone']} from scratch for {about['iterations']} steps, and measured it on "
-        f"{metrics.images} scenes that it never saw, with {metrics.boxes} objects in them.\n\nAP is COCO's: the mean over "
-        f"IoU thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; s, m and l are objects below 32 px, "
+        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a "
+        f"RetinaNet "
+        f"with {about['config']['model']['backbone']} from scratch for {about['iterations']} steps, and "
+        f"measured it on "
+        f"{metrics.images} scenes that it never saw, with {metrics.boxes} objects in them.\n\nAP is COCO's: "
+        f"the mean over "
+        f"IoU thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; s, m and l are "
+        f"objects below 32 px, "
         "up to 96 px and above.",
         numbers,
         [
-            ("Detections on unseen scenes, above the score of best F1 in validation", folder / "detections.jpg"),
+            (
+                "Detections on unseen scenes, above the score of best F1 in validation",
+                folder / "detections.jpg",
+            ),
             ("Training: losses", folder / "run" / "plots" / "losses.png"),
             ("Validation: AP", folder / "run" / "plots" / "ap.png"),
             ("Precision and recall on unseen scenes at IoU 0.5", folder / "plots" / "precision_recall.png"),
@@ -95,8 +123,14 @@ def page(folder: Path, metrics: Metrics, took: str) -> None:
             ),
         ],
         [
-            ("Look your own data set over: a folder with COCO, VOC or YOLO annotations.", "retinanet check YOUR_FOLDER"),
-            ("Train on it; the minutes are yours to choose.", "retinanet train YOUR_FOLDER --budget 30min --out runs/mine"),
+            (
+                "Look your own data set over: a folder with COCO, VOC or YOLO annotations.",
+                "retinanet check YOUR_FOLDER",
+            ),
+            (
+                "Train on it; the minutes are yours to choose.",
+                "retinanet train YOUR_FOLDER --budget 30min --out runs/mine",
+            ),
             ("Measure it.", "retinanet eval runs/mine YOUR_FOLDER --split test --out runs/mine-test"),
             ("Use it.", "retinanet predict runs/mine SOME_PICTURES --out found"),
         ],

@@ -1,6 +1,8 @@
-"""Several processes as one, as torchrun starts them: who am I, add up, collect. On one process there is nothing to do.
+"""Several processes as one, as torchrun starts them: who am I, add up, collect. On one process there is
+nothing to do.
 
-Nothing here imports torch before it is needed, so that a process can ask for its rank while `--help` stays quick.
+Nothing here imports torch before it is needed, so that a process can ask for its rank while `--help` stays
+quick.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=60)
-"""How long one process waits for another: the first computes AP and writes files while the others have nothing to do."""
+"""How long one process waits for another: the first computes AP and writes files while the others have
+nothing to do.
+"""
 
 
 def rank() -> int:
@@ -46,13 +50,18 @@ def first() -> bool:
 def _number(name: str) -> int:
     value = os.environ.get(name, "0")
     if not value.isdecimal():
-        raise ConfigError(f"the environment variable {name} is {value!r}, not a number; start several processes with torchrun")
+        raise ConfigError(
+            f"the environment variable {name} is {value!r}, not a number; start several processes with "
+            f"torchrun"
+        )
     return int(value)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """The region in which the processes talk to each other; nothing on one process, or where the caller has arranged it already."""
+    """The region in which the processes talk to each other; nothing on one process, or where the caller has
+    arranged it already.
+    """
     import torch
     from torch import distributed
 
@@ -62,15 +71,21 @@ def together() -> Iterator[None]:
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     # objects and control travel over gloo, so that they never wait for a GPU
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
+    )
     try:
         yield
         distributed.barrier()  # nobody leaves while another still asks for something
-        distributed.destroy_process_group()  # not after an error: NCCL would wait for the process that is gone
+        # not after an error: NCCL would wait for the process that is gone
+        distributed.destroy_process_group()
     except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or "gloo" in str(error):  # gloo's errors have no class of their own
+        if isinstance(error, distributed.DistError) or "gloo" in str(
+            error
+        ):  # gloo's errors have no class of their own
             raise ProcessError(
-                f"another of the {world()} processes has ended, so this one cannot go on. What that one printed says why; what is on disk "
+                f"another of the {world()} processes has ended, so this one cannot go on. What that one "
+                f"printed says why; what is on disk "
                 "is whole, and a training goes on from there with --resume"
             ) from error
         raise
@@ -118,7 +133,9 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 
 class Agreement:
-    """A yes or no of all processes, asked at every step and answered one step later, so that nobody waits for it."""
+    """A yes or no of all processes, asked at every step and answered one step later, so that nobody waits for
+    it.
+    """
 
     def __init__(self) -> None:
         self._pending: tuple[Any, torch.Tensor] | None = None
@@ -129,7 +146,9 @@ class Agreement:
             self._group = distributed.new_group(backend="gloo")
 
     def any(self, here: bool) -> bool:
-        """Whether some process said yes at the step before this one (on one process: at this one). All must ask equally often."""
+        """Whether some process said yes at the step before this one (on one process: at this one). All must
+        ask equally often.
+        """
         if world() == 1:
             return here
         import torch

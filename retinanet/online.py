@@ -1,4 +1,6 @@
-"""The network: a file that is fetched whole or not at all, and an error within seconds where there is nobody to ask."""
+"""The network: a file that is fetched whole or not at all, and an error within seconds where there is nobody
+to ask.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ CHUNK = 1 << 18
 
 
 def reachable(host: str, port: int = 443) -> str | None:
-    """None when `host` takes a connection, or when a proxy is to be asked; otherwise why not, within seconds."""
+    """None when `host` takes a connection, or when a proxy is to be asked; otherwise why not, within
+    seconds.
+    """
     if {"https", "all"} & getproxies().keys() and not proxy_bypass(host):
         return None
     try:
@@ -57,10 +61,12 @@ def within(seconds: float, work: Callable[[], Value]) -> Value:
 def download(address: str, path: Path, check: Callable[[Path], None], show: bool = True) -> None:
     """Fetch `address` to `path`, which is there afterwards, whole, or not at all.
 
-    check   is called with the whole file before it gets its name, and raises if it is not the one that was wanted
+    check   is called with the whole file before it gets its name, and raises if it is not the one that was
+            wanted
     show    a bar with the time left, on stderr
 
-    OSError with the reason in words: no network, another status than 200, nothing for 20 s, fewer bytes than announced.
+    OSError with the reason in words: no network, another status than 200, nothing for 20 s, fewer bytes than
+    announced.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -80,7 +86,9 @@ def download(address: str, path: Path, check: Callable[[Path], None], show: bool
 
 
 def opened(address: str) -> Any:
-    """The answer of a server, its body unread, as a context manager; proxies are asked as the environment says."""
+    """The answer of a server, its body unread, as a context manager; proxies are asked as the environment
+    says.
+    """
     # some servers refuse urllib's own name; urlopen would read the proxies only once in the life of a process
     request = Request(address, headers={"User-Agent": f"retinanet/{__version__}"})
     opener = build_opener(_Plain, _Secure)
@@ -139,9 +147,22 @@ def progress(title: str, total: int | None, show: bool) -> Iterator[Callable[[in
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)

@@ -24,12 +24,16 @@ class Preset:
 
 
 IMAGES_1X = "1440000im"
-"""90,000 steps of 16 pictures (Sec. 4.1), whatever the batch is: the learning rate goes with the batch, so the length must too."""
+"""90,000 steps of 16 pictures (Sec. 4.1), whatever the batch is: the learning rate goes with the batch, so
+the length must too.
+"""
 IMAGES_1_5X = "2160000im"
 EIGHT_GPUS = "8 GPUs, 16 images a step"
 
 
-def paper(backbone: str, scale: int, budget: str = IMAGES_1X, jitter: tuple[float, float] = (1.0, 1.0)) -> TrainConfig:
+def paper(
+    backbone: str, scale: int, budget: str = IMAGES_1X, jitter: tuple[float, float] = (1.0, 1.0)
+) -> TrainConfig:
     """The paper's recipe (Sec. 4.1): SGD, lr 0.01 for 16 images with two drops, horizontal flips only."""
     return TrainConfig(model=ModelConfig(backbone=backbone, scale=scale), budget=budget, jitter=jitter)
 
@@ -45,7 +49,15 @@ def table_1e(backbone: str, ap: dict[int, float]) -> dict[str, Preset]:
 
 
 TINY = TrainConfig(
-    model=ModelConfig(backbone="resnet18", backbone_norm="batch", channels=128, depth=2, subnet_norm="group", anchor_size=3.0, scale=304),
+    model=ModelConfig(
+        backbone="resnet18",
+        backbone_norm="batch",
+        channels=128,
+        depth=2,
+        subnet_norm="group",
+        anchor_size=3.0,
+        scale=304,
+    ),
     criterion=CriterionConfig(box_loss="giou", box_weight=2.0),
     weights="none",
     batch=4,
@@ -76,7 +88,9 @@ MODERN = TrainConfig(
 )
 
 JITTER = (0.8, 1.0)
-"""Table 2's "scale jitter", of which the paper gives no numbers: short sides of 640 to 800, Detectron's own."""
+"""Table 2's "scale jitter", of which the paper gives no numbers: short sides of 640 to 800, Detectron's
+own.
+"""
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
@@ -87,15 +101,24 @@ PRESETS: dict[str, Preset] = {
         "AP 0.571 to 0.582, two CPU cores, 7 min, 2026-11",
     ),
     "r50-modern": Preset(
-        MODERN, "a GPU", "about AP 41.5 on COCO val2017", "torchvision's retinanet_resnet50_fpn_v2, a like recipe of 26 epochs on 8 GPUs"
+        MODERN,
+        "a GPU",
+        "about AP 41.5 on COCO val2017",
+        "torchvision's retinanet_resnet50_fpn_v2, a like recipe of 26 epochs on 8 GPUs",
     ),
     **table_1e("resnet50", {400: 30.5, 500: 32.5, 600: 34.3, 700: 35.1, 800: 35.7}),
     **table_1e("resnet101", {400: 31.9, 500: 34.4, 600: 36.0, 700: 37.1, 800: 37.8}),
     "r101-800-1.5x": Preset(
-        paper("resnet101", 800, IMAGES_1_5X, JITTER), EIGHT_GPUS, "AP 39.1 on COCO test-dev", "Lin et al. 2017, Table 2"
+        paper("resnet101", 800, IMAGES_1_5X, JITTER),
+        EIGHT_GPUS,
+        "AP 39.1 on COCO test-dev",
+        "Lin et al. 2017, Table 2",
     ),
     "x101-800": Preset(
-        paper("resnext101_32x8d", 800, IMAGES_1_5X, JITTER), EIGHT_GPUS, "AP 40.8 on COCO test-dev", "Lin et al. 2017, Table 2"
+        paper("resnext101_32x8d", 800, IMAGES_1_5X, JITTER),
+        EIGHT_GPUS,
+        "AP 40.8 on COCO test-dev",
+        "Lin et al. 2017, Table 2",
     ),
 }
 

@@ -63,18 +63,31 @@ def check(config: Any) -> None:
     choices = _choices(config)
     wrong = []
     for name, allowed in choices.items():
-        if settings[name] is not None and settings[name] not in allowed and not (name in RANGES and _number(settings[name])):
+        if (
+            settings[name] is not None
+            and settings[name] not in allowed
+            and not (name in RANGES and _number(settings[name]))
+        ):
             wrong.append(str(unknown(name, settings[name], map(str, allowed))))
     for name, (low, high) in RANGES.items():
         value = settings.get(name)
-        if value is not None and value not in choices.get(name, ()) and not (_number(value) and low <= value <= high):
+        if (
+            value is not None
+            and value not in choices.get(name, ())
+            and not (_number(value) and low <= value <= high)
+        ):
             wrong.append(f"{name} must be between {low:g} and {high:g}, not {value}")
     for name in ("anchor_scales", "anchor_ratios"):
         if not settings[name] or not all(_number(value) and 1e-3 <= value <= 1e3 for value in settings[name]):
             wrong.append(f"{name} must be numbers between 0.001 and 1000, not {settings[name]}")
     for name, low in (("pixel_mean", -1e3), ("pixel_std", 1e-6)):
-        if len(settings[name]) != 3 or not all(_number(value) and low <= value <= 1e3 for value in settings[name]):
-            wrong.append(f"{name} must be three numbers from {low:g} to 1000, of red, green and blue in 0..1, not {settings[name]}")
+        if len(settings[name]) != 3 or not all(
+            _number(value) and low <= value <= 1e3 for value in settings[name]
+        ):
+            wrong.append(
+                f"{name} must be three numbers from {low:g} to 1000, of red, green and blue in 0..1, not "
+                f"{settings[name]}"
+            )
     if settings["negative"] > settings["positive"]:
         wrong.append(f"negative ({settings['negative']}) must not exceed positive ({settings['positive']})")
     if settings["loss"] == "cross_entropy" and settings["alpha"] == "inverse-frequency":
@@ -113,7 +126,9 @@ def _choices(config: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def override(config: Config, settings: Mapping[str, Any]) -> Config:
-    """`config` with the settings changed, wherever among its parts they live; ConfigError with the nearest names for an unknown one."""
+    """`config` with the settings changed, wherever among its parts they live; ConfigError with the nearest
+    names for an unknown one.
+    """
     assert is_dataclass(config)
     left = dict(settings)
     changes: dict[str, Any] = {}
@@ -140,7 +155,9 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """A dataclass and its parts from what `to_json` left of them; an unknown name or a value of the wrong kind is a ConfigError."""
+    """A dataclass and its parts from what `to_json` left of them; an unknown name or a value of the wrong
+    kind is a ConfigError.
+    """
     assert is_dataclass(kind)
     known = {entry.name for entry in fields(kind)}
     for name in values:
@@ -149,7 +166,9 @@ def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
             raise ConfigError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     hints = get_type_hints(kind)
     found = {name: _from_json(hints[name], value) for name, value in values.items()}
-    wrong = [name for name, value in found.items() if not is_dataclass(value) and not fits(value, hints[name])]
+    wrong = [
+        name for name, value in found.items() if not is_dataclass(value) and not fits(value, hints[name])
+    ]
     if wrong:
         raise ConfigError(f"{' and '.join(wrong)} cannot be what the file says")
     return kind(**found)
@@ -164,7 +183,9 @@ def _from_json(kind: Any, value: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of the kind that a dataclass declares; True is no number, and neither is NaN."""
+    """Whether a value from JSON is of the kind that a dataclass declares; True is no number, and neither is
+    NaN.
+    """
     inner = get_args(kind)
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and len(value) > 0 and all(fits(one, inner[0]) for one in value)
@@ -186,7 +207,10 @@ def parse_budget(budget: str, name: str = "budget") -> tuple[float, Literal["s",
     """'7min' -> (420, 's'), '300it' -> (300, 'it'), '12ep' -> (12, 'ep'), '1440000im' -> (1440000, 'im')."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|it|ep|im)\s*", budget)
     if not found or float(found[1]) <= 0:
-        raise ConfigError(f"{name} {budget!r} is not a length; write 7min, 2h, 90s, 300it (iterations), 12ep (epochs) or 5000im (images)")
+        raise ConfigError(
+            f"{name} {budget!r} is not a length; write 7min, 2h, 90s, 300it (iterations), 12ep (epochs) or "
+            f"5000im (images)"
+        )
     number, unit = float(found[1]), found[2]
     if unit in ("it", "ep", "im"):
         return number, unit  # type: ignore[return-value]

@@ -20,7 +20,8 @@ class Targets:
     boxes   [B, G, 4]  xyxy in pixels of the padded batch, float32; zeros where padded
     labels  [B, G]     0..K-1, int64; -1 where padded
     sizes   [B, 2]     height and width of each picture inside the padded batch, float32
-    seeds   [B]        what is drawn at random for a picture follows from its number, int64, on the CPU; None: from torch's own generator
+    seeds   [B]        what is drawn at random for a picture follows from its number, int64, on the CPU; None:
+            from torch's own generator
     """
 
     boxes: Tensor
@@ -31,13 +32,19 @@ class Targets:
     def __post_init__(self) -> None:
         batch, count = self.labels.shape
         if self.boxes.shape != (batch, count, 4):
-            raise ValueError(f"boxes must be [{batch}, {count}, 4] to go with the labels, not {list(self.boxes.shape)}")
+            raise ValueError(
+                f"boxes must be [{batch}, {count}, 4] to go with the labels, not {list(self.boxes.shape)}"
+            )
         if self.sizes.shape != (batch, 2):
             raise ValueError(f"sizes must be [{batch}, 2] (height, width), not {list(self.sizes.shape)}")
 
     @classmethod
-    def pad(cls, boxes: Sequence[Tensor], labels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Targets:
-        """Per picture boxes [G_i, 4] and labels [G_i] -> one structure; pictures without objects are welcome."""
+    def pad(
+        cls, boxes: Sequence[Tensor], labels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> Targets:
+        """Per picture boxes [G_i, 4] and labels [G_i] -> one structure; pictures without objects are
+        welcome.
+        """
         count = max((len(one) for one in labels), default=0)
         padded = torch.zeros(len(boxes), count, 4)
         classes = torch.full((len(boxes), count), -1, dtype=torch.long)
@@ -55,7 +62,9 @@ class Targets:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """The same targets on another device."""
-        boxes, labels, sizes = (part.to(device, non_blocking=non_blocking) for part in (self.boxes, self.labels, self.sizes))
+        boxes, labels, sizes = (
+            part.to(device, non_blocking=non_blocking) for part in (self.boxes, self.labels, self.sizes)
+        )
         return Targets(boxes, labels, sizes, self.seeds)
 
     def pin_memory(self) -> Targets:
@@ -95,7 +104,9 @@ class Detections:
 
     def __iter__(self) -> Iterator[tuple[str, float, list[float]]]:
         """(name, score, [x1, y1, x2, y2]) of each detection."""
-        for label, score, box in zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True):
+        for label, score, box in zip(
+            self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
+        ):
             yield (self.names[label] if self.names else str(label)), score, box
 
     def above(self, threshold: float | Tensor) -> Detections:
@@ -105,7 +116,9 @@ class Detections:
 
     def to(self, device: torch.device | str) -> Detections:
         """The same detections on another device."""
-        return replace(self, boxes=self.boxes.to(device), scores=self.scores.to(device), labels=self.labels.to(device))
+        return replace(
+            self, boxes=self.boxes.to(device), scores=self.scores.to(device), labels=self.labels.to(device)
+        )
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """boxes [N, 4], scores [N], labels [N] as arrays."""
@@ -116,7 +129,11 @@ class Detections:
         try:
             import supervision  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
-            raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
+            raise ImportError(
+                "to_supervision needs the package supervision: pip install supervision"
+            ) from error
         boxes, scores, labels = self.numpy()
         names = [self.names[label] if self.names else str(label) for label in labels]
-        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data={"class_name": names})
+        return supervision.Detections(
+            xyxy=boxes, confidence=scores, class_id=labels, data={"class_name": names}
+        )

@@ -20,7 +20,9 @@ class ResumeConfig:
     device: str | None = None
     """cpu, cuda, cuda:1, auto. None: as before."""
     workers: int | None = None
-    """Loader processes; their number changes nothing that is learned. None: one on a CPU, up to eight beside a GPU."""
+    """Loader processes; their number changes nothing that is learned. None: one on a CPU, up to eight beside
+    a GPU.
+    """
     micro_batch: int | None = None
     """Images that a process works on at a time. None: as before."""
 
@@ -34,9 +36,13 @@ class ImportConfig:
     names: Path | None = None
     """Text file with the class names, one a line, when they are not COCO's."""
     bn_eps: float | None = None
-    """eps of the backbone's batch norm, which no file tells. None: 0 for torchvision's own first file, else 1e-5."""
+    """eps of the backbone's batch norm, which no file tells. None: 0 for torchvision's own first file, else
+    1e-5.
+    """
     style: Literal["pytorch", "caffe"] | None = None
-    """What the backbone came from: caffe means BGR, deviation 1 and the stride in the 1x1. None: as the file tells."""
+    """What the backbone came from: caffe means BGR, deviation 1 and the stride in the 1x1. None: as the file
+    tells.
+    """
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,9 @@ class RunConfig:
     scale: int | None = None
     """Short side in pixels, when it is not to be the model's own."""
     scales: tuple[int, ...] | None = None
-    """Several of these instead: every picture is answered at each, and the answers are merged (400 600 800)."""
+    """Several of these instead: every picture is answered at each, and the answers are merged (400 600
+    800).
+    """
     layout: Layout | None = None
     """Annotation format of a data set; None: recognised."""
     images: Path | None = None
@@ -85,9 +93,13 @@ class TilesConfig(RunConfig):
     """How large pictures are looked at: shared by eval and predict."""
 
     tiles: int | None = None
-    """Side in pixels of the tiles that larger pictures are answered in, for small objects. None: pictures are answered whole."""
+    """Side in pixels of the tiles that larger pictures are answered in, for small objects. None: pictures are
+    answered whole.
+    """
     overlap: float = 0.25
-    """Share of a tile that the next one sees too. An object that is larger than this may be cut by both; its pieces are joined."""
+    """Share of a tile that the next one sees too. An object that is larger than this may be cut by both; its
+    pieces are joined.
+    """
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,9 @@ class PredictConfig(TilesConfig):
     split: str | None = None
     """For a data set: which split."""
     threshold: float | None = None
-    """Score from which a box is drawn and printed. None: the model's own (best F1 in validation). predictions.json has all."""
+    """Score from which a box is drawn and printed. None: the model's own (best F1 in validation).
+    predictions.json has all.
+    """
     pictures: bool = True
     """Write a picture with labelled boxes of each image, and a video of each video."""
 
@@ -119,11 +133,15 @@ class ServeConfig:
     """A server."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0: all that this machine has; others than loopback want a token or --no-auth."""
+    """Address to listen on. 0.0.0.0: all that this machine has; others than loopback want a token or
+    --no-auth.
+    """
     port: int = 8000
     """Port to listen on. 0: any free one, which is printed."""
     token: str | None = None
-    """What requests must show (Authorization: Bearer TOKEN). None: the variable RETINANET_TOKEN, which no list of processes shows."""
+    """What requests must show (Authorization: Bearer TOKEN). None: the variable RETINANET_TOKEN, which no
+    list of processes shows.
+    """
     auth: bool = True
     """--no-auth: anybody who reaches the address is served."""
     hosts: tuple[str, ...] = ()
@@ -159,9 +177,13 @@ class ExportConfig:
     out: Path | None = None
     """File to write. None: beside the model, under its name."""
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    """onnx: fp32 or int8; openvino: all three; torch: fp32 or bf16. int8 needs --data, to see what numbers occur."""
+    """onnx: fp32 or int8; openvino: all three; torch: fp32 or bf16. int8 needs --data, to see what numbers
+    occur.
+    """
     size: tuple[int, int] | None = None
-    """Height and width, the only ones then, into which pictures are fitted. None: any, as the model has it."""
+    """Height and width, the only ones then, into which pictures are fitted. None: any, as the model has
+    it.
+    """
     scale: int | None = None
     """Short side in pixels, when it is not to be the model's own."""
     data: str | None = None
@@ -195,7 +217,9 @@ class CheckConfig:
     images: Path | None = None
     """Folder of the pictures, when it is elsewhere."""
     preset: str | None = None
-    """Whose anchors and scale the boxes are compared with. None: the preset that `train` would choose here."""
+    """Whose anchors and scale the boxes are compared with. None: the preset that `train` would choose
+    here.
+    """
     scale: int | None = None
     """Short side in pixels instead of the preset's."""
     anchor_size: float | None = None
@@ -210,7 +234,9 @@ class CheckConfig:
 
 @dataclass(frozen=True)
 class LabConfig:
-    """A table or figure of the paper on one's own data: a training a row. `out` is the study's folder, `budget` is that of a row."""
+    """A table or figure of the paper on one's own data: a training a row. `out` is the study's folder,
+    `budget` is that of a row.
+    """
 
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -24,7 +24,13 @@ def scenes(tmp_path_factory) -> Path:
     """A few generated scenes with train, val and test splits."""
     from retinanet.data.scenes import write_scenes
 
-    return write_scenes(tmp_path_factory.mktemp("scenes"), {"train": 6, "val": 3, "test": 3}, size=(96, 128), seed=5, across=(16, 64))
+    return write_scenes(
+        tmp_path_factory.mktemp("scenes"),
+        {"train": 6, "val": 3, "test": 3},
+        size=(96, 128),
+        seed=5,
+        across=(16, 64),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -51,4 +57,11 @@ def trained(scenes, tmp_path_factory) -> Path:
         "validations": 2,
         "log_every": 2,
     }
-    return retinanet.train(scenes, "tiny", device="cpu", precision="fp32", out=tmp_path_factory.mktemp("run") / "scenes", **settings)
+    return retinanet.train(
+        scenes,
+        "tiny",
+        device="cpu",
+        precision="fp32",
+        out=tmp_path_factory.mktemp("run") / "scenes",
+        **settings,
+    )

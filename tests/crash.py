@@ -60,14 +60,19 @@ def differences(one, other):
         mine, theirs = load_file(one / name), load_file(other / name)
         found += [f"{name}: {key}" for key in mine if not torch.equal(mine[key], theirs[key])]
     timeless = [
-        [{key: value for key, value in json.loads(line).items() if key != "images_per_second"} for line in lines.splitlines()]
+        [
+            {key: value for key, value in json.loads(line).items() if key != "images_per_second"}
+            for line in lines.splitlines()
+        ]
         for lines in ((run / "metrics.jsonl").read_text() for run in (one, other))
     ]
     return found + (["metrics.jsonl"] if timeless[0] != timeless[1] else [])
 
 
 def torture(root, kills, iterations, seed=0, longest=12.0, report=print):
-    """Kill runs until there were so many kills, each run resumed to its end; the differences that were found."""
+    """Kill runs until there were so many kills, each run resumed to its end; the differences that were
+    found.
+    """
     chance = random.Random(seed)
     data = write_scenes(root / "scenes", {"train": 16, "val": 4}, size=(96, 128), seed=5, across=(16, 64))
     settings = [*SMALL, "--budget", f"{iterations}it", "--validations", 3, "--save-every", "7it"]
@@ -81,7 +86,10 @@ def torture(root, kills, iterations, seed=0, longest=12.0, report=print):
         while not finished and done < kills:
             finished = kill_once(words, folder, longest, chance)
             done += not finished
-            report(f"run {run}: {'finished' if finished else f'kill {done}'}, last recorded iteration {recorded(folder)}")
+            report(
+                f"run {run}: {'finished' if finished else f'kill {done}'}, last recorded iteration "
+                f"{recorded(folder)}"
+            )
             words = ["--resume", folder, "--workers", chance.choice((0, 1, 2))]
         if not finished:
             finish(words)

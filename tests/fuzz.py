@@ -1,8 +1,11 @@
-"""Bad input by the thousand: `python tests/fuzz.py 10000 --seed 0` prints what became of each kind, and exits 1 if anything went wrong.
+"""Bad input by the thousand: `python tests/fuzz.py 10000 --seed 0` prints what became of each kind, and exits
+1 if anything went wrong.
 
-A case follows from its number alone: `python tests/fuzz.py 1 --seed 4711 --keep somewhere` does case 4711 again and leaves its files.
+A case follows from its number alone: `python tests/fuzz.py 1 --seed 4711 --keep somewhere` does case 4711
+again and leaves its files.
 
-read      a result, which is held against an independent reading of the same files: nothing lost, nothing changed
+read      a result, which is held against an independent reading of the same files: nothing lost, nothing
+          changed
 refused   one of our own errors, whose text names the file
 wrong     a result that is not what the files say
 crash     any other exception, a warning, more than 10 s, more than 1 GB
@@ -74,7 +77,10 @@ def run_case(number: int, folder: Path) -> tuple[str, str, str]:
             if isinstance(error, KeyboardInterrupt):
                 raise
             outcome, detail = "crash", traceback.format_exc()[-3000:]
-    seconds, grown = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    seconds, grown = (
+        time.perf_counter() - started,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory,
+    )
     if caught and outcome != "crash":
         outcome, detail = "crash", f"warning: {caught[0].category.__name__} {caught[0].message}"
     if seconds > SECONDS or grown > KILOBYTES:
@@ -101,10 +107,15 @@ def data_case(write: Callable[[Path, random.Random, bool], Path], truth: Callabl
 
 def check_boxes(data: Dataset) -> None:
     """What holds even where no picture was looked at."""
-    require(np.isfinite(data.boxes).all() and np.isfinite(data.areas).all(), "boxes or areas that are not finite")
+    require(
+        np.isfinite(data.boxes).all() and np.isfinite(data.areas).all(), "boxes or areas that are not finite"
+    )
     require((data.boxes[:, 2:] > data.boxes[:, :2]).all(), "boxes without area")
     require(((data.labels >= 0) & (data.labels < len(data.names))).all(), "labels without a class")
-    require(len(set(data.names)) == len(data.names) and len(set(data.category_ids)) == len(data.names), "classes twice")
+    require(
+        len(set(data.names)) == len(data.names) and len(set(data.category_ids)) == len(data.names),
+        "classes twice",
+    )
     require(len(set(data.image_ids.tolist())) == len(data) == len(set(data.files.tolist())), "images twice")
     require((data.areas >= 0).all(), "areas below 0")
     require(all(is_text(name) for name in (*data.names, *data.files.tolist())), "names that are no text")
@@ -114,7 +125,10 @@ def check_columns(data: Dataset) -> None:
     """What a training relies on."""
     check_boxes(data)
     limit = np.tile(data.sizes[data.image_of_box()][:, ::-1], 2)
-    require((data.boxes >= 0).all() and (data.boxes <= limit).all() and (data.sizes > 0).all(), "boxes outside, or sizes of 0")
+    require(
+        (data.boxes >= 0).all() and (data.boxes <= limit).all() and (data.sizes > 0).all(),
+        "boxes outside, or sizes of 0",
+    )
     for index in range(len(data)):
         path = data.path(index)
         require(path.is_file() and path.is_relative_to(data.root), f"{path} is no picture of the data set")
@@ -128,11 +142,19 @@ def check_rows(data: Dataset, place: Path, truth: Callable[[Path], Truth]) -> No
         pictures, expected = map(sorted, truth(place))
     except Exception as error:
         raise Wrong(f"read without a word what cannot be read: {type(error).__name__} {error}") from error
-    require(sorted(str(data.path(index)) for index in range(len(data))) == pictures, f"{data.files} are not the pictures {pictures}")
+    require(
+        sorted(str(data.path(index)) for index in range(len(data))) == pictures,
+        f"{data.files} are not the pictures {pictures}",
+    )
     files = [str(data.path(index)) for index in data.image_of_box().tolist()]
     names = [data.names[label] for label in data.labels]
-    found = sorted((file, name, *box) for file, name, box in zip(files, names, data.boxes.tolist(), strict=True))
-    require([row[:2] for row in found] == [row[:2] for row in expected], f"{found} are not the boxes of the files, {expected}")
+    found = sorted(
+        (file, name, *box) for file, name, box in zip(files, names, data.boxes.tolist(), strict=True)
+    )
+    require(
+        [row[:2] for row in found] == [row[:2] for row in expected],
+        f"{found} are not the boxes of the files, {expected}",
+    )
     moved = np.abs(np.array([row[2:] for row in found]) - np.array([row[2:] for row in expected]))
     require(not moved.size or moved.max() <= 1 + 1e-6, f"{found} are not where the files say, {expected}")
 
@@ -141,13 +163,23 @@ def picture_case(folder: Path, rng: random.Random, odd: bool) -> None:
     """A picture, held against the pixels that went into it if it is whole."""
     suffix, content, shown = make_picture(rng)
     path = folder / f"picture.{suffix}"
-    path.write_bytes((promising if suffix == "png" and rng.random() < 0.3 else bytes_damaged)(content, rng) if odd else content)
+    path.write_bytes(
+        (promising if suffix == "png" and rng.random() < 0.3 else bytes_damaged)(content, rng)
+        if odd
+        else content
+    )
     size = image_size(path)
     require(all(type(side) is int and side > 0 for side in size), f"a size of {size}")
     pixels = read_image(path)
-    require(pixels.dtype == torch.uint8 and pixels.shape == (3, *size), f"{pixels.shape} {pixels.dtype} for {size}")
+    require(
+        pixels.dtype == torch.uint8 and pixels.shape == (3, *size),
+        f"{pixels.shape} {pixels.dtype} for {size}",
+    )
     if not odd or path.read_bytes() == content:
-        require(pixels.permute(1, 2, 0).numpy().tolist() == shown.tolist(), "pixels that are not those of the picture")
+        require(
+            pixels.permute(1, 2, 0).numpy().tolist() == shown.tolist(),
+            "pixels that are not those of the picture",
+        )
 
 
 CONFIG = ModelConfig(backbone="test_resnet", backbone_norm="batch", channels=8, depth=0)
@@ -174,21 +206,45 @@ def weights_case(folder: Path, rng: random.Random, odd: bool) -> None:
         path.write_bytes(save(made, {"retinanet": text}))
     elif kind == "header":
         header = bytes_damaged(content[8 : 8 + length], rng)
-        path.write_bytes((len(header) if rng.random() < 0.8 else length).to_bytes(8, "little") + header + content[8 + length :])
+        path.write_bytes(
+            (len(header) if rng.random() < 0.8 else length).to_bytes(8, "little")
+            + header
+            + content[8 + length :]
+        )
     elif kind == "bytes":
         path.write_bytes(bytes_damaged(content, rng))
     elif kind == "tensors":
         tensors = dict(made)
         name = rng.choice(list(tensors))
-        changes = (torch.float64, torch.int8, torch.bool, torch.complex64, torch.bfloat16, torch.float8_e4m3fn)
-        tensors[name] = rng.choice([tensors[name].to(kind) for kind in changes] + [tensors[name] * torch.nan, tensors[name][None]])
+        changes = (
+            torch.float64,
+            torch.int8,
+            torch.bool,
+            torch.complex64,
+            torch.bfloat16,
+            torch.float8_e4m3fn,
+        )
+        tensors[name] = rng.choice(
+            [tensors[name].to(kind) for kind in changes] + [tensors[name] * torch.nan, tensors[name][None]]
+        )
         path.write_bytes(save(tensors, json.loads(content[8 : 8 + length])["__metadata__"]))
     tensors, card = read(path)
     model, again = load_model(path)
-    require(card == again and len(card.names) == len(card.category_ids) == model.num_classes, "names, ids and classes disagree")
-    require(0 <= card.threshold <= 1 and all(isinstance(name, str) and is_text(name) for name in card.names), f"{card}")
-    require(all(value.isfinite().all() for value in model.state_dict().values()), "weights that are not finite")
-    require(kind != "whole" or all(torch.equal(value, made[name]) for name, value in tensors.items()), "other weights")
+    require(
+        card == again and len(card.names) == len(card.category_ids) == model.num_classes,
+        "names, ids and classes disagree",
+    )
+    require(
+        0 <= card.threshold <= 1 and all(isinstance(name, str) and is_text(name) for name in card.names),
+        f"{card}",
+    )
+    require(
+        all(value.isfinite().all() for value in model.state_dict().values()), "weights that are not finite"
+    )
+    require(
+        kind != "whole" or all(torch.equal(value, made[name]) for name, value in tensors.items()),
+        "other weights",
+    )
 
 
 def results_case(folder: Path, rng: random.Random, odd: bool) -> None:
@@ -196,7 +252,12 @@ def results_case(folder: Path, rng: random.Random, odd: bool) -> None:
     data = read_coco(write_coco(folder, rng, False))
     ids, categories = data.image_ids.tolist(), data.category_ids
     rows = [
-        {"image_id": rng.choice(ids), "category_id": rng.choice(categories), "bbox": [1, 2.5, 3, 4], "score": rng.random()}
+        {
+            "image_id": rng.choice(ids),
+            "category_id": rng.choice(categories),
+            "bbox": [1, 2.5, 3, 4],
+            "score": rng.random(),
+        }
         for _ in range(4)
     ]
     content: Any = value_damaged(rows, rng) if odd else rows
@@ -207,8 +268,17 @@ def results_case(folder: Path, rng: random.Random, odd: bool) -> None:
         expected = [result_truth(entry) for entry in json.loads(file.read_bytes(), object_pairs_hook=unique)]
     except Exception as error:
         raise Wrong(f"read without a word what cannot be read: {type(error).__name__} {error}") from error
-    numbers = zip(results.images.tolist(), results.labels.tolist(), results.boxes.tolist(), results.scores.tolist(), strict=True)
-    require([(ids[i], categories[k], box, score) for i, k, box, score in numbers] == expected, f"{results} is not {expected}")
+    numbers = zip(
+        results.images.tolist(),
+        results.labels.tolist(),
+        results.boxes.tolist(),
+        results.scores.tolist(),
+        strict=True,
+    )
+    require(
+        [(ids[i], categories[k], box, score) for i, k, box, score in numbers] == expected,
+        f"{results} is not {expected}",
+    )
 
 
 KINDS: dict[str, Case] = {
@@ -244,7 +314,9 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("cases", type=int)
     words.add_argument("--seed", type=int, default=0, help="number of the first case")
-    words.add_argument("--keep", type=Path, help="folder for the files of the cases, which are else taken away")
+    words.add_argument(
+        "--keep", type=Path, help="folder for the files of the cases, which are else taken away"
+    )
     asked = words.parse_args()
     torch.set_num_threads(1)
     counts: Counter[tuple[str, str]] = Counter()
@@ -257,7 +329,10 @@ def main() -> int:
             print(*faults, sep="\n", end="\n" if faults else "", flush=True)
     print(f"{'':9s}" + "".join(f"{outcome:>9s}" for outcome in ("read", "refused", "wrong", "crash")))
     for kind in KINDS:
-        print(f"{kind:9s}" + "".join(f"{counts[kind, outcome]:9d}" for outcome in ("read", "refused", "wrong", "crash")))
+        print(
+            f"{kind:9s}"
+            + "".join(f"{counts[kind, outcome]:9d}" for outcome in ("read", "refused", "wrong", "crash"))
+        )
     return 1 if any(outcome in ("wrong", "crash") for _, outcome in counts) else 0
 
 

@@ -1,4 +1,6 @@
-"""Small data sets, pictures and files of weights, whole or damaged, made from a random generator. Used by fuzz.py."""
+"""Small data sets, pictures and files of weights, whole or damaged, made from a random generator. Used by
+fuzz.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,19 @@ from PIL import Image
 NAMES = ("cat", "dög", "no", "1e3", "traffic light")
 DEEP, DIGITS = "@deep@", "@digits@"
 HOSTILE_NAMES = [
-    *("../a.png", "/etc/passwd", "..", ".", "", " ", "a\0.png", "\ud800.png", "x/../../a.png", "..\\a.png", "C:\\a.png"),
+    *(
+        "../a.png",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        " ",
+        "a\0.png",
+        "\ud800.png",
+        "x/../../a.png",
+        "..\\a.png",
+        "C:\\a.png",
+    ),
     *(
         "a" * 300,
         "x/" * 600,
@@ -29,9 +43,54 @@ HOSTILE_NAMES = [
     ),
 ]
 STRANGE: list[Any] = [
-    *(None, True, False, 0, 1, -1, 2, 0.5, -0.0, 7.0, 1e9, 1e300, -1e308, 2**31, 2**53 + 1, 2**63, -(2**63), 2**70, 10**400),
-    *(float("nan"), float("inf"), float("-inf"), "", "1", "nan", "x", "\0", "\ud800", "\u202e", [], {}, [[]], [1], ["1"], {"a": 1}),
-    *([1, 2, 3, 4], [0, 0, 0, 0], [1e308, 1, 1e308, 1], [True, True, True, True], [5, 5, -2, -2], "1234", {"0": 1, "1": 2, "2": 3, "3": 4}),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        0.5,
+        -0.0,
+        7.0,
+        1e9,
+        1e300,
+        -1e308,
+        2**31,
+        2**53 + 1,
+        2**63,
+        -(2**63),
+        2**70,
+        10**400,
+    ),
+    *(
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        "",
+        "1",
+        "nan",
+        "x",
+        "\0",
+        "\ud800",
+        "\u202e",
+        [],
+        {},
+        [[]],
+        [1],
+        ["1"],
+        {"a": 1},
+    ),
+    *(
+        [1, 2, 3, 4],
+        [0, 0, 0, 0],
+        [1e308, 1, 1e308, 1],
+        [True, True, True, True],
+        [5, 5, -2, -2],
+        "1234",
+        {"0": 1, "1": 2, "2": 3, "3": 4},
+    ),
     *([1, 2, 3, 10**400], [0, 0, 1e-320, 1e-320], [1, 1, 2, 2, 2], [[1, 1, 2, 2]], DEEP, DIGITS, [DEEP]),
     *HOSTILE_NAMES,
 ]
@@ -51,7 +110,15 @@ def bytes_damaged(data: bytes, rng: random.Random) -> bytes:
             content[at] = rng.choice((0, 1, 127, 128, 254, 255))
         elif kind == "insert":
             content[at:at] = rng.choice(
-                (b"\0", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"_", rng.randbytes(rng.randrange(1, 9)), content[:at][-64:])
+                (
+                    b"\0",
+                    b"\xff",
+                    b"\xef\xbb\xbf",
+                    b"\r\n",
+                    b"_",
+                    rng.randbytes(rng.randrange(1, 9)),
+                    content[:at][-64:],
+                )
             )
         elif kind == "remove":
             del content[at : at + rng.choice((1, 4, 100))]
@@ -59,7 +126,10 @@ def bytes_damaged(data: bytes, rng: random.Random) -> bytes:
             del content[at:]
         elif kind == "move":
             other = rng.randrange(len(content))
-            content[at : at + 4], content[other : other + 4] = content[other : other + 4], content[at : at + 4]
+            content[at : at + 4], content[other : other + 4] = (
+                content[other : other + 4],
+                content[at : at + 4],
+            )
         elif rng.random() < 0.1:
             content.clear()
     return bytes(content)
@@ -99,16 +169,24 @@ def value_damaged(value: Any, rng: random.Random) -> Any:
 
 
 def json_bytes(value: Any, rng: random.Random, odd: bool) -> bytes:
-    """JSON as a file; an odd one in a strange encoding, with a key twice, very deep, with very long numbers, or damaged in its bytes."""
+    """JSON as a file; an odd one in a strange encoding, with a key twice, very deep, with very long numbers,
+    or damaged in its bytes.
+    """
     text = json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=rng.choice((None, 1)))
     depth = rng.choice((10, 900, 930, 960, 990, 5000, 100_000)) if odd else 0
-    text = text.replace(f'"{DEEP}"', "[" * depth + "]" * depth).replace(f'"{DIGITS}"', "9" * rng.choice((400, 5000)))
+    text = text.replace(f'"{DEEP}"', "[" * depth + "]" * depth).replace(
+        f'"{DIGITS}"', "9" * rng.choice((400, 5000))
+    )
     if odd and rng.random() < 0.1:
         key = rng.choice(("images", "annotations", "id", "bbox", "name"))
         text = text.replace(f'"{key}":', f'"{key}": [], "{key}":', rng.choice((1, -1)))
     if rng.random() < 0.1:
         text = text.replace("\n", "\r\n")
-    encoding = rng.choice(("utf-8-sig", "utf-16", "utf-32", "latin-1") if odd else ("utf-8-sig",)) if rng.random() < 0.1 else "utf-8"
+    encoding = (
+        rng.choice(("utf-8-sig", "utf-16", "utf-32", "latin-1") if odd else ("utf-8-sig",))
+        if rng.random() < 0.1
+        else "utf-8"
+    )
     data = text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
     return bytes_damaged(data, rng) if odd and rng.random() < 0.3 else data
 
@@ -124,7 +202,12 @@ def small_picture(path: Path, rng: random.Random) -> tuple[int, int]:
 def random_box(size: tuple[int, int], rng: random.Random) -> tuple[float, float, float, float]:
     """xyxy inside a picture of this width and height, different for each call."""
     (x1, x2), (y1, y2) = (sorted(round(rng.uniform(0, side), 3) for _ in range(2)) for side in size)
-    return min(x1, size[0] - 2), min(y1, size[1] - 2), max(x2, min(x1, size[0] - 2) + 1), max(y2, min(y1, size[1] - 2) + 1)
+    return (
+        min(x1, size[0] - 2),
+        min(y1, size[1] - 2),
+        max(x2, min(x1, size[0] - 2) + 1),
+        max(y2, min(y1, size[1] - 2) + 1),
+    )
 
 
 def picture_names(rng: random.Random) -> list[str]:
@@ -136,7 +219,11 @@ def picture_names(rng: random.Random) -> list[str]:
 def write_coco(root: Path, rng: random.Random, odd: bool) -> Path:
     """train.json beside its pictures or in annotations/; returns the file."""
     place, pictures = rng.choice(
-        (("train.json", "."), ("annotations/train.json", "train"), ("annotations/instances_train2017.json", "images"))
+        (
+            ("train.json", "."),
+            ("annotations/train.json", "train"),
+            ("annotations/instances_train2017.json", "images"),
+        )
     )
     images, annotations = [], []
     for number, name in enumerate(picture_names(rng), start=rng.choice((0, 1, 100))):
@@ -144,7 +231,12 @@ def write_coco(root: Path, rng: random.Random, odd: bool) -> Path:
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for _ in range(rng.randrange(1, 4)):
             x1, y1, x2, y2 = random_box((width, height), rng)
-            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": rng.choice((3, 18)), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            entry = {
+                "id": len(annotations) + 1,
+                "image_id": number,
+                "category_id": rng.choice((3, 18)),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+            }
             annotations.append(entry | rng.choice(({}, {"iscrowd": 0, "area": 12.5}, {"iscrowd": True})))
     categories = [{"id": 3, "name": rng.choice(NAMES[:2])}, {"id": 18, "name": rng.choice(NAMES[2:])}]
     content: Any = {"images": images, "annotations": annotations, "categories": categories}
@@ -156,7 +248,25 @@ def write_coco(root: Path, rng: random.Random, odd: bool) -> Path:
     return file
 
 
-WORDS = ["nan", "inf", "-1", "1e9", "1e999", "1_0", "0x10", "१", "", " ", "x", "9" * 400, "1,5", "\u202e", "1 2", "true", "2"]
+WORDS = [
+    "nan",
+    "inf",
+    "-1",
+    "1e9",
+    "1e999",
+    "1_0",
+    "0x10",
+    "१",
+    "",
+    " ",
+    "x",
+    "9" * 400,
+    "1,5",
+    "\u202e",
+    "1 2",
+    "true",
+    "2",
+]
 
 
 def text_damaged(text: str, rng: random.Random) -> str:
@@ -183,7 +293,11 @@ def text_damaged(text: str, rng: random.Random) -> str:
 def text_bytes(text: str, rng: random.Random, odd: bool) -> bytes:
     """A text as a file, in the encodings and with the line ends that editors give it."""
     text = text.replace("\n", "\r\n") if rng.random() < 0.2 else text
-    encoding = rng.choice(("utf-8-sig", "utf-16", "latin-1") if odd else ("utf-8-sig",)) if rng.random() < 0.1 else "utf-8"
+    encoding = (
+        rng.choice(("utf-8-sig", "utf-16", "latin-1") if odd else ("utf-8-sig",))
+        if rng.random() < 0.1
+        else "utf-8"
+    )
     data = text.encode(encoding, "replace")
     return bytes_damaged(data, rng) if odd and rng.random() < 0.3 else data
 
@@ -191,7 +305,8 @@ def text_bytes(text: str, rng: random.Random, odd: bool) -> bytes:
 DOCTYPES = [
     '<!DOCTYPE a [<!ENTITY e "boom">]>',
     '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>',
-    '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY e "&b;&b;&b;&b;&b;&b;&b;&b;">]>',
+    '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY e '
+    '"&b;&b;&b;&b;&b;&b;&b;&b;">]>',
     '<?xml version="1.0" encoding="bogus"?>',
     '<?xml version="1.0" encoding="utf-7"?>',
     '<?xml version="1.0" encoding="rot13"?>',
@@ -209,7 +324,11 @@ def write_voc(root: Path, rng: random.Random, odd: bool) -> Path:
         wrong = name == damaged
         name = Path(name).name
         width, height = small_picture(root / "JPEGImages" / name, rng)
-        lines = ["<annotation>", f"<filename>{name}</filename>", f"<size><width>{width}</width><height>{height}</height></size>"]
+        lines = [
+            "<annotation>",
+            f"<filename>{name}</filename>",
+            f"<size><width>{width}</width><height>{height}</height></size>",
+        ]
         for _ in range(rng.randrange(1, 4)):
             corners = zip(("xmin", "ymin", "xmax", "ymax"), random_box((width, height), rng), strict=True)
             box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
@@ -227,13 +346,17 @@ def write_voc(root: Path, rng: random.Random, odd: bool) -> Path:
     if rng.random() < 0.5:
         (root / "ImageSets" / "Main").mkdir(parents=True)
         text = "\n".join(stems)
-        listing = text_bytes(text_damaged(text, rng) if odd and rng.random() < 0.3 else text, rng, odd and rng.random() < 0.1)
+        listing = text_bytes(
+            text_damaged(text, rng) if odd and rng.random() < 0.3 else text, rng, odd and rng.random() < 0.1
+        )
         (root / "ImageSets" / "Main" / "train.txt").write_bytes(listing)
     return root
 
 
 YAML = [
-    "a: &a [x]\n" + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghi")) + "{} : *i",
+    "a: &a [x]\n"
+    + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghi"))
+    + "{} : *i",
     "train: &x [*x]",
     "path: !!python/object/apply:os.system [true]",
     'train: "\\UFFFFFFFF"',
@@ -266,26 +389,42 @@ def write_yolo(root: Path, rng: random.Random, odd: bool) -> Path:
                 ((x1 + x2) / 2e3, (y1 + y2) / 2e3, (x2 - x1) / 1e3, (y2 - y1) / 1e3),
                 (x1 / 1e3, y1 / 1e3, x2 / 1e3, y1 / 1e3, x2 / 1e3, y2 / 1e3),
             )
-            lines.append(" ".join([str(rng.randrange(3)), *(f"{value:.6f}" for value in rng.choice((box, box, polygon)))]))
+            lines.append(
+                " ".join(
+                    [str(rng.randrange(3)), *(f"{value:.6f}" for value in rng.choice((box, box, polygon)))]
+                )
+            )
         text = "\n".join(lines) + "\n"
         label = (root / "labels" / "train" / name).with_suffix(".txt")
         label.parent.mkdir(parents=True, exist_ok=True)
-        label.write_bytes(text_bytes(text_damaged(text, rng) if where == "label" and rng.random() < 0.8 else text, rng, where == "label"))
+        label.write_bytes(
+            text_bytes(
+                text_damaged(text, rng) if where == "label" and rng.random() < 0.8 else text,
+                rng,
+                where == "label",
+            )
+        )
     kind = "list" if where == "list" else rng.choice(("yaml", "yaml", "list", "none"))
     if where == "images":
-        (root / "images" / "train" / rng.choice(("x.png", "y.jpg"))).write_bytes(bytes_damaged(b"\x89PNG\r\n\x1a\nIHDR", rng))
+        (root / "images" / "train" / rng.choice(("x.png", "y.jpg"))).write_bytes(
+            bytes_damaged(b"\x89PNG\r\n\x1a\nIHDR", rng)
+        )
     if kind == "list":
         text = "\n".join(listed + ([rng.choice(HOSTILE_NAMES) for _ in range(2)] if where == "list" else []))
         (root / "train.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
     if kind == "none" and rng.random() < 0.5:
         text = "\n".join(names)
-        (root / "classes.txt").write_bytes(text_bytes(text_damaged(text, rng) if odd and rng.random() < 0.5 else text, rng, odd))
+        (root / "classes.txt").write_bytes(
+            text_bytes(text_damaged(text, rng) if odd and rng.random() < 0.5 else text, rng, odd)
+        )
     if kind != "none":
         text = f"path: .\ntrain: {'train.txt' if kind == 'list' else 'images/train'}\nnc: 3\nnames: [{', '.join(names)}]\n"
         if where == "yaml":
             text = text_damaged(text, rng) if rng.random() < 0.4 else text
             text = (
-                text + rng.choice(YAML).replace("{}", rng.choice(("names", "train", "path", "nc"))) + "\n" if rng.random() < 0.6 else text
+                text + rng.choice(YAML).replace("{}", rng.choice(("names", "train", "path", "nc"))) + "\n"
+                if rng.random() < 0.6
+                else text
             )
         (root / "data.yaml").write_bytes(text_bytes(text, rng, where == "yaml"))
     return root

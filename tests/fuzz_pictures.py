@@ -24,7 +24,9 @@ TURNED = {"png", "jpg", "tif", "webp"}
 
 
 def make_picture(rng: random.Random) -> tuple[str, bytes, np.ndarray]:
-    """(suffix, content, pixels [H, W, 3] as shown): known from the numbers that went in, for lossy formats from Pillow's own viewer."""
+    """(suffix, content, pixels [H, W, 3] as shown): known from the numbers that went in, for lossy formats
+    from Pillow's own viewer.
+    """
     suffix = rng.choice(list(MODES))
     mode = rng.choice(MODES[suffix])
     numbers = np.random.default_rng(rng.randrange(1 << 32))
@@ -64,13 +66,17 @@ def promising(png: bytes, rng: random.Random) -> bytes:
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
-def make_mode(mode: str, height: int, width: int, numbers: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
+def make_mode(
+    mode: str, height: int, width: int, numbers: np.random.Generator
+) -> tuple[Image.Image, np.ndarray]:
     """A picture of a mode, and its pixels as RGB."""
     channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}.get(mode, 1)
     values = numbers.integers(0, 256, (height, width, channels), dtype=np.uint8)
     if mode == "1":
         values &= 1
-        return Image.fromarray(values[:, :, 0] * 255).convert("1", dither=Image.Dither.NONE), np.repeat(values * 255, 3, axis=2)
+        return Image.fromarray(values[:, :, 0] * 255).convert("1", dither=Image.Dither.NONE), np.repeat(
+            values * 255, 3, axis=2
+        )
     if mode == "I;16":
         deep = numbers.integers(0, 65536, (height, width, 1), dtype=np.uint16)
         return Image.fromarray(deep[:, :, 0]), np.repeat(np.round(deep / 257).astype(np.uint8), 3, axis=2)
@@ -84,13 +90,19 @@ def make_mode(mode: str, height: int, width: int, numbers: np.random.Generator) 
         white = 255 - ink[:, :, 3:]
         shown = np.clip(white - (ink[:, :, :3] * white + 127) // 255, 0, 255)
         return Image.fromarray(values, "CMYK"), shown.astype(np.uint8)
-    image = Image.merge(mode, [Image.fromarray(np.ascontiguousarray(values[:, :, channel])) for channel in range(channels)])
+    image = Image.merge(
+        mode, [Image.fromarray(np.ascontiguousarray(values[:, :, channel])) for channel in range(channels)]
+    )
     colours = values[:, :, :1] if channels < 3 else values[:, :, :3]
     return image, np.broadcast_to(colours, (height, width, 3))
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """What a viewer shows for an EXIF orientation, in rotations and mirrors (counter-clockwise quarter turns)."""
-    turns, mirror = {1: (0, 0), 2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}[orientation]
+    """What a viewer shows for an EXIF orientation, in rotations and mirrors (counter-clockwise quarter
+    turns).
+    """
+    turns, mirror = {1: (0, 0), 2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}[
+        orientation
+    ]
     pixels = np.rot90(pixels, turns)
     return pixels[:, ::-1] if mirror else pixels

@@ -56,13 +56,30 @@ def coco_truth(place: Path) -> Truth:
     names = {whole(entry["id"]): entry["name"] for entry in content["categories"]}
     pictures = {whole(entry["id"]): entry["file_name"] for entry in content["images"]}
     require(len(names) == len(content["categories"]) and len(pictures) == len(content["images"]), "ids twice")
-    root = next(top for top in (file.parent, *file.parents[:2]) for top in (top, top / "train", top / "images") if is_root(top, pictures))
+    root = next(
+        top
+        for top in (file.parent, *file.parents[:2])
+        for top in (top, top / "train", top / "images")
+        if is_root(top, pictures)
+    )
     rows: list[Row] = []
     for entry in content["annotations"]:
         x, y, w, h = entry["bbox"]
         require({type(value) for value in entry["bbox"]} <= {int, float}, f"{entry['bbox']} is no box")
-        require(entry.get("iscrowd") in (None, 0, 1) and type(entry.get("area")) in (type(None), int, float), f"{entry}")
-        rows.append((tidy(root, pictures[whole(entry["image_id"])]), names[whole(entry["category_id"])], x, y, x + w, y + h))
+        require(
+            entry.get("iscrowd") in (None, 0, 1) and type(entry.get("area")) in (type(None), int, float),
+            f"{entry}",
+        )
+        rows.append(
+            (
+                tidy(root, pictures[whole(entry["image_id"])]),
+                names[whole(entry["category_id"])],
+                x,
+                y,
+                x + w,
+                y + h,
+            )
+        )
     return [tidy(root, name) for name in pictures.values()], rows
 
 
@@ -82,7 +99,11 @@ def voc_truth(place: Path) -> Truth:
     pictures = []
     listing = place / "ImageSets" / "Main" / "train.txt"
     folder = place / "Annotations"
-    stems = listing.read_text("utf-8-sig").splitlines() if listing.exists() else [file.stem for file in folder.glob("*.xml")]
+    stems = (
+        listing.read_text("utf-8-sig").splitlines()
+        if listing.exists()
+        else [file.stem for file in folder.glob("*.xml")]
+    )
     stems = [stem.strip() for stem in stems if stem.strip()]
     require(len(set(stems)) == len(stems), "stems twice")
     for stem in stems:
@@ -91,10 +112,14 @@ def voc_truth(place: Path) -> Truth:
         pictures.append(str(picture))
         for entry in tree.findall("object"):
             (name,), (box,) = entry.findall("name"), entry.findall("bndbox")
-            corners = [[one.text or "" for one in box.findall(key)] for key in ("xmin", "ymin", "xmax", "ymax")]
+            corners = [
+                [one.text or "" for one in box.findall(key)] for key in ("xmin", "ymin", "xmax", "ymax")
+            ]
             require(all(len(texts) == 1 and "_" not in texts[0] for texts in corners), f"{corners}")
             x1, y1, x2, y2 = (float(text) for (text,) in corners)
-            require((entry.findtext("difficult") or "0").strip() in ("0", "1"), "difficult is neither 0 nor 1")
+            require(
+                (entry.findtext("difficult") or "0").strip() in ("0", "1"), "difficult is neither 0 nor 1"
+            )
             rows.append((str(picture), (name.text or "").strip(), x1, y1, x2, y2))
     return pictures, rows
 
@@ -107,11 +132,17 @@ def yolo_truth(place: Path) -> Truth:
         content = yaml.load(file.read_bytes(), yaml.BaseLoader)
         names = content["names"] if isinstance(content["names"], list) else list(content["names"].values())
     elif (place / "classes.txt").exists():
-        names = [line.strip() for line in (place / "classes.txt").read_text("utf-8-sig").splitlines() if line.strip()]
+        names = [
+            line.strip()
+            for line in (place / "classes.txt").read_text("utf-8-sig").splitlines()
+            if line.strip()
+        ]
     rows: list[Row] = []
     listing = place / "train.txt"
     lines = listing.read_text("utf-8-sig").splitlines() if listing.exists() else []
-    pictures = [place / line.strip() for line in lines if line.strip()] or list((place / "images").rglob("*.*"))
+    pictures = [place / line.strip() for line in lines if line.strip()] or list(
+        (place / "images").rglob("*.*")
+    )
     for picture in pictures:
         label = place / "labels" / picture.relative_to(place / "images").with_suffix(".txt")
         with Image.open(picture) as image:
@@ -121,7 +152,12 @@ def yolo_truth(place: Path) -> Truth:
                 continue
             require("_" not in line, f"{line} has no numbers")
             number, *values = map(float, line.split())
-            require(number.is_integer() and 0 <= number < len(names) and (len(values) == 4 or len(values) % 2 == 0), line)
+            require(
+                number.is_integer()
+                and 0 <= number < len(names)
+                and (len(values) == 4 or len(values) % 2 == 0),
+                line,
+            )
             if len(values) == 4:
                 x, y, w, h = values
                 values = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
@@ -134,5 +170,15 @@ def result_truth(entry: dict[str, Any]) -> tuple[int, int, list[float], float]:
     """Image id, category id, xyxy and score of an entry of a COCO results file."""
     x, y, w, h = entry["bbox"]
     require({type(value) for value in [*entry["bbox"], entry["score"]]} <= {int, float}, f"{entry}")
-    require(isinstance(entry["bbox"], list) and all(map(math.isfinite, [x, y, w, h, entry["score"]])) and min(w, h) >= 0, f"{entry}")
-    return whole(entry["image_id"]), whole(entry["category_id"]), [float(x), float(y), float(x + w), float(y + h)], entry["score"]
+    require(
+        isinstance(entry["bbox"], list)
+        and all(map(math.isfinite, [x, y, w, h, entry["score"]]))
+        and min(w, h) >= 0,
+        f"{entry}",
+    )
+    return (
+        whole(entry["image_id"]),
+        whole(entry["category_id"]),
+        [float(x), float(y), float(x + w), float(y + h)],
+        entry["score"],
+    )

@@ -130,7 +130,9 @@ ORDER = [
     "online",
     "errors",
 ]
-"""From the roof to the ground: a module may import what comes after it. `__init__` names the public ones and imports nothing itself."""
+"""From the roof to the ground: a module may import what comes after it. `__init__` names the public ones and
+imports nothing itself.
+"""
 
 RANK = {name: position for position, name in enumerate(reversed(ORDER))}
 LONGEST = 360
@@ -161,10 +163,14 @@ def first_party_imports(path: Path):
                 yield found
             else:  # from ..view import plots, from . import __version__
                 yield from (
-                    name for name in (".".join([*target, alias.name]) for alias in node.names) if not name.startswith("__version__")
+                    name
+                    for name in (".".join([*target, alias.name]) for alias in node.names)
+                    if not name.startswith("__version__")
                 )
         elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".", 1)[1] for alias in node.names if alias.name.startswith("retinanet."))
+            yield from (
+                alias.name.split(".", 1)[1] for alias in node.names if alias.name.startswith("retinanet.")
+            )
 
 
 def test_every_module_has_its_place():

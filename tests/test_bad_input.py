@@ -1,4 +1,6 @@
-"""What bad input gets, row by row of the design's table. The rows on losses, signals, full disks and resuming are in engine/."""
+"""What bad input gets, row by row of the design's table. The rows on losses, signals, full disks and resuming
+are in engine/.
+"""
 
 import json
 import pickle
@@ -18,7 +20,16 @@ from retinanet.data.images import read_image
 from retinanet.data.scenes import write_scenes
 from retinanet.model import backbone
 
-SETTINGS = {"channels": 32, "depth": 1, "scale": 64, "train_scale": None, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
+SETTINGS = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": None,
+    "batch": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+}
 
 
 def train(data, out, **settings):
@@ -59,10 +70,12 @@ FAULTS = {
     "annotations of unknown categories": "annotation 4, image",
     "duplicate annotation ids": "annotation 6, image",
     "pictures that are missing": "image 7 (lost.jpg)",
-    "pictures whose size disagrees with the annotation": "image 8 (000008.jpg): the annotation says 200 x 64, the picture is 96 x 64",
+    "pictures whose size disagrees with the annotation": "image 8 (000008.jpg): the annotation says 200 x "
+    "64, the picture is 96 x 64",
 }
 
-# ----------------------------------------------------------------------------------------------- bad boxes, annotations and picture headers
+# ----------------------------------------------------------------------------------------------- bad boxes,
+# annotations and picture headers
 
 
 def test_check_lists_every_fault_with_file_and_id_and_its_status_is_1(data, caplog):
@@ -120,7 +133,8 @@ def test_an_image_without_objects_is_a_negative_to_train_on(data, tmp_path):
     assert json.loads((run / "config.json").read_text())["training_images"] == 8
 
 
-# --------------------------------------------------------------------------------------------------------- a picture that cannot be decoded
+# --------------------------------------------------------------------------------------------------------- a
+# picture that cannot be decoded
 
 
 def test_a_picture_that_cannot_be_decoded_stops_the_training_which_names_it(data, tmp_path):
@@ -147,7 +161,9 @@ def test_without_any_image_the_error_says_so(data, tmp_path):
 
 def test_when_no_picture_is_found_the_error_says_where_it_looked(data, tmp_path):
     (data / "train").rename(data / "elsewhere")
-    with pytest.raises(retinanet.DataError, match=r"none of its 8 pictures was found.*data/000001\.jpg; .* --images"):
+    with pytest.raises(
+        retinanet.DataError, match=r"none of its 8 pictures was found.*data/000001\.jpg; .* --images"
+    ):
         train(data, tmp_path / "run")
 
 
@@ -155,10 +171,14 @@ def test_where_nothing_is_recognised_the_error_says_what_was_looked_for(tmp_path
     (tmp_path / "notes.txt").write_text("nothing")
     assert cli.main(["check", str(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert all(words in message for words in ("COCO  *.json", "VOC   Annotations/*.xml", "YOLO  data.yaml", "It holds: notes.txt"))
+    assert all(
+        words in message
+        for words in ("COCO  *.json", "VOC   Annotations/*.xml", "YOLO  data.yaml", "It holds: notes.txt")
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- paths and sizes that are refused
+# ---------------------------------------------------------------------------------------------------------
+# paths and sizes that are refused
 
 
 @pytest.mark.parametrize("name", ["../val/000001.jpg", "/etc/passwd", "..\\x.jpg", "a/../../../x.jpg"])
@@ -168,10 +188,22 @@ def test_a_file_name_that_leaves_the_data_folder_is_refused(data, tmp_path, name
         train(data, tmp_path / "run")
 
 
-def test_a_picture_above_the_limit_is_refused_in_training_and_prediction(data, trained, tmp_path, capsys, caplog):
+def test_a_picture_above_the_limit_is_refused_in_training_and_prediction(
+    data, trained, tmp_path, capsys, caplog
+):
     with pytest.raises(retinanet.DataError, match=r"96 x 64 pixels, the limit is 6000 \(--max-pixels\)"):
         train(data, tmp_path / "run", max_pixels=6000)
-    words = ["predict", str(trained), str(data / "val"), "--max-pixels", "6000", "--device", "cpu", "--workers", "0"]
+    words = [
+        "predict",
+        str(trained),
+        str(data / "val"),
+        "--max-pixels",
+        "6000",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
     assert cli.main(words) == 1
     assert "more than the limit of 6000; --max-pixels raises it" in caplog.text + capsys.readouterr().err
 
@@ -198,7 +230,9 @@ def test_alpha_is_left_out(tmp_path):
 
 
 def test_a_cmyk_picture_has_the_colour_that_its_inks_give(tmp_path):
-    Image.new("CMYK", (16, 16), (0, 255, 255, 55)).save(tmp_path / "a.jpg", quality=100)  # magenta and yellow, and black for the rest
+    Image.new("CMYK", (16, 16), (0, 255, 255, 55)).save(
+        tmp_path / "a.jpg", quality=100
+    )  # magenta and yellow, and black for the rest
     assert (read_image(tmp_path / "a.jpg")[:, 8, 8] - torch.tensor([200.0, 0, 0])).abs().max() < 6
 
 
@@ -209,7 +243,8 @@ def test_a_rotated_picture_is_turned_upright(tmp_path):
     assert read_image(tmp_path / "a.png").permute(1, 2, 0).tolist() == np.rot90(RED, -1).tolist()
 
 
-# --------------------------------------------------------------------------------------------------------- unknown settings and other words
+# ---------------------------------------------------------------------------------------------------------
+# unknown settings and other words
 
 
 @pytest.mark.parametrize(
@@ -224,10 +259,14 @@ def test_a_rotated_picture_is_turned_upright(tmp_path):
     ],
     ids=str,
 )
-def test_on_the_command_line_an_unknown_word_is_told_with_its_neighbours(data, tmp_path, capsys, words, status, near):
+def test_on_the_command_line_an_unknown_word_is_told_with_its_neighbours(
+    data, tmp_path, capsys, words, status, near
+):
     preset = [] if "--preset" in words else ["--preset", "tiny"]
     try:
-        found = cli.main(["train", str(data), *preset, "--device", "cpu", "--out", str(tmp_path / "run"), *words])
+        found = cli.main(
+            ["train", str(data), *preset, "--device", "cpu", "--out", str(tmp_path / "run"), *words]
+        )
     except SystemExit as stopped:
         found = stopped.code
     error = capsys.readouterr().err
@@ -236,7 +275,9 @@ def test_on_the_command_line_an_unknown_word_is_told_with_its_neighbours(data, t
 
 
 @pytest.mark.parametrize(
-    ("settings", "near"), [({"gama": 1}, "'gamma'"), ({"loss": "focl"}, "'focal'"), ({"weights": "imagnet"}, "'imagenet'")], ids=str
+    ("settings", "near"),
+    [({"gama": 1}, "'gamma'"), ({"loss": "focl"}, "'focal'"), ({"weights": "imagnet"}, "'imagenet'")],
+    ids=str,
 )
 def test_from_python_an_unknown_word_is_told_with_its_neighbours(data, tmp_path, settings, near):
     with pytest.raises(retinanet.ConfigError, match=f"did you mean {near}"):
@@ -289,8 +330,12 @@ def hostile_header(path, _):
     path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
 
 
-@pytest.mark.parametrize("make", [truncated, foreign_pickle, foreign_safetensors, hostile_pickle, hostile_zip, hostile_header])
-def test_what_is_no_whole_file_of_ours_is_a_checkpoint_error_and_runs_nothing(trained, data, tmp_path, capsys, make):
+@pytest.mark.parametrize(
+    "make", [truncated, foreign_pickle, foreign_safetensors, hostile_pickle, hostile_zip, hostile_header]
+)
+def test_what_is_no_whole_file_of_ours_is_a_checkpoint_error_and_runs_nothing(
+    trained, data, tmp_path, capsys, make
+):
     path = tmp_path / "model.safetensors"
     make(path, trained)
     with pytest.raises(retinanet.CheckpointError, match=r"model\.safetensors"):
@@ -303,12 +348,15 @@ def test_what_is_no_whole_file_of_ours_is_a_checkpoint_error_and_runs_nothing(tr
 # ------------------------------------------------------------------------------------------------------------------- no network for weights
 
 
-def test_without_a_network_training_fails_in_seconds_and_says_which_file_to_put_where(data, tmp_path, monkeypatch):
+def test_without_a_network_training_fails_in_seconds_and_says_which_file_to_put_where(
+    data, tmp_path, monkeypatch
+):
     monkeypatch.setattr(backbone, "reachable", lambda host: "no route to host")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     started = time.perf_counter()
     with pytest.raises(
-        retinanet.CheckpointError, match=r"put model\.safetensors of https://.*resnet18.* cache \(hf download .*--weights none"
+        retinanet.CheckpointError,
+        match=r"put model\.safetensors of https://.*resnet18.* cache \(hf download .*--weights none",
     ):
         train(data, tmp_path / "run", weights="imagenet")
     assert time.perf_counter() - started < 10
@@ -317,11 +365,25 @@ def test_without_a_network_training_fails_in_seconds_and_says_which_file_to_put_
 # ---------------------------------------------------------------------------------------------------------------- one bad file among others
 
 
-def test_one_bad_file_is_listed_the_others_are_done_and_the_status_is_1(trained, data, tmp_path, caplog, capsys):
+def test_one_bad_file_is_listed_the_others_are_done_and_the_status_is_1(
+    trained, data, tmp_path, caplog, capsys
+):
     (data / "val" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    words = ["predict", str(trained), str(data / "val"), "--out", str(tmp_path / "out"), "--device", "cpu", "--workers", "0"]
+    words = [
+        "predict",
+        str(trained),
+        str(data / "val"),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
     assert cli.main(words) == 1
-    done = [Path(image["file_name"]).name for image in json.loads((tmp_path / "out" / "images.json").read_text())]
+    done = [
+        Path(image["file_name"]).name for image in json.loads((tmp_path / "out" / "images.json").read_text())
+    ]
     assert done == ["000001.jpg", "000002.jpg"]
     told = caplog.text + capsys.readouterr().err
     assert "broken.jpg: cannot be read" in told

@@ -1,4 +1,6 @@
-"""The benchmarks run, on sizes that say nothing about speed; the page that quotes them is the one that their records give."""
+"""The benchmarks run, on sizes that say nothing about speed; the page that quotes them is the one that their
+records give.
+"""
 
 import importlib
 import json
@@ -14,7 +16,8 @@ SMALL = {
     "exporting": "--side 64 --repeats 1 --files openvino-fp32",
     "growth": "--side 64 --points 2 --repeats 1",
     "loading": "--pictures 2 --batch 2 --scale 64 --images 50 --boxes 100 --workers 0 --repeats 1",
-    "postprocessing": "--side 128 --batch 2 --classes 3 --repeats 1 --network-repeats 1 --backbone resnet18 --device cpu",
+    "postprocessing": "--side 128 --batch 2 --classes 3 --repeats 1 --network-repeats 1 --backbone resnet18 "
+    "--device cpu",
     "prediction": "--side 64 --repeats 1 --no-cold --product 64",
     "training_step": "--side 64 --backbone resnet18 --repeats 1 --no-memory --product 64",
 }

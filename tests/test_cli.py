@@ -11,10 +11,30 @@ from retinanet.verbs import EvalConfig
 
 
 def test_flags_land_in_the_config_wherever_they_live():
-    words = ["cells", "--gamma", "1", "--clip", "None", "--jitter", "0.5", "1", "--anchor-scales", "1", "1.5", "--budget", "7min"]
+    words = [
+        "cells",
+        "--gamma",
+        "1",
+        "--clip",
+        "None",
+        "--jitter",
+        "0.5",
+        "1",
+        "--anchor-scales",
+        "1",
+        "1.5",
+        "--budget",
+        "7min",
+    ]
     data, config = cli.parse("train", cli.train, words, preset("tiny"), "data")
     assert data == "cells"
-    assert (config.criterion.gamma, config.clip, config.jitter, config.model.anchor_scales, config.budget) == (
+    assert (
+        config.criterion.gamma,
+        config.clip,
+        config.jitter,
+        config.model.anchor_scales,
+        config.budget,
+    ) == (
         1,
         None,
         (0.5, 1),
@@ -24,14 +44,21 @@ def test_flags_land_in_the_config_wherever_they_live():
     assert config.model.backbone == preset("tiny").model.backbone
 
 
-@pytest.mark.parametrize("words", [["d", "--preset", "tiny", "--seed", "1"], ["--preset=tiny", "d", "--seed", "1"]])
+@pytest.mark.parametrize(
+    "words", [["d", "--preset", "tiny", "--seed", "1"], ["--preset=tiny", "d", "--seed", "1"]]
+)
 def test_the_preset_is_read_first_wherever_it_stands(words):
     assert cli.take("--preset", words) == ("tiny", ["d", "--seed", "1"])
 
 
 def test_several_positionals():
     model, paths, config = cli.parse(
-        "predict", cli.predict, ["m", "a.jpg", "b.jpg", "--threshold", "0.3"], cli.PredictConfig(), "model", "paths"
+        "predict",
+        cli.predict,
+        ["m", "a.jpg", "b.jpg", "--threshold", "0.3"],
+        cli.PredictConfig(),
+        "model",
+        "paths",
     )
     assert (model, paths, config.threshold) == ("m", ("a.jpg", "b.jpg"), 0.3)
     assert cli.parse("eval", cli.evaluate, ["m", "d"], EvalConfig(), "model", "data")[2] == EvalConfig()
@@ -86,5 +113,7 @@ def test_an_unknown_flag_is_refused_with_its_neighbour(capsys):
 
 
 def test_the_module_runs_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "retinanet", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "retinanet", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("retinanet 0.")

@@ -38,7 +38,9 @@ def test_override_reaches_into_the_parts():
     assert config.criterion.alpha == 0.25
 
 
-@pytest.mark.parametrize(("name", "near"), [("gama", "gamma"), ("learning_rate", "choose one of"), ("batchsize", "batch")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("gama", "gamma"), ("learning_rate", "choose one of"), ("batchsize", "batch")]
+)
 def test_an_unknown_setting_names_the_nearest(name, near):
     with pytest.raises(ConfigError, match=near):
         override(TrainConfig(), {name: 1})

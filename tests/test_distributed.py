@@ -1,4 +1,6 @@
-"""Several processes are one: the same losses, the same AP, the same predictions; and one that dies takes nothing with it."""
+"""Several processes are one: the same losses, the same AP, the same predictions; and one that dies takes
+nothing with it.
+"""
 
 import json
 import os
@@ -25,7 +27,16 @@ SAME = ("micro", 2, 4, "2 micro")
 
 def several(processes, *words):
     """The command of a user, under torchrun."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "retinanet"]
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "retinanet",
+    ]
     return [*run, *map(str, words)], {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -43,15 +54,22 @@ def rows(run):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("data"), {"train": 10, "val": 7}, size=(64, 96), seed=3, across=(16, 48))
+    return write_scenes(
+        tmp_path_factory.mktemp("data"), {"train": 10, "val": 7}, size=(64, 96), seed=3, across=(16, 48)
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """Number of processes -> the folder of the same training; "micro": with one image at a time, on one process and on two."""
+    """Number of processes -> the folder of the same training; "micro": with one image at a time, on one
+    process and on two.
+    """
     root = tmp_path_factory.mktemp("runs")
     for name, more in ((1, []), ("micro", ["--micro-batch", "1"])):
-        assert retinanet.cli.main(["train", str(data), *SETTINGS.split(), *more, "--out", str(root / str(name))]) == 0
+        assert (
+            retinanet.cli.main(["train", str(data), *SETTINGS.split(), *more, "--out", str(root / str(name))])
+            == 0
+        )
     for name, processes, more in ((2, 2, []), (4, 4, []), ("2 micro", 2, ["--micro-batch", "1"])):
         finish(processes, "train", data, *SETTINGS.split(), *more, "--out", root / str(name))
     return {name: root / str(name) for name in (1, *SAME)}
@@ -83,7 +101,9 @@ def alone(runs, data, tmp_path_factory):
     """The answers of one process."""
     root = tmp_path_factory.mktemp("alone")
     finish(1, "eval", runs[1], data, "--device", "cpu", "--batch", "2", "--out", root / "eval")
-    finish(1, "predict", runs[1], data / "train", "--device", "cpu", "--no-pictures", "--out", root / "predict")
+    finish(
+        1, "predict", runs[1], data / "train", "--device", "cpu", "--no-pictures", "--out", root / "predict"
+    )
     return root
 
 
@@ -105,12 +125,18 @@ def test_predict_loses_and_doubles_nothing(runs, data, alone, tmp_path):
 def running(data, folder):
     """A training of two processes that has begun, and the ids of the two."""
     settings = SETTINGS.replace("--budget 20it", "--budget 2000it")
-    command, environment = several(2, "train", data, *settings.split(), "--save-every", "1it", "--out", folder)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    command, environment = several(
+        2, "train", data, *settings.split(), "--save-every", "1it", "--out", folder
+    )
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     for line in process.stdout:
         if line.startswith("5/2000"):
             break
-    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True)
+    children = subprocess.run(
+        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True
+    )
     return process, [int(number) for number in children.stdout.split()]
 
 
@@ -132,9 +158,13 @@ def test_a_run_of_two_stops_at_one_step_and_goes_on_with_any_number(data, runs, 
     about = json.loads((tmp_path / "run" / "config.json").read_text())
     done = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["done"]
     assert about["processes"] == 2
-    (tmp_path / "run" / "config.json").write_text(json.dumps(about | {"iterations": done + 2}))  # the rest would take a while
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps(about | {"iterations": done + 2})
+    )  # the rest would take a while
     retinanet.resume(tmp_path / "run", workers=0)
-    assert [row["iteration"] for row in rows(tmp_path / "run") if row["kind"] == "train"] == list(range(1, done + 3))
+    assert [row["iteration"] for row in rows(tmp_path / "run") if row["kind"] == "train"] == list(
+        range(1, done + 3)
+    )
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data, monkeypatch):

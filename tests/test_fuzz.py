@@ -21,9 +21,13 @@ from retinanet.errors import DataError
 
 near = settings(derandomize=True, deadline=None, max_examples=150)
 
-numbers = st.one_of(st.integers(-2, 4), st.integers(), st.floats(), st.sampled_from([2**63, 10**400, 1e308, True, None, "1"]))
+numbers = st.one_of(
+    st.integers(-2, 4), st.integers(), st.floats(), st.sampled_from([2**63, 10**400, 1e308, True, None, "1"])
+)
 anything = st.recursive(
-    numbers | st.text(max_size=5), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner), max_leaves=5
+    numbers | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
 )
 ids = st.integers(1, 4) | numbers | anything
 names = st.sampled_from(["a.png", "b.png", "../a.png", "/a.png", "a\0", "\ud800", ""]) | st.text() | anything
@@ -39,12 +43,18 @@ annotations = st.fixed_dictionaries(
         "area": numbers,
     },
 )
-categories = st.fixed_dictionaries({}, optional={"id": ids, "name": st.sampled_from(["cat", "dog"]) | anything})
+categories = st.fixed_dictionaries(
+    {}, optional={"id": ids, "name": st.sampled_from(["cat", "dog"]) | anything}
+)
 documents = st.fixed_dictionaries(
     {
-        "images": st.lists(images | anything, max_size=4).map(lambda some: [{"id": 1, "file_name": "a.png"}, *some]),
+        "images": st.lists(images | anything, max_size=4).map(
+            lambda some: [{"id": 1, "file_name": "a.png"}, *some]
+        ),
         "annotations": st.lists(annotations | anything, max_size=5),
-        "categories": st.lists(categories | anything, max_size=3).map(lambda some: [{"id": 1, "name": "x"}, *some]),
+        "categories": st.lists(categories | anything, max_size=3).map(
+            lambda some: [{"id": 1, "name": "x"}, *some]
+        ),
     }
 )
 
@@ -69,13 +79,19 @@ def test_of_a_coco_file_every_entry_becomes_a_row_or_a_problem(document):
 
 
 @near
-@given(st.text() | documents.map(json.dumps).flatmap(lambda text: st.integers(0, len(text)).map(lambda end: text[:end])))
+@given(
+    st.text()
+    | documents.map(json.dumps).flatmap(lambda text: st.integers(0, len(text)).map(lambda end: text[:end]))
+)
 def test_what_is_not_json_to_its_end_is_refused(text):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.json"
         file.write_text(text, encoding="utf-8", errors="replace")
         try:
-            complete = isinstance(json.loads(text), dict) and {"images", "annotations", "categories"} <= json.loads(text).keys()
+            complete = (
+                isinstance(json.loads(text), dict)
+                and {"images", "annotations", "categories"} <= json.loads(text).keys()
+            )
         except ValueError:
             complete = False
         if complete:
@@ -85,11 +101,18 @@ def test_what_is_not_json_to_its_end_is_refused(text):
                 read_coco(file)
 
 
-words = st.sampled_from(["1", "20", "30.5", "0", "-1", "nan", "inf", "1e400", "1_0", "", " 7 ", "cat"]) | st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff"), max_size=4
+words = st.sampled_from(
+    ["1", "20", "30.5", "0", "-1", "nan", "inf", "1e400", "1_0", "", " 7 ", "cat"]
+) | st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff"),
+    max_size=4,
 )
 corners = st.lists(st.tuples(st.sampled_from(["xmin", "ymin", "xmax", "ymax", "x"]), words), max_size=5).map(
-    lambda some: [*zip(("xmin", "ymin", "xmax", "ymax"), ("1", "2", "9", "9"), strict=True)] if len(some) == 5 else some
+    lambda some: (
+        [*zip(("xmin", "ymin", "xmax", "ymax"), ("1", "2", "9", "9"), strict=True)]
+        if len(some) == 5
+        else some
+    )
 )
 objects = st.lists(st.tuples(st.lists(words, max_size=2), corners, words, st.integers(1, 2)), max_size=4)
 
@@ -102,7 +125,9 @@ def test_of_an_xml_file_every_object_becomes_a_row_or_a_problem(objects, width, 
 
     text = element("size", element("width", escape(width)) + element("height", escape(height)))
     for titles, box, difficult, boxes in objects:
-        inner = "".join(element("name", escape(title)) for title in titles) + element("difficult", escape(difficult))
+        inner = "".join(element("name", escape(title)) for title in titles) + element(
+            "difficult", escape(difficult)
+        )
         inner += element("bndbox", "".join(element(tag, escape(value)) for tag, value in box)) * boxes
         text += element("object", inner)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +145,12 @@ def test_of_an_xml_file_every_object_becomes_a_row_or_a_problem(objects, width, 
 
 @near
 @given(
-    st.lists(st.lists(st.sampled_from(["0", "1", "2", "0.5", ".2", "nan", "-0", "1e9", "0_1", "x"]) | st.floats().map(str)).map(" ".join))
+    st.lists(
+        st.lists(
+            st.sampled_from(["0", "1", "2", "0.5", ".2", "nan", "-0", "1e9", "0_1", "x"])
+            | st.floats().map(str)
+        ).map(" ".join)
+    )
 )
 def test_of_a_label_file_every_line_becomes_a_row_or_a_problem(lines):
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +167,10 @@ def test_of_a_label_file_every_line_becomes_a_row_or_a_problem(lines):
 
 
 @near
-@given(st.dictionaries(st.sampled_from(["names", "nc", "path", "train", "val"]), anything).map(json.dumps) | st.text())
+@given(
+    st.dictionaries(st.sampled_from(["names", "nc", "path", "train", "val"]), anything).map(json.dumps)
+    | st.text()
+)
 def test_what_is_no_description_of_a_yolo_set_is_refused(text):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.yaml"

@@ -36,7 +36,9 @@ def test_a_step_on_the_gpu_has_the_losses_of_a_step_on_the_cpu(scenes):
     for device in ("cpu", "cuda"):
         torch.backends.cudnn.allow_tf32 = False
         run = session(scenes, device)
-        results.append({name: float(value) for name, value in train_step(run, next(run.batches(0, 1)), 1e-3).items()})
+        results.append(
+            {name: float(value) for name, value in train_step(run, next(run.batches(0, 1)), 1e-3).items()}
+        )
     assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
@@ -52,7 +54,9 @@ def test_a_step_does_not_wait_for_the_gpu(scenes):
 
 
 def test_training_and_prediction_on_the_gpu(scenes, tmp_path):
-    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="3it", **{**SMALL, "device": "cuda", "precision": "bf16"})
+    run = retinanet.train(
+        scenes, "tiny", out=tmp_path / "run", budget="3it", **{**SMALL, "device": "cuda", "precision": "bf16"}
+    )
     picture = sorted((scenes / "test").glob("*.jpg"))[0]
     on_cpu, on_gpu = (retinanet.load(run, device=device).predict(picture) for device in ("cpu", "cuda"))
     torch.testing.assert_close(on_gpu.scores[:5], on_cpu.scores[:5], rtol=1e-2, atol=1e-3)
@@ -77,7 +81,9 @@ def test_a_run_that_was_interrupted_goes_on_on_the_gpu(scenes, tmp_path, monkeyp
 
 def test_the_largest_batch_runs(tmp_path):
     data = write_scenes(tmp_path / "data", {"train": 40, "val": 2}, size=(64, 96), seed=3, across=(16, 48))
-    config = settled(override(preset("tiny"), {**SMALL, "device": "cuda", "batch": "auto"}), torch.device("cuda"))
+    config = settled(
+        override(preset("tiny"), {**SMALL, "device": "cuda", "batch": "auto"}), torch.device("cuda")
+    )
     training, validation = open_training(data, config)
     fitted = cost.fitted(config, training, validation, torch.device("cuda"))
     assert fitted.batch == 5  # an eighth of the pictures
@@ -88,8 +94,13 @@ def test_the_largest_batch_runs(tmp_path):
 def test_an_image_of_four_times_the_area_needs_about_four_times_the_memory(scenes):
     images = []
     for scale in (256, 512):
-        config = settled(override(preset("tiny"), {**SMALL, "device": "cuda", "scale": scale, "train_scale": scale}), torch.device("cuda"))
-        images.append(cost.measure(new_session(config, *open_training(scenes, config), torch.device("cuda"))).image)
+        config = settled(
+            override(preset("tiny"), {**SMALL, "device": "cuda", "scale": scale, "train_scale": scale}),
+            torch.device("cuda"),
+        )
+        images.append(
+            cost.measure(new_session(config, *open_training(scenes, config), torch.device("cuda"))).image
+        )
     assert 2.5 < images[1] / images[0] < 6
 
 
@@ -99,5 +110,7 @@ def test_a_compiled_step_has_the_losses_of_a_plain_one(scenes):
         settings = {**SMALL, "device": "cuda", "compile": compile, "backbone_norm": "group"}
         config = settled(override(preset("tiny"), settings), torch.device("cuda"))
         run = new_session(config, *open_training(scenes, config), torch.device("cuda"))
-        results.append({name: float(value) for name, value in train_step(run, next(run.batches(0, 1)), 1e-3).items()})
+        results.append(
+            {name: float(value) for name, value in train_step(run, next(run.batches(0, 1)), 1e-3).items()}
+        )
     assert results[0] == pytest.approx(results[1], rel=1e-3)

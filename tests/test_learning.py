@@ -21,5 +21,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path):
         "workers": 0,
         "validations": 1,
     }
-    run = retinanet.train(data, "tiny", out=tmp_path / "run", budget="100it", device="cpu", ema=0.9, **settings)
+    run = retinanet.train(
+        data, "tiny", out=tmp_path / "run", budget="100it", device="cpu", ema=0.9, **settings
+    )
     assert json.loads((run / "metrics.json").read_text())["AP"] > 0.9

@@ -24,7 +24,9 @@ def python(code):
 
 
 def test_every_public_name_exists_and_the_list_is_sorted():
-    assert retinanet.__all__ == sorted(retinanet.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert retinanet.__all__ == sorted(
+        retinanet.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name)
+    )
     for name in retinanet.__all__:
         assert getattr(retinanet, name) is not None
     assert set(retinanet.__all__) == set(retinanet._PLACES)
@@ -33,23 +35,32 @@ def test_every_public_name_exists_and_the_list_is_sorted():
 
 
 def test_importing_the_package_does_not_load_torch():
-    assert python("import sys, retinanet, retinanet.cli, retinanet.config; print('torch' in sys.modules)") == "False\n"
+    assert (
+        python("import sys, retinanet, retinanet.cli, retinanet.config; print('torch' in sys.modules)")
+        == "False\n"
+    )
 
 
 def test_help_answers_before_torch_could_load():
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        text = subprocess.run([sys.executable, "-m", "retinanet", "--help"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [sys.executable, "-m", "retinanet", "--help"], capture_output=True, text=True, check=True
+        ).stdout
         seconds.append(time.perf_counter() - start)
     assert "predict" in text
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("config", [ModelConfig(), CriterionConfig()], ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize(
+    "config", [ModelConfig(), CriterionConfig()], ids=lambda config: type(config).__name__
+)
 def test_defaults_of_the_config_are_those_of_the_functions(config):
     functions = (RetinaNet, Preprocess, Postprocess) if isinstance(config, ModelConfig) else (Criterion,)
-    defaults = {name: p.default for function in functions for name, p in signature(function).parameters.items()}
+    defaults = {
+        name: p.default for function in functions for name, p in signature(function).parameters.items()
+    }
     for entry in fields(config):
         assert getattr(config, entry.name) == defaults[entry.name], entry.name
 
@@ -79,8 +90,20 @@ def test_every_preset_builds_what_it_configures(name):
 
 def test_the_papers_preset_is_the_papers_recipe():
     config = preset("r50-600")
-    assert (config.batch, config.lr, config.momentum, config.weight_decay, config.budget) == (16, 0.01, 0.9, 1e-4, "1440000im")
-    assert (config.criterion.gamma, config.criterion.alpha, config.model.scale, config.flip, config.jitter) == (
+    assert (config.batch, config.lr, config.momentum, config.weight_decay, config.budget) == (
+        16,
+        0.01,
+        0.9,
+        1e-4,
+        "1440000im",
+    )
+    assert (
+        config.criterion.gamma,
+        config.criterion.alpha,
+        config.model.scale,
+        config.flip,
+        config.jitter,
+    ) == (
         2.0,
         0.25,
         600,

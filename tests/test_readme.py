@@ -89,7 +89,9 @@ def test_there_are_commands_to_test():
     assert len(list(commands())) >= 8
 
 
-@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "python") if "load(" not in block])
+@pytest.mark.parametrize(
+    "block", [block for page in PAGES for block in blocks(page, "python") if "load(" not in block]
+)
 def test_the_python_of_the_documentation_runs(block):
     exec(compile(block, "documentation", "exec"), {})
 

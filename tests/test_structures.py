@@ -17,7 +17,9 @@ def detections():
 
 def test_targets_are_padded_to_the_fullest_picture():
     targets = Targets.pad(
-        [torch.ones(2, 4), torch.zeros(0, 4)], [torch.tensor([3, 1]), torch.zeros(0, dtype=torch.long)], [(10, 20), (30, 40)]
+        [torch.ones(2, 4), torch.zeros(0, 4)],
+        [torch.tensor([3, 1]), torch.zeros(0, dtype=torch.long)],
+        [(10, 20), (30, 40)],
     )
     assert targets.labels.tolist() == [[3, 1], [-1, -1]]
     assert targets.boxes.shape == (2, 2, 4)

@@ -1,4 +1,6 @@
-"""Box-aware augmentation, by torchvision.transforms.v2: flip, scale jitter with random crop, photometric changes."""
+"""Box-aware augmentation, by torchvision.transforms.v2: flip, scale jitter with random crop, photometric
+changes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from torchvision.transforms.v2 import functional as transforms
 from ..model.preprocess import Preprocess
 
 COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
-"""Mild: v2's RandomPhotometricDistort also swaps the colour channels, which ruins classes that are told by colour."""
+"""Mild: v2's RandomPhotometricDistort also swaps the colour channels, which ruins classes that are told by
+colour.
+"""
 MIN_SIDE = 2.0
 """Pixels: what a crop leaves of a box below this is no object any more."""
 MIN_VISIBLE = 0.25
@@ -22,7 +26,9 @@ MIN_VISIBLE = 0.25
 
 @dataclass(frozen=True)
 class Augment:
-    """flip: probability; jitter: range of the factor on the scale, drawn log-uniformly; photometric: probability."""
+    """flip: probability; jitter: range of the factor on the scale, drawn log-uniformly; photometric:
+    probability.
+    """
 
     flip: float = 0.5
     jitter: tuple[float, float] = (1.0, 1.0)
@@ -31,7 +37,8 @@ class Augment:
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, preprocess: Preprocess, canvas: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A picture [3, H, W] uint8, its boxes [G, 4] and labels [G] -> the same, resized, changed and cut to fit `canvas` (height, width).
+        """A picture [3, H, W] uint8, its boxes [G, 4] and labels [G] -> the same, resized, changed and cut to
+        fit `canvas` (height, width).
 
         Draws from torch's global generator: the caller seeds it for each sample.
         """
@@ -40,19 +47,28 @@ class Augment:
         height, width = image.shape[-2:]
         image = preprocess.resized(image, preprocess.scale * factor)
         if image.is_floating_point():
-            image = image.round().byte()  # training needs no more than bytes, and the colours are changed in bytes
+            image = (
+                image.round().byte()
+            )  # training needs no more than bytes, and the colours are changed in bytes
         new_height, new_width = image.shape[-2:]
         boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
         image, boxes, labels = crop(image, boxes, labels, canvas)
         if torch.rand(()).item() < self.flip:
-            framed = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.shape[-2], image.shape[-1]))
-            image, boxes = transforms.horizontal_flip(image), transforms.horizontal_flip(framed).as_subclass(Tensor)
+            framed = tv_tensors.BoundingBoxes(
+                boxes, format="XYXY", canvas_size=(image.shape[-2], image.shape[-1])
+            )
+            image, boxes = (
+                transforms.horizontal_flip(image),
+                transforms.horizontal_flip(framed).as_subclass(Tensor),
+            )
         if torch.rand(()).item() < self.photometric:
             image = COLOURS(image)
         return image, boxes, labels
 
 
-def crop(image: Tensor, boxes: Tensor, labels: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def crop(
+    image: Tensor, boxes: Tensor, labels: Tensor, canvas: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cut a picture that exceeds `canvas` (height, width) at a random place; boxes that all but vanish go."""
     height, width = image.shape[-2:]
     if height <= canvas[0] and width <= canvas[1]:

@@ -1,4 +1,6 @@
-"""COCO JSON -> columns. Everything that cannot be a row is noted with its id, and nothing else is left out."""
+"""COCO JSON -> columns. Everything that cannot be a row is noted with its id, and nothing else is left
+out.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ ONLY_INT, NUMBERS = frozenset([int]), frozenset([int, float])  # isinstance woul
 
 
 def read_coco(file: Path, images: Path | None = None, split: str | None = None) -> Dataset:
-    """One COCO annotation file; `images` is the folder of its pictures, else it is searched for around the file.
+    """One COCO annotation file; `images` is the folder of its pictures, else it is searched for around the
+    file.
 
-    Classes are in the order of their ids; crowds are kept and marked; `area` is the file's if it has one; boxes become xyxy in float64.
+    Classes are in the order of their ids; crowds are kept and marked; `area` is the file's if it has one;
+    boxes become xyxy in float64.
     """
     dataset, split = remembered(file, _read), split or file.stem
     return replace(dataset, split=split, root=find_root(file, dataset.files[:20].tolist(), split, images))
@@ -63,7 +67,8 @@ def _read(file: Path) -> Dataset:
 
 
 def find_root(file: Path, names: Iterable[str], split: str, images: Path | None = None) -> Path:
-    """The folder that the file names are relative to: the first one around the annotation file in which one of the first twenty lies.
+    """The folder that the file names are relative to: the first one around the annotation file in which one
+    of the first twenty lies.
 
     Where none lies anywhere it is the data folder all the same: an evaluation needs no pictures.
     """
@@ -74,13 +79,17 @@ def find_root(file: Path, names: Iterable[str], split: str, images: Path | None 
     tops = [images] if images is not None else around
     for top in tops:
         for folder in _candidates(top, {split.lower(), re.split(r"[^a-z0-9]", file.stem.lower())[-1]}):
-            if any(os.path.isfile(folder / name) for name in first):  # Path.is_file raises where a name is too long for the disk
+            if any(
+                os.path.isfile(folder / name) for name in first
+            ):  # Path.is_file raises where a name is too long for the disk
                 return folder
     return tops[0]
 
 
 def _candidates(top: Path, splits: set[str]) -> Iterator[Path]:
-    """The folder itself, then those named for the split (val: val, valid, val2017), then the usual names, then these for the split."""
+    """The folder itself, then those named for the split (val: val, valid, val2017), then the usual names,
+    then these for the split.
+    """
     yield top
     usual = [top / name for name in FOLDERS if (top / name).is_dir()]
     for parent in [top, *usual]:
@@ -88,7 +97,11 @@ def _candidates(top: Path, splits: set[str]) -> Iterator[Path]:
             children = sorted(parent.iterdir())
         except OSError:  # the folder above may be entered and not listed
             continue
-        named = [child for child in children if child.name.lower().startswith(tuple(splits)) and os.path.isdir(child)]
+        named = [
+            child
+            for child in children
+            if child.name.lower().startswith(tuple(splits)) and os.path.isdir(child)
+        ]
         for child in named:
             yield child
             yield child / "images"
@@ -105,16 +118,23 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         what = "a list, as result files are" if isinstance(content, list) else f"a {type(content).__name__}"
-        raise DataError(f"{file}: is not a COCO annotation file: it holds {what}, not an object with {', '.join(LISTS)}")
+        raise DataError(
+            f"{file}: is not a COCO annotation file: it holds {what}, not an object with {', '.join(LISTS)}"
+        )
     absent = [key for key in LISTS if not isinstance(content.get(key), list)]
     if absent:
         found = ", ".join(map(show, islice(content, 8))) or "nothing"
-        raise DataError(f"{file}: is not a COCO annotation file: it has no list {' and no list '.join(map(repr, absent))} (found: {found})")
+        raise DataError(
+            f"{file}: is not a COCO annotation file: it has no list "
+            f"{' and no list '.join(map(repr, absent))} (found: {found})"
+        )
     return content
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are all different: of two lists of annotations json would silently keep the last."""
+    """An object whose keys are all different: of two lists of annotations json would silently keep the
+    last.
+    """
     entry = dict(pairs)
     if len(entry) < len(pairs):
         twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
@@ -124,7 +144,9 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """A million new dictionaries, none of them garbage: the collector would walk them again and again (a third of the time)."""
+    """A million new dictionaries, none of them garbage: the collector would walk them again and again (a
+    third of the time).
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -150,7 +172,9 @@ def show(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _categories(entries: list[Any], source: str, columns: Columns) -> tuple[dict[int, int], list[str], list[int]]:
+def _categories(
+    entries: list[Any], source: str, columns: Columns
+) -> tuple[dict[int, int], list[str], list[int]]:
     """-> category id -> label, and the names and ids by label."""
     named: dict[int, str] = {}
     taken: set[str] = set()
@@ -158,11 +182,19 @@ def _categories(entries: list[Any], source: str, columns: Columns) -> tuple[dict
         number = whole(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         if number is None or not isinstance(name, str) or not name or not is_text(name):
-            columns.problem("categories without a whole number as id or without a name", source, f"entry {position}: {show(entry)}")
+            columns.problem(
+                "categories without a whole number as id or without a name",
+                source,
+                f"entry {position}: {show(entry)}",
+            )
         elif number in named:
-            columns.problem("duplicate category ids", source, f"category {number}: {named[number]!r} and {name!r}")
+            columns.problem(
+                "duplicate category ids", source, f"category {number}: {named[number]!r} and {name!r}"
+            )
         elif name in taken:
-            columns.problem("duplicate category names", source, f"category {number}: {name!r} is the name of another one")
+            columns.problem(
+                "duplicate category names", source, f"category {number}: {name!r} is the name of another one"
+            )
         else:
             named[number] = name
             taken.add(name)
@@ -182,7 +214,9 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]
         height, width = whole(entry.get("height") or 0), whole(entry.get("width") or 0)
         inside = inner_path(name) if isinstance(name, str) and name else None
         if number in index_of:
-            columns.problem("duplicate image ids", source, f"image {number} ({name if inside else show(name)})")
+            columns.problem(
+                "duplicate image ids", source, f"image {number} ({name if inside else show(name)})"
+            )
             continue
         index_of[number] = UNUSABLE
         if not isinstance(name, str) or not name:
@@ -191,7 +225,9 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]
             columns.problem("file names that leave the data folder", source, f"image {number}: {show(name)}")
         elif height is None or width is None or height < 0 or width < 0:
             size = f"height {show(entry.get('height'))}, width {show(entry.get('width'))}"
-            columns.problem("images whose height or width is no whole number", source, f"image {number} ({name}): {size}")
+            columns.problem(
+                "images whose height or width is no whole number", source, f"image {number} ({name}): {size}"
+            )
         else:
             index_of[number] = len(columns.files)
             columns.image(inside, number, height, width)
@@ -199,7 +235,8 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]
 
 
 def inner_path(name: str) -> str | None:
-    """A file name of an annotation file, tidied, with forward slashes; None where it is absolute, climbs out with .. or is no name at all.
+    """A file name of an annotation file, tidied, with forward slashes; None where it is absolute, climbs out
+    with .. or is no name at all.
 
     Judged by its letters alone: links inside the data folder are its owner's business.
     """
@@ -209,8 +246,12 @@ def inner_path(name: str) -> str | None:
     return None if path.startswith(("/", "../")) or path in (".", "..") or path[1:2] == ":" else path
 
 
-def _annotations(entries: list[Any], source: str, columns: Columns, index_of: dict[int, int], labels: dict[int, int]) -> Integers:
-    """Appends the boxes in the file's order -> [M] the image that each belongs to. One pass: COCO has 860,000."""
+def _annotations(
+    entries: list[Any], source: str, columns: Columns, index_of: dict[int, int], labels: dict[int, int]
+) -> Integers:
+    """Appends the boxes in the file's order -> [M] the image that each belongs to. One pass: COCO has
+    860,000.
+    """
     image_of_box: list[int] = []
     seen: set[int] = set()
     for position, entry in enumerate(entries):
@@ -251,7 +292,12 @@ def _annotations(entries: list[Any], source: str, columns: Columns, index_of: di
 
 
 def _fault(
-    position: int, entry: Any, files: list[str], index_of: dict[int, int], labels: dict[int, int], seen: set[int]
+    position: int,
+    entry: Any,
+    files: list[str],
+    index_of: dict[int, int],
+    labels: dict[int, int],
+    seen: set[int],
 ) -> tuple[str, str]:
     """(kind, detail) of an annotation that failed the quick checks above; slow and thorough."""
     if not isinstance(entry, dict):

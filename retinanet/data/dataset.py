@@ -21,7 +21,9 @@ NO_TEXT = "file names that are no text"
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be printed and saved: half a character (a surrogate), as broken encoders leave it, cannot."""
+    """Whether a name can be printed and saved: half a character (a surrogate), as broken encoders leave it,
+    cannot.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -48,7 +50,9 @@ class Dataset:
     image_ids: Integers
     """[N] the source's id of each image."""
     sizes: Integers
-    """[N, 2] height and width in pixels, as shown (after any EXIF rotation); 0 where the source does not say."""
+    """[N, 2] height and width in pixels, as shown (after any EXIF rotation); 0 where the source does not
+    say.
+    """
     first: Integers
     """[N + 1] row of each image's first box."""
     boxes: Floats
@@ -56,7 +60,9 @@ class Dataset:
     labels: Integers
     """[M] 0..K-1."""
     crowd: Flags
-    """[M] regions that are not for training and that evaluation does not count (COCO's iscrowd, VOC's difficult)."""
+    """[M] regions that are not for training and that evaluation does not count (COCO's iscrowd, VOC's
+    difficult).
+    """
     areas: Floats
     """[M] object area in pixels: COCO's own (of the mask), else width x height."""
     annotation_ids: Integers
@@ -126,7 +132,15 @@ class Dataset:
     def fingerprint(self) -> str:
         """16 hex digits that change whenever the index changes (not the pixels)."""
         digest = hashlib.sha256(repr((self.names, self.category_ids)).encode())
-        for column in (self.files, self.image_ids, self.sizes, self.first, self.boxes, self.labels, self.crowd):
+        for column in (
+            self.files,
+            self.image_ids,
+            self.sizes,
+            self.first,
+            self.boxes,
+            self.labels,
+            self.crowd,
+        ):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()[:16]
 
@@ -154,7 +168,13 @@ class Columns:
         self.counts.append(0)
 
     def box(
-        self, xyxy: tuple[float, float, float, float], label: int, annotation_id: int, *, crowd: bool = False, area: float | None = None
+        self,
+        xyxy: tuple[float, float, float, float],
+        label: int,
+        annotation_id: int,
+        *,
+        crowd: bool = False,
+        area: float | None = None,
     ) -> None:
         """Add a box to the image begun last."""
         self.counts[-1] += 1

@@ -1,4 +1,6 @@
-"""The sizes of many pictures: from their headers, remembered outside the data set by file name, time and length."""
+"""The sizes of many pictures: from their headers, remembered outside the data set by file name, time and
+length.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ THREADS = 8
 
 
 def read_sizes(root: Path, files: Sequence[str]) -> tuple[Integers, dict[int, tuple[str, str]]]:
-    """Pictures relative to `root` -> [N, 2] height and width as shown, 0 where unknown, and index -> (MISSING or UNREADABLE, reason).
+    """Pictures relative to `root` -> [N, 2] height and width as shown, 0 where unknown, and index -> (MISSING
+    or UNREADABLE, reason).
 
     118,000 pictures take about 5 s on a local disk, and 0.6 s when they are remembered.
     """
@@ -50,7 +53,9 @@ def read_sizes(root: Path, files: Sequence[str]) -> tuple[Integers, dict[int, tu
     learned = False
     blocks = [unseen[start : start + 64] for start in range(0, len(unseen), 64)]
     with ThreadPoolExecutor(THREADS) as pool:
-        answers = pool.map(lambda block: [_size_or_reason(root / files[index]) for index, _, _ in block], blocks)
+        answers = pool.map(
+            lambda block: [_size_or_reason(root / files[index]) for index, _, _ in block], blocks
+        )
         for block, found in zip(blocks, answers, strict=True):
             for (index, time, length), size in zip(block, found, strict=True):
                 if isinstance(size, str):

@@ -1,4 +1,6 @@
-"""The columns of a large annotation file, remembered: opened in milliseconds, and mapped, so that all processes share one copy of them."""
+"""The columns of a large annotation file, remembered: opened in milliseconds, and mapped, so that all
+processes share one copy of them.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,11 @@ DIGEST = hashlib.sha256().digest_size
 
 
 def remembered(file: Path, read: Callable[[Path], Dataset]) -> Dataset:
-    """What `read` makes of an annotation file: from the cache where that has it as it is now (path, size, time), else read, and kept.
+    """What `read` makes of an annotation file: from the cache where that has it as it is now (path, size,
+    time), else read, and kept.
 
-    The cache only saves time: one that is absent, damaged, foreign or of another version is passed over and written anew.
+    The cache only saves time: one that is absent, damaged, foreign or of another version is passed over and
+    written anew.
     """
     key = _key(file)
     if key is None or key[-2] < LARGE:
@@ -84,7 +88,9 @@ def _packed(dataset: Dataset, key: list[Any]) -> bytes:
 
 
 def _load(cache: Path, key: list[Any]) -> Dataset | None:
-    """The columns as the file's own memory; who writes to them gets a copy. None where anything is not as it was left."""
+    """The columns as the file's own memory; who writes to them gets a copy. None where anything is not as it
+    was left.
+    """
     try:
         with open(cache, "rb") as stream:
             content = np.asarray(np.memmap(stream, dtype=np.uint8, mode="c"))
@@ -111,7 +117,9 @@ def _load(cache: Path, key: list[Any]) -> Dataset | None:
 
 
 def _blocks(stream: BinaryIO, body: NDArray[np.uint8]) -> Iterator[NDArray[Any]]:
-    """The arrays of a file, in the memory it is mapped to. An array of Python objects, which would be a pickle, is refused."""
+    """The arrays of a file, in the memory it is mapped to. An array of Python objects, which would be a
+    pickle, is refused.
+    """
     stream.seek(0)
     for _ in range(1 + len(COLUMNS)):
         if npy.read_magic(stream) != (1, 0):
@@ -127,13 +135,23 @@ def _blocks(stream: BinaryIO, body: NDArray[np.uint8]) -> Iterator[NDArray[Any]]
 def _sound(dataset: Dataset) -> bool:
     """Whether nothing in it can lead astray who indexes by it: a digest can be right by intent, too."""
     images, boxes = len(dataset.files), len(dataset.labels)
-    shapes = {"files": (images,), "sizes": (images, 2), "image_ids": (images,), "first": (images + 1,), "boxes": (boxes, 4)}
+    shapes = {
+        "files": (images,),
+        "sizes": (images, 2),
+        "image_ids": (images,),
+        "first": (images + 1,),
+        "boxes": (boxes, 4),
+    }
     for name, kind in COLUMNS.items():
         column = getattr(dataset, name)
-        if column.shape != shapes.get(name, (boxes,)) or column.dtype != (f"U{column.itemsize // 4}" if kind == "U" else kind):
+        if column.shape != shapes.get(name, (boxes,)) or column.dtype != (
+            f"U{column.itemsize // 4}" if kind == "U" else kind
+        ):
             return False
     codes = dataset.files.view(np.uint32)
-    texts = all(isinstance(text, str) for text in dataset.names) and all(type(one) is int for one in dataset.category_ids)
+    texts = all(isinstance(text, str) for text in dataset.names) and all(
+        type(one) is int for one in dataset.category_ids
+    )
     return (
         texts
         and len(dataset.names) == len(dataset.category_ids)
@@ -141,6 +159,8 @@ def _sound(dataset: Dataset) -> bool:
         and dataset.first[-1] == boxes
         and bool((np.diff(dataset.first) >= 0).all())
         and bool(((dataset.labels >= 0) & (dataset.labels < len(dataset.names))).all())
-        and not ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any()  # no letters, or half ones
+        and not (
+            (codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))
+        ).any()  # no letters, or half ones
         and not (np.char.startswith(dataset.files, "/") | (np.char.find(dataset.files, "../") >= 0)).any()
     )

@@ -1,4 +1,6 @@
-"""Batches. What a step learns from is a pure function of (seed, epoch, index): no worker's state, nor their number, matters."""
+"""Batches. What a step learns from is a pure function of (seed, epoch, index): no worker's state, nor their
+number, matters.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; asynchronous from page-locked memory."""
-        return Batch(self.images.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), self.indices)
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.indices,
+        )
 
     def pin_memory(self) -> Batch:
         """Called by the data loader."""
@@ -53,8 +59,16 @@ class Batch:
 class _Samples(TorchDataset[Batch | DataError]):
     """Turns an entry of a plan, with its epoch, into a batch; runs in the workers."""
 
-    def __init__(self, data: Dataset, preprocess: Preprocess, augment: Augment | None, seed: int, max_pixels: int) -> None:
-        self.data, self.preprocess, self.augment, self.seed, self.max_pixels = data, preprocess, augment, seed, max_pixels
+    def __init__(
+        self, data: Dataset, preprocess: Preprocess, augment: Augment | None, seed: int, max_pixels: int
+    ) -> None:
+        self.data, self.preprocess, self.augment, self.seed, self.max_pixels = (
+            data,
+            preprocess,
+            augment,
+            seed,
+            max_pixels,
+        )
         self._shared: Shared | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,17 +83,31 @@ class _Samples(TorchDataset[Batch | DataError]):
 
     def __getitem__(self, entry: Entry) -> Batch | DataError:
         try:
-            samples = [self.sample(entry.epoch, *which, entry.canvas) for which in zip(entry.indices, entry.turns, strict=True)]
+            samples = [
+                self.sample(entry.epoch, *which, entry.canvas)
+                for which in zip(entry.indices, entry.turns, strict=True)
+            ]
         except DataError as error:
             return error  # raised by a worker it would come with the worker's traceback
         images, sizes = self.preprocess.stack([image for image, _, _ in samples], entry.canvas)
         size_pairs = [(int(height), int(width)) for height, width in sizes.tolist()]
-        targets = Targets.pad([boxes for _, boxes, _ in samples], [labels for _, _, labels in samples], size_pairs)
-        seeds = torch.tensor([random_seed(self.seed, entry.epoch, *which, 1) for which in zip(entry.indices, entry.turns, strict=True)])
+        targets = Targets.pad(
+            [boxes for _, boxes, _ in samples], [labels for _, _, labels in samples], size_pairs
+        )
+        seeds = torch.tensor(
+            [
+                random_seed(self.seed, entry.epoch, *which, 1)
+                for which in zip(entry.indices, entry.turns, strict=True)
+            ]
+        )
         return Batch(images, replace(targets, seeds=seeds), torch.tensor(entry.indices))
 
-    def sample(self, epoch: int, index: int, turn: int, canvas: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """One picture at network size [3, h, w] uint8, its boxes [G, 4] and labels [G]; crowds are not for training."""
+    def sample(
+        self, epoch: int, index: int, turn: int, canvas: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One picture at network size [3, h, w] uint8, its boxes [G, 4] and labels [G]; crowds are not for
+        training.
+        """
         image = read_image(self.data.path(index), self.max_pixels)
         rows = self.data.rows(index)
         single = ~self.data.crowd[rows]
@@ -88,10 +116,16 @@ class _Samples(TorchDataset[Batch | DataError]):
         if self.augment is None:
             height, width = image.shape[-2:]
             image = self.preprocess.resized(image)
-            return image, boxes * torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2), labels
+            return (
+                image,
+                boxes * torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2),
+                labels,
+            )
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
             # not torch.manual_seed: that seeds every device too, and costs more than the flip
-            torch.default_generator.manual_seed(random_seed(self.seed, epoch, index, *([turn] if turn else [])))
+            torch.default_generator.manual_seed(
+                random_seed(self.seed, epoch, index, *([turn] if turn else []))
+            )
             return self.augment(image, boxes, labels, self.preprocess, canvas)
 
 
@@ -119,7 +153,9 @@ def training_batches(
     pin: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Batch]:
-    """The batches of iterations start..stop-1. A picture that cannot be decoded is a DataError that names it."""
+    """The batches of iterations start..stop-1. A picture that cannot be decoded is a DataError that names
+    it.
+    """
     samples = _Samples(data, preprocess, augment, sampler.seed, max_pixels)
     return _load(samples, _Order(sampler, start, stop), workers, pin)
 
@@ -141,7 +177,14 @@ def evaluation_batches(
 
 def _load(samples: _Samples, order: Any, workers: int, pin: bool) -> Iterator[Batch]:
     # an entry of the order is a whole batch already
-    loader = DataLoader(samples, sampler=order, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=_own_signals)
+    loader = DataLoader(
+        samples,
+        sampler=order,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_own_signals,
+    )
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
@@ -149,6 +192,8 @@ def _load(samples: _Samples, order: Any, workers: int, pin: bool) -> Iterator[Ba
 
 
 def _own_signals(worker: int) -> None:
-    """A worker does not inherit what the training does on Ctrl-C (which the terminal sends to all): it ends when its parent says so."""
+    """A worker does not inherit what the training does on Ctrl-C (which the terminal sends to all): it ends
+    when its parent says so.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

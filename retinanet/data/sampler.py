@@ -1,4 +1,6 @@
-"""Which pictures make which step: a pure function of the seed and the iteration, for any number of processes."""
+"""Which pictures make which step: a pure function of the seed and the iteration, for any number of
+processes.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,17 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """The steps of a training, shuffled by epoch, tall and wide pictures apart; an epoch always has the same number of steps.
+    """The steps of a training, shuffled by epoch, tall and wide pictures apart; an epoch always has the same
+    number of steps.
 
     sizes     [N, 2] height and width of the pictures
     batch     pictures of a step, over all processes
-    repeats   [N] how often a picture is shown in an epoch, on average (`balance.repeat_factors`); None: each once
+    repeats   [N] how often a picture is shown in an epoch, on average (`balance.repeat_factors`); None: each
+              once
     rank      this process among `world`: it gets its share of each step, padded like the whole of it
 
-    Every picture appears at least once in an epoch; the last step is filled up from the beginning of the order.
+    Every picture appears at least once in an epoch; the last step is filled up from the beginning of the
+    order.
     """
 
     sizes: Integers
@@ -61,14 +66,20 @@ class Sampler:
     def steps_per_epoch(self) -> int:
         """A number that does not change from epoch to epoch."""
         tall, wide = (round(float(self._factors[group].sum())) for group in self._groups)
-        return wide // self.batch + tall // self.batch + -(-(wide % self.batch + tall % self.batch) // self.batch)
+        return (
+            wide // self.batch
+            + tall // self.batch
+            + -(-(wide % self.batch + tall % self.batch) // self.batch)
+        )
 
     def epoch(self, epoch: int) -> list[Entry]:
         """The whole steps of one epoch."""
         return [self._entry(epoch, *step) for step in self._steps(epoch)]
 
     def _steps(self, epoch: int) -> list[tuple[Integers, Integers]]:
-        """Indices and turns [batch] of each step. Entries follow one by one: those of COCO's 118,000 pictures take a third of a second."""
+        """Indices and turns [batch] of each step. Entries follow one by one: those of COCO's 118,000 pictures
+        take a third of a second.
+        """
         generator = np.random.default_rng(random_seed(self.seed, epoch))
         counts = self._counts(generator)
         indices = np.repeat(np.arange(len(self.sizes)), counts)
@@ -105,7 +116,9 @@ class Sampler:
         return factors
 
     def _counts(self, generator: np.random.Generator) -> Integers:
-        """[N] how often each picture is shown: its factor rounded up or down by chance, always with the same sum (systematic sampling)."""
+        """[N] how often each picture is shown: its factor rounded up or down by chance, always with the same
+        sum (systematic sampling).
+        """
         counts = np.ones(len(self.sizes), dtype=np.int64)
         if self.repeats is not None:
             for group in self._groups:
@@ -118,18 +131,30 @@ class Sampler:
 
 
 def evaluation_entries(
-    sizes: Integers, batch: int, preprocess: Preprocess, rank: int = 0, world: int = 1, others: Sequence[Preprocess] = ()
+    sizes: Integers,
+    batch: int,
+    preprocess: Preprocess,
+    rank: int = 0,
+    world: int = 1,
+    others: Sequence[Preprocess] = (),
 ) -> list[Entry]:
-    """Every picture once, over all processes; only pictures of the same padded shape share a batch, since group norm sees the padding.
+    """Every picture once, over all processes; only pictures of the same padded shape share a batch, since
+    group norm sees the padding.
 
-    Whole batches are dealt to the processes, so that their composition, and with it every bit of the answers, is that of one process.
-    `others` are further scales at which these pictures are answered: there too they are of the same padded shape.
+    Whole batches are dealt to the processes, so that their composition, and with it every bit of the answers,
+    is that of one process.
+    `others` are further scales at which these pictures are answered: there too they are of the same padded
+    shape.
     """
     shapes: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, (height, width) in enumerate(sizes):
         padded = tuple(one.padded([one.size(int(height), int(width))]) for one in (preprocess, *others))
         shapes.setdefault(padded, []).append(index)
-    chunks = [(indices[i : i + batch], padded[0]) for padded, indices in shapes.items() for i in range(0, len(indices), batch)]
+    chunks = [
+        (indices[i : i + batch], padded[0])
+        for padded, indices in shapes.items()
+        for i in range(0, len(indices), batch)
+    ]
     return [Entry(0, indices, [0] * len(indices), shape) for indices, shape in chunks[rank::world]]
 
 

@@ -1,4 +1,6 @@
-"""Generated scenes: shapes on busy backgrounds, for the offline demo and the tests, written as an ordinary COCO data set."""
+"""Generated scenes: shapes on busy backgrounds, for the offline demo and the tests, written as an ordinary
+COCO data set.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,19 @@ from .textures import Bytes, Floats, background, develop, gradient, planes, scri
 SPLITS: Mapping[str, int] = {"train": 800, "val": 100, "test": 100}
 SIZE = ((320, 384), (320, 512))
 ACROSS = (12, 256)
-"""Pixels across the smallest and the largest outline. The paper's anchors begin at 32: what is smaller than about 20 has no match."""
+"""Pixels across the smallest and the largest outline. The paper's anchors begin at 32: what is smaller than
+about 20 has no match.
+"""
 
-FULL = 0.4  # share of the image that the objects' squares cover together, at the most: else large ones leave nothing of the background
+# share of the image that the objects' squares cover together, at the most: else large ones leave nothing of
+# the background
+FULL = 0.4
 MIN_VISIBLE = 0.7  # of an object, at the least: what is hidden more has no fair box
 MAX_OVERLAP = 0.25  # IoU of two boxes, at the most: NMS at 0.5 must be able to keep both
 EMPTY = 0.03  # share of images without objects
-USUAL_COLOUR = 0.9  # share of objects that wear the colour of their class: as in life, colour helps and does not decide
+USUAL_COLOUR = (
+    0.9  # share of objects that wear the colour of their class: as in life, colour helps and does not decide
+)
 JPEG_QUALITY = 92
 
 Size = tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
@@ -46,16 +54,23 @@ class Scene(NamedTuple):
 
 
 def write_scenes(
-    folder: Path, splits: Mapping[str, int] = SPLITS, size: Size = SIZE, seed: int = 0, across: tuple[float, float] = ACROSS
+    folder: Path,
+    splits: Mapping[str, int] = SPLITS,
+    size: Size = SIZE,
+    seed: int = 0,
+    across: tuple[float, float] = ACROSS,
 ) -> Path:
-    """Write `splits` (name -> number of images) as folder/annotations/NAME.json and folder/NAME/000001.jpg ...; returns the folder.
+    """Write `splits` (name -> number of images) as folder/annotations/NAME.json and folder/NAME/000001.jpg
+    ...; returns the folder.
 
     The same arguments give the same bytes, and a larger split begins with the images of a smaller one.
     """
     folder = Path(folder)
     indexes = {split: folder / "annotations" / f"{split}.json" for split in splits}
     if taken := [str(index) for index in indexes.values() if index.exists()]:
-        raise ConfigError(f"{', '.join(taken)}: exists already; choose another folder, or delete this one first")
+        raise ConfigError(
+            f"{', '.join(taken)}: exists already; choose another folder, or delete this one first"
+        )
     for split, count in splits.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
         images: list[dict[str, Any]] = []
@@ -64,7 +79,9 @@ def write_scenes(
             picture, boxes, labels = scene((seed, zlib.crc32(split.encode()), number), size, across)
             name = f"{number:06d}.jpg"
             Image.fromarray(picture).save(folder / split / name, quality=JPEG_QUALITY)
-            images.append({"id": number, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]})
+            images.append(
+                {"id": number, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]}
+            )
             for label, (left, top, right, bottom) in zip(labels.tolist(), boxes.tolist(), strict=True):
                 annotations.append(
                     {
@@ -89,13 +106,18 @@ def write_scenes(
 
 
 def scene(seed: int | Sequence[int], size: Size = SIZE, across: tuple[float, float] = ACROSS) -> Scene:
-    """A picture with its boxes and labels: a pure function of its arguments. `across` is the range of the objects' sizes."""
+    """A picture with its boxes and labels: a pure function of its arguments. `across` is the range of the
+    objects' sizes.
+    """
     rng = np.random.default_rng(seed)
-    height, width = (int(rng.integers(side[0], side[1] + 1)) if isinstance(side, tuple) else side for side in size)
+    height, width = (
+        int(rng.integers(side[0], side[1] + 1)) if isinstance(side, tuple) else side for side in size
+    )
     largest = min(across[1], 0.8 * min(height, width))
     if not 8 <= across[0] <= largest:
         raise ConfigError(
-            f"no object of {across[0]} to {across[1]} pixels (8 at least) goes well into {height} x {width}; change `size` or `across`"
+            f"no object of {across[0]} to {across[1]} pixels (8 at least) goes well into {height} x "
+            f"{width}; change `size` or `across`"
         )
     canvas = background(rng, height, width)
     scribble(rng, canvas)
@@ -115,17 +137,23 @@ class Placed:
     left: int
     top: int
     mask: Bytes
-    """[h, w] how much of each pixel it covers, 0..255; its corner lies at (left, top), and all of it inside the image."""
+    """[h, w] how much of each pixel it covers, 0..255; its corner lies at (left, top), and all of it inside
+    the image.
+    """
     box: tuple[int, int, int, int]
     """xyxy around the pixels that it covers by half or more."""
 
 
 def place(rng: np.random.Generator, height: int, width: int, smallest: float, largest: float) -> list[Placed]:
-    """Up to twelve objects in the order of painting; each hides only so much of the earlier ones that they can still be told."""
+    """Up to twelve objects in the order of painting; each hides only so much of the earlier ones that they
+    can still be told.
+    """
     if rng.uniform() < EMPTY:
         return []
     room, spans = FULL * height * width, np.empty(0)
-    for share in rng.triangular(0, 0.6, 1, rng.integers(5, 15)):  # most are of a middle size, some tiny, some huge
+    for share in rng.triangular(
+        0, 0.6, 1, rng.integers(5, 15)
+    ):  # most are of a middle size, some tiny, some huge
         span = smallest * (largest / smallest) ** share
         if span**2 <= room:
             spans, room = np.append(spans, span), room - span**2
@@ -155,7 +183,9 @@ def place(rng: np.random.Generator, height: int, width: int, smallest: float, la
 
 
 def drop(rng: np.random.Generator, label: int, shape: Bytes, height: int, width: int) -> Placed | None:
-    """Put a shape [h, w] somewhere, perhaps over the edge of the image; None when too little of it stays inside."""
+    """Put a shape [h, w] somewhere, perhaps over the edge of the image; None when too little of it stays
+    inside.
+    """
     tall, wide = shape.shape
     edge = 0.25 if rng.uniform() < 0.15 else 0.0
     top = int(rng.integers(-int(edge * tall), height - int((1 - edge) * tall) + 1))
@@ -198,7 +228,10 @@ def triangle(rng: np.random.Generator) -> Points:
 
 
 def star(rng: np.random.Generator) -> Points:
-    angle, radius = np.arange(10) * np.pi / 5 - np.pi / 2, np.where(np.arange(10) % 2, rng.uniform(0.38, 0.48), 1.0)
+    angle, radius = (
+        np.arange(10) * np.pi / 5 - np.pi / 2,
+        np.where(np.arange(10) % 2, rng.uniform(0.38, 0.48), 1.0),
+    )
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
@@ -219,9 +252,15 @@ STRETCHED = (disc, block, triangle)  # these stay what they are when drawn wider
 def render(rng: np.random.Generator, label: int, span: float) -> Bytes:
     """[h, w] the cover 0..255 of a shape whose outline is `span` pixels long in its longer direction."""
     drawn = SHAPES[label](rng)
-    stretch, angle = rng.uniform(-1, 1) * (0.25 if SHAPES[label] in STRETCHED else 0.1), rng.uniform(-0.3, 0.3)
+    stretch, angle = (
+        rng.uniform(-1, 1) * (0.25 if SHAPES[label] in STRETCHED else 0.1),
+        rng.uniform(-0.3, 0.3),
+    )
     turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
-    parts = [part * (np.exp(stretch), np.exp(-stretch)) @ turn for part in (drawn if isinstance(drawn, tuple) else (drawn,))]
+    parts = [
+        part * (np.exp(stretch), np.exp(-stretch)) @ turn
+        for part in (drawn if isinstance(drawn, tuple) else (drawn,))
+    ]
     low, extent = parts[0].min(axis=0), np.ptp(parts[0], axis=0)
     wide, tall = (int(side) + 2 for side in span * extent / extent.max())
     fine = 4 if span < 64 else 2  # drawn larger and averaged down: Pillow's polygons have hard edges

@@ -1,4 +1,6 @@
-"""What is no object in the generated scenes: patterned backgrounds, scribbles that mislead, uneven light and noise."""
+"""What is no object in the generated scenes: patterned backgrounds, scribbles that mislead, uneven light and
+noise.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def background(rng: np.random.Generator, height: int, width: int) -> Floats:
     # Muted, and near each other: a background as strong as the objects would be camouflage.
     first = np.clip(rng.uniform(40, 215) + rng.uniform(-40, 40, 3), 15, 240)
     second = np.clip(first + rng.uniform(-60, 60) + rng.uniform(-25, 25, 3), 15, 240)
-    canvas: Floats = planes(first) + PATTERNS[rng.integers(len(PATTERNS))](rng, height, width) * planes(second - first)
+    canvas: Floats = planes(first) + PATTERNS[rng.integers(len(PATTERNS))](rng, height, width) * planes(
+        second - first
+    )
     clouds = np.zeros((height, width), dtype=np.float32)
     for cell in (40, 16, 7):
         clouds += (noise(rng, height, width, cell) - 0.5) * rng.uniform(4, 28)
@@ -27,14 +31,17 @@ def background(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def planes(colour: NDArray[np.float64]) -> Floats:
-    """[3] -> [3, 1, 1]. Pictures are planar until they are done: numpy is several times slower over a last axis of 3."""
+    """[3] -> [3, 1, 1]. Pictures are planar until they are done: numpy is several times slower over a last
+    axis of 3.
+    """
     return colour.astype(np.float32)[:, None, None]
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cell: int) -> Floats:
     """[H, W] in 0..1: random values on a grid of `cell` pixels, smoothly joined."""
     grid = rng.integers(0, 256, (height // cell + 3, width // cell + 3), dtype=np.uint8)
-    # Only the part between the outermost grid points is used, where the interpolation has neighbours on both sides.
+    # Only the part between the outermost grid points is used, where the interpolation has neighbours on both
+    # sides.
     part = (0.5, 0.5, 0.5 + width / cell, 0.5 + height / cell)
     smooth = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC, box=part)
     return np.asarray(smooth, dtype=np.float32) * np.float32(1 / 255)
@@ -90,13 +97,23 @@ PATTERNS = (gradient, stripes, checkers, blobs, wood)
 
 
 def scribble(rng: np.random.Generator, canvas: Floats) -> None:
-    """Draw on [3, H, W] what is meant to mislead: lines, zigzags, open arcs and specks, as crisp and bright as the objects."""
+    """Draw on [3, H, W] what is meant to mislead: lines, zigzags, open arcs and specks, as crisp and bright
+    as the objects.
+    """
     height, width = canvas.shape[1:]
-    colours, strength = rng.uniform(0, 255, (3, 13)).astype(np.float32), rng.uniform(0.4, 1, 13).astype(np.float32)
+    colours, strength = (
+        rng.uniform(0, 255, (3, 13)).astype(np.float32),
+        rng.uniform(0.4, 1, 13).astype(np.float32),
+    )
     ink = Image.new("L", (width, height))  # 0 where nothing is drawn, else the number of the stroke
     draw = ImageDraw.Draw(ink)
     for stroke in range(1, int(rng.integers(1, 14))):
-        x, y, reach, thick = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(10, 90), int(rng.integers(1, 4))
+        x, y, reach, thick = (
+            rng.uniform(0, width),
+            rng.uniform(0, height),
+            rng.uniform(10, 90),
+            int(rng.integers(1, 4)),
+        )
         kind = rng.integers(4)
         if kind == 0:
             draw.line((x, y, rng.uniform(0, width), rng.uniform(0, height)), fill=stroke, width=thick)
@@ -106,7 +123,13 @@ def scribble(rng: np.random.Generator, canvas: Floats) -> None:
             draw.line(points, fill=stroke, width=thick, joint="curve")
         elif kind == 2:  # at most half a turn: a whole one would be a ring
             start = rng.uniform(0, 360)
-            draw.arc((x - reach, y - reach, x + reach, y + reach), start, start + rng.uniform(60, 180), fill=stroke, width=thick)
+            draw.arc(
+                (x - reach, y - reach, x + reach, y + reach),
+                start,
+                start + rng.uniform(60, 180),
+                fill=stroke,
+                width=thick,
+            )
         else:
             for dx, dy in rng.uniform(-reach, reach, (int(rng.integers(3, 15)), 2)).tolist():
                 draw.rectangle((x + dx, y + dy, x + dx + thick, y + dy + thick), fill=stroke)
@@ -117,7 +140,9 @@ def scribble(rng: np.random.Generator, canvas: Floats) -> None:
 
 
 def develop(rng: np.random.Generator, canvas: Floats) -> Bytes:
-    """Light that falls unevenly, an exposure with a tint, and the sensor's noise: [3, H, W] -> [H, W, 3] uint8."""
+    """Light that falls unevenly, an exposure with a tint, and the sensor's noise: [3, H, W] -> [H, W, 3]
+    uint8.
+    """
     height, width = canvas.shape[1:]
     light = 1 + (gradient(rng, height, width) - 0.5) * rng.uniform(0, 0.6)
     shot = canvas * light * planes(rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3))

@@ -1,4 +1,6 @@
-"""Every problem of a data set at once, before the first step: found, told with file and id, and only on request dropped or cut."""
+"""Every problem of a data set at once, before the first step: found, told with file and id, and only on
+request dropped or cut.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from .images import MAX_PIXELS, read_pixels
 Invalid = Literal["error", "drop", "clip"]
 CHOICES = ("error", "drop", "clip")
 TOLERANCE = 1.0
-"""Pixels by which a box may leave the image: the rounding of most tools. Such a box is no problem; it is cut at the border."""
+"""Pixels by which a box may leave the image: the rounding of most tools. Such a box is no problem; it is cut
+at the border.
+"""
 ADVICE = (
     "Fix the files, or pass --invalid drop to leave these boxes and images out, "
     "or --invalid clip to cut boxes at the border first and leave out the rest."
@@ -32,22 +36,31 @@ def validate(
     max_pixels: int = MAX_PIXELS,
     need_boxes: bool = True,
 ) -> tuple[Dataset, list[Problem]]:
-    """The data set as it can be used, and everything that is wrong with it, with what the reader could not turn into rows.
+    """The data set as it can be used, and everything that is wrong with it, with what the reader could not
+    turn into rows.
 
     invalid  error  any problem raises DataError, whose `problems` lists all of them
              drop   boxes and images with a problem are left out
-             clip   boxes that leave their image are cut at its border; what has no area then, and all other faults, are left out
-    headers  look at the pictures: are they there, and as large as the annotations say (cached by time and length)
+             clip   boxes that leave their image are cut at its border; what has no area then, and all other
+                    faults, are left out
+    headers  look at the pictures: are they there, and as large as the annotations say (cached by time and
+             length)
     deep     decode every picture
 
-    Boxes that leave their image by at most one pixel are cut at the border in any case, and sizes that the annotations do not give are
-    filled in. A data set without images, boxes (unless none are needed: `need_boxes`) or pictures is always an error.
+    Boxes that leave their image by at most one pixel are cut at the border in any case, and sizes that the
+    annotations do not give are
+    filled in. A data set without images, boxes (unless none are needed: `need_boxes`) or pictures is always
+    an error.
     """
     if invalid not in CHOICES:
         raise unknown("--invalid", invalid, CHOICES)
     problems = list(dataset.problems)
     _require_some(dataset, problems, need_boxes)
-    sizes, good_images, measured = dataset.sizes.copy(), np.ones(len(dataset), dtype=np.bool_), np.ones(len(dataset), dtype=np.bool_)
+    sizes, good_images, measured = (
+        dataset.sizes.copy(),
+        np.ones(len(dataset), dtype=np.bool_),
+        np.ones(len(dataset), dtype=np.bool_),
+    )
     for index in _listed_again(dataset):
         problems.append(_image_problem(dataset, "pictures that are listed twice", index))
         good_images[index] = False
@@ -58,10 +71,15 @@ def validate(
     boxes, good_boxes = _check_boxes(dataset, sizes, measured, invalid == "clip", problems)
 
     if problems and invalid == "error":
-        raise DataError(f"{dataset.source}: {_count(len(problems), 'problem')}\n{report(problems, limit=10)}\n{ADVICE}", problems)
+        raise DataError(
+            f"{dataset.source}: {_count(len(problems), 'problem')}\n{report(problems, limit=10)}\n{ADVICE}",
+            problems,
+        )
     clean = replace(dataset, sizes=sizes)
     if (boxes != dataset.boxes).any():
-        clean = replace(clean, boxes=boxes, areas=np.where(_area_follows(dataset, boxes), _area(boxes), dataset.areas))
+        clean = replace(
+            clean, boxes=boxes, areas=np.where(_area_follows(dataset, boxes), _area(boxes), dataset.areas)
+        )
     clean = clean.keep_boxes(good_boxes)
     if not good_images.all():
         clean = clean.subset(np.flatnonzero(good_images))
@@ -74,7 +92,9 @@ def _require_some(dataset: Dataset, problems: list[Problem], need_boxes: bool) -
     if lacks is not None:
         reasons = f"\n{report(problems, limit=10)}" if problems else ""
         raise DataError(
-            f"{dataset.source}: there are no {lacks} in {dataset.split}, so there is nothing to learn or to measure{reasons}", problems
+            f"{dataset.source}: there are no {lacks} in {dataset.split}, so there is nothing to learn or to "
+            f"measure{reasons}",
+            problems,
         )
 
 
@@ -91,13 +111,18 @@ def _listed_again(dataset: Dataset) -> Iterable[int]:
     return [int(index) for index in np.flatnonzero(first[inverse] != np.arange(len(dataset)))]
 
 
-def _check_headers(dataset: Dataset, max_pixels: int, problems: list[Problem], good: Flags) -> tuple[Integers, Flags]:
-    """-> [N, 2] sizes, and [N] where they are sure, so that boxes can be held against them; marks bad images in `good`."""
+def _check_headers(
+    dataset: Dataset, max_pixels: int, problems: list[Problem], good: Flags
+) -> tuple[Integers, Flags]:
+    """-> [N, 2] sizes, and [N] where they are sure, so that boxes can be held against them; marks bad images
+    in `good`.
+    """
     found, failures = read_sizes(dataset.root, dataset.files.tolist())
     if failures and len(failures) == len(dataset) and all(kind == MISSING for kind, _ in failures.values()):
         example = dataset.root / str(dataset.files[0])
         raise DataError(
-            f"{dataset.source}: none of its {len(dataset)} pictures was found; the first was looked for at {example}; "
+            f"{dataset.source}: none of its {len(dataset)} pictures was found; the first was looked for at "
+            f"{example}; "
             "pass the folder of the pictures with --images",
             [*problems, *(_image_problem(dataset, MISSING, index) for index in failures)],
         )
@@ -108,9 +133,15 @@ def _check_headers(dataset: Dataset, max_pixels: int, problems: list[Problem], g
         problems.append(_image_problem(dataset, kind, index, reason))
     for index in np.flatnonzero(differs).tolist():
         (height, width), (said_height, said_width) = found[index].tolist(), dataset.sizes[index].tolist()
-        hint = " (the annotation ignores the EXIF rotation)" if (height, width) == (said_width, said_height) else ""
+        hint = (
+            " (the annotation ignores the EXIF rotation)"
+            if (height, width) == (said_width, said_height)
+            else ""
+        )
         what = f"the annotation says {said_width} x {said_height}, the picture is {width} x {height}{hint}"
-        problems.append(_image_problem(dataset, "pictures whose size disagrees with the annotation", index, what))
+        problems.append(
+            _image_problem(dataset, "pictures whose size disagrees with the annotation", index, what)
+        )
     for index in np.flatnonzero(large).tolist():
         what = f"{found[index, 1]} x {found[index, 0]} pixels, the limit is {max_pixels} (--max-pixels)"
         problems.append(_image_problem(dataset, "pictures above the limit of pixels", index, what))
@@ -136,11 +167,15 @@ def _decode(dataset: Dataset, max_pixels: int, problems: list[Problem], good: Fl
                 good[index] = False
 
 
-def _check_boxes(dataset: Dataset, sizes: Integers, measured: Flags, clip: bool, problems: list[Problem]) -> tuple[Floats, Flags]:
+def _check_boxes(
+    dataset: Dataset, sizes: Integers, measured: Flags, clip: bool, problems: list[Problem]
+) -> tuple[Floats, Flags]:
     """-> [M, 4] boxes, cut where that is allowed, and [M] which of them can be used."""
     image = dataset.image_of_box()
     known = measured[image] & _known(sizes)[image]
-    border = np.where(known[:, None], np.tile(sizes[image][:, ::-1], 2), np.inf)  # width, height, width, height
+    border = np.where(
+        known[:, None], np.tile(sizes[image][:, ::-1], 2), np.inf
+    )  # width, height, width, height
     origin = np.where(known, 0.0, -np.inf)[:, None]
     finite: Flags = np.asarray(np.isfinite(dataset.boxes).all(axis=1))
     boxes = np.where(finite[:, None], dataset.boxes, 0.0)
@@ -156,7 +191,9 @@ def _check_boxes(dataset: Dataset, sizes: Integers, measured: Flags, clip: bool,
         ("boxes outside the image", outside),
         ("duplicate boxes", repeated),
     ):
-        problems += [_box_problem(dataset, kind, row, int(image[row]), sizes) for row in np.flatnonzero(where).tolist()]
+        problems += [
+            _box_problem(dataset, kind, row, int(image[row]), sizes) for row in np.flatnonzero(where).tolist()
+        ]
     usable = finite & ~repeated & ~_flat(cut)
     return cut, usable if clip else usable & ~outside
 
@@ -189,7 +226,9 @@ def _repeated(image: Integers, labels: Integers, boxes: Floats) -> Flags:
     """[M] true for a box that equals an earlier one of the same image and class."""
     keys = (*boxes.T, labels, image)
     suspects = _of_equal_hash(keys)
-    order = suspects[np.lexsort([key[suspects] for key in keys])]  # stable: equal boxes stay in the order of the file
+    order = suspects[
+        np.lexsort([key[suspects] for key in keys])
+    ]  # stable: equal boxes stay in the order of the file
     same = np.ones(max(len(order) - 1, 0), dtype=np.bool_)
     for key in keys:
         same &= key[order][1:] == key[order][:-1]
@@ -199,7 +238,9 @@ def _repeated(image: Integers, labels: Integers, boxes: Floats) -> Flags:
 
 
 def _of_equal_hash(keys: Sequence[Floats | Integers]) -> Integers:
-    """Rows that share a hash of all keys with another row: equal ones do. To sort COCO's 860,000 by six keys would take 0.6 s."""
+    """Rows that share a hash of all keys with another row: equal ones do. To sort COCO's 860,000 by six keys
+    would take 0.6 s.
+    """
     mixed = np.zeros(len(keys[0]), dtype=np.uint64)
     for key in keys:
         mixed ^= (key + key.dtype.type(0)).view(np.uint64)  # -0.0 + 0 is 0.0, which it equals

@@ -1,8 +1,8 @@
 """Pascal VOC -> columns: one XML file per picture, in the original tree or beside the pictures.
 
-Corners are taken as printed. Pascal's own are 1-based pixel indices that include the last pixel, but most tools that write such files today
-write plain xyxy and none says which it wrote; torchvision and most converters take them as printed too. `difficult` objects are marked as
-crowds.
+Corners are taken as printed. Pascal's own are 1-based pixel indices that include the last pixel, but most
+tools that write such files today write plain xyxy and none says which it wrote; torchvision and most
+converters take them as printed too. `difficult` objects are marked as crowds.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class Record:
 def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None) -> dict[str, Dataset]:
     """All splits of a VOC set, which share their classes and ids.
 
-    splits   name -> a list of stems (ImageSets/Main/train.txt; then Annotations/ and JPEGImages/ lie in `root`), or a folder of XML files
+    splits   name -> a list of stems (ImageSets/Main/train.txt; then Annotations/ and JPEGImages/ lie in
+             `root`), or a folder of XML files
     images   the folder of the pictures, instead of JPEGImages or the folder of the XML files
 
-    Classes are those of all XML files in alphabetical order, with the ids 1..K; an image's id is its place among all XML files, an
+    Classes are those of all XML files in alphabetical order, with the ids 1..K; an image's id is its place
+    among all XML files, an
     annotation's its place in its split, both from 1.
     """
     trees = {name: root / "Annotations" if source.is_file() else source for name, source in splits.items()}
@@ -58,10 +60,16 @@ def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None)
     datasets = {}
     for split, source in splits.items():
         usual = root / "JPEGImages"
-        pictures = images or (usual if source.is_file() or (source == root / "Annotations" and usual.is_dir()) else source)
+        pictures = images or (
+            usual if source.is_file() or (source == root / "Annotations" and usual.is_dir()) else source
+        )
         columns, top = Columns(), images or root
         listed = source.is_file()
-        chosen = _listed(source, trees[split], records, columns) if listed else [file for file in xmls if file.parent == source]
+        chosen = (
+            _listed(source, trees[split], records, columns)
+            if listed
+            else [file for file in xmls if file.parent == source]
+        )
         find = _Pictures(pictures, top)
         for file in chosen:
             _append(columns, file, records.get(file), numbers.get(file, 0), labels, root, find)
@@ -70,7 +78,9 @@ def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None)
 
 
 def _listed(file: Path, folder: Path, known: Container[Path], columns: Columns) -> list[Path]:
-    """The XML files of the stems in a list such as ImageSets/Main/val.txt; the second column of a class list, -1, 0 or 1, is ignored."""
+    """The XML files of the stems in a list such as ImageSets/Main/val.txt; the second column of a class list,
+    -1, 0 or 1, is ignored.
+    """
     chosen: dict[Path, None] = {}
     for line in filter(None, map(str.strip, _text(file).splitlines())):
         stem, *last = line.rsplit(maxsplit=1)
@@ -94,7 +104,9 @@ def _text(file: Path) -> str:
 
 
 class _Pictures:
-    """Finds the picture of an XML file. One listing of the folder, since asking the disk for every suffix is slow."""
+    """Finds the picture of an XML file. One listing of the folder, since asking the disk for every suffix is
+    slow.
+    """
 
     def __init__(self, folder: Path, top: Path) -> None:
         self.prefix = "" if folder == top else folder.relative_to(top).as_posix() + "/"
@@ -103,14 +115,24 @@ class _Pictures:
         self.by_stem = {Path(name).stem: name for name in reversed(found) if name in self.names}
 
     def __call__(self, stem: str, filename: str) -> str:
-        """The picture of the XML's own stem (what it says in <filename> is often stale), else the one it names."""
+        """The picture of the XML's own stem (what it says in <filename> is often stale), else the one it
+        names.
+        """
         name = os.path.basename(filename.replace("\\", "/"))
         if name in self.names and (Path(name).stem == stem or stem not in self.by_stem):
             return self.prefix + name
         return self.prefix + self.by_stem.get(stem, f"{stem}{Path(name).suffix or '.jpg'}")
 
 
-def _append(columns: Columns, xml: Path, record: Record | None, number: int, labels: dict[str, int], root: Path, find: _Pictures) -> None:
+def _append(
+    columns: Columns,
+    xml: Path,
+    record: Record | None,
+    number: int,
+    labels: dict[str, int],
+    root: Path,
+    find: _Pictures,
+) -> None:
     where, source = xml.relative_to(root).as_posix(), xml.parent.name
     if not is_text(where):
         columns.problem(NO_TEXT, source, ascii(where))
@@ -131,17 +153,32 @@ def _parse(file: Path) -> Record:
     record = Record()
     try:
         tree: Element | Any = ElementTree.parse(file).getroot()
-    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # LookupError: no such encoding
+    except (
+        ParseError,
+        DefusedXmlException,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as error:  # LookupError: no such encoding
         record.usable = False
         record.problems.append(("XML files that cannot be read", str(error) or type(error).__name__))
         return record
     if tree.tag != "annotation":
         record.usable = False
-        record.problems.append(("XML files that are no VOC annotations", f"the outermost element is <{tree.tag}>, not <annotation>"))
+        record.problems.append(
+            (
+                "XML files that are no VOC annotations",
+                f"the outermost element is <{tree.tag}>, not <annotation>",
+            )
+        )
         return record
     record.filename = (tree.findtext("filename") or "").strip()
     height, width = _number(tree, "size/height"), _number(tree, "size/width")
-    if height is None or width is None or not (height.is_integer() and width.is_integer() and min(height, width) > 0):
+    if (
+        height is None
+        or width is None
+        or not (height.is_integer() and width.is_integer() and min(height, width) > 0)
+    ):
         record.problems.append(("XML files without the size of the picture", ""))
     else:
         record.height, record.width = int(height), int(width)
@@ -159,7 +196,9 @@ def _parse(file: Path) -> Record:
         elif len(box) != 4:
             record.problems.append(("boxes that are not four finite numbers", f"object {place} ({name})"))
         elif difficult not in ("0", "1", "false", "true"):
-            record.problems.append(("objects whose difficult is neither 0 nor 1", f"object {place} ({name}): {difficult[:80]}"))
+            record.problems.append(
+                ("objects whose difficult is neither 0 nor 1", f"object {place} ({name}): {difficult[:80]}")
+            )
         else:
             record.objects.append((name, box, difficult in ("1", "true")))
     return record
@@ -171,4 +210,6 @@ def _number(element: Element | Any, path: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if abs(value) < 1e9 and "_" not in text else None  # neither NaN nor infinite, nor 1_0, which Python takes for 10
+    return (
+        value if abs(value) < 1e9 and "_" not in text else None
+    )  # neither NaN nor infinite, nor 1_0, which Python takes for 10

@@ -1,6 +1,8 @@
-"""YOLO text files -> columns: a line `class cx cy w h` for each object, in fractions of the picture, in labels/ beside images/.
+"""YOLO text files -> columns: a line `class cx cy w h` for each object, in fractions of the picture, in
+labels/ beside images/.
 
-A line with more corners is a polygon, and stands for the box around it. The size of a picture comes from its header.
+A line with more corners is a polygon, and stands for the box around it. The size of a picture comes from its
+header.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from .images import IMAGE_SUFFIXES
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SLACK = 0.01
-"""How far a fraction may lie outside 0..1 before it is taken for a pixel and refused; what is outside then is `validate`'s to judge."""
+"""How far a fraction may lie outside 0..1 before it is taken for a pixel and refused; what is outside then is
+`validate`'s to judge.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,17 @@ class YoloFile:
 
 
 class _Loader(yaml.BaseLoader):
-    """The base loader is safe, and leaves every word as it stands: a class may be called no, on or 1e3. Ours takes no key twice."""
+    """The base loader is safe, and leaves every word as it stands: a class may be called no, on or 1e3. Ours
+    takes no key twice.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         twice = [key for key, count in keys.items() if count > 1]
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} stands there twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -53,7 +61,13 @@ def read_yaml(file: Path) -> YoloFile:
     """A data.yaml as Ultralytics and Roboflow write it."""
     try:
         content: Any = yaml.load(file.read_bytes(), Loader=_Loader)
-    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\Uffffffff" is no letter
+    except (
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # "\Uffffffff" is no letter
         raise DataError(f"{file}: is not valid YAML: {error}") from None
     if not isinstance(content, dict) or "names" not in content:
         raise DataError(f"{file}: has no entry 'names', the list of classes")
@@ -64,11 +78,16 @@ def read_yaml(file: Path) -> YoloFile:
     for split, keys in SPLIT_KEYS.items():
         key = next((key for key in keys if content.get(key)), None)
         if key is not None:
-            splits[split] = [_first_that_exists([*_inside(base, part), base / part]) for part in _words(content, key, file)]
+            splits[split] = [
+                _first_that_exists([*_inside(base, part), base / part]) for part in _words(content, key, file)
+            ]
     for split, sources in splits.items():
         above = [str(source) for source in sources if source in (*base.parents, Path(source.anchor))]
         if above:
-            raise DataError(f"{file}: {split} is {', '.join(above)}, above the data folder {base}, and not a folder of its pictures")
+            raise DataError(
+                f"{file}: {split} is {', '.join(above)}, above the data folder {base}, and not a folder of "
+                f"its pictures"
+            )
         absent = [str(source) for source in sources if not os.path.exists(source)]
         if absent and split != "test":  # many files name a test split that was not handed out
             raise DataError(f"{file}: the pictures of {split} are not there: {', '.join(absent)}")
@@ -77,7 +96,9 @@ def read_yaml(file: Path) -> YoloFile:
 
 
 def _words(content: dict[str, Any], key: str, file: Path) -> list[str]:
-    """An entry that is a path, or a list of them. Nothing else is put into words: a few aliases can stand for gigabytes."""
+    """An entry that is a path, or a list of them. Nothing else is put into words: a few aliases can stand for
+    gigabytes.
+    """
     entry = content.get(key) or []
     parts: list[Any] = entry if isinstance(entry, list) and key != "path" else [entry] if entry else []
     if not all(isinstance(part, str) and is_text(part) and "\0" not in part for part in parts):
@@ -89,9 +110,16 @@ def _names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
     entry = content["names"]
     if isinstance(entry, dict):
         if sorted(entry) != sorted(map(str, range(len(entry)))):
-            raise DataError(f"{file}: the keys of 'names' must be 0..{len(entry) - 1}, not {', '.join(map(repr, entry))[:200]}")
+            raise DataError(
+                f"{file}: the keys of 'names' must be 0..{len(entry) - 1}, not "
+                f"{', '.join(map(repr, entry))[:200]}"
+            )
         entry = [entry[str(label)] for label in range(len(entry))]
-    if not isinstance(entry, list) or not entry or not all(isinstance(name, str) and name and is_text(name) for name in entry):
+    if (
+        not isinstance(entry, list)
+        or not entry
+        or not all(isinstance(name, str) and name and is_text(name) for name in entry)
+    ):
         raise DataError(f"{file}: 'names' must be a list of class names, or a table 0: name, 1: name, ...")
     twice = sorted(name for name, count in Counter(entry).items() if count > 1)
     if twice:
@@ -111,8 +139,14 @@ def guess_names(root: Path, sources: Iterable[Path]) -> tuple[str, ...]:
     for source in sources:
         folder = root / posixpath.dirname(label_file(f"{source.relative_to(root).as_posix()}/_"))
         for file in filter(Path.is_file, folder.rglob("*.txt")):
-            words = [line.split()[0] for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
-            used.update(int(word) for word in words if word.isdecimal() and len(word) < 5)  # anything else is a bad line, told later
+            words = [
+                line.split()[0]
+                for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+                if line.strip()
+            ]
+            used.update(
+                int(word) for word in words if word.isdecimal() and len(word) < 5
+            )  # anything else is a bad line, told later
     return tuple(str(label) for label in range(max(used) + 1))
 
 
@@ -125,10 +159,14 @@ def _first_that_exists(paths: Sequence[Path]) -> Path:
     return Path(os.path.normpath(next(filter(os.path.exists, paths), paths[-1])))
 
 
-def read_yolo(base: Path, sources: Iterable[Path], names: Sequence[str], split: str, pose: bool = False) -> Dataset:
-    """One split. `base` is the data folder, `sources` folders of pictures or text files that list them; category ids are 0..K-1.
+def read_yolo(
+    base: Path, sources: Iterable[Path], names: Sequence[str], split: str, pose: bool = False
+) -> Dataset:
+    """One split. `base` is the data folder, `sources` folders of pictures or text files that list them;
+    category ids are 0..K-1.
 
-    Images have the ids 1..N in the order of their names, annotations 1..M. A picture without a label file is an image without objects.
+    Images have the ids 1..N in the order of their names, annotations 1..M. A picture without a label file is
+    an image without objects.
     """
     sources, columns = list(sources), Columns()
     files: list[str] = []
@@ -153,7 +191,9 @@ def read_yolo(base: Path, sources: Iterable[Path], names: Sequence[str], split: 
 
 
 def label_file(picture: str) -> str:
-    """images/train/a.jpg -> labels/train/a.txt: the last folder called images becomes labels; without one it lies beside the picture."""
+    """images/train/a.jpg -> labels/train/a.txt: the last folder called images becomes labels; without one it
+    lies beside the picture.
+    """
     parts = picture.split("/")
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":
@@ -166,12 +206,18 @@ def _walk(folder: Path, top: Path) -> list[str]:
     found = []
     for parent, _, names in os.walk(folder):
         prefix = Path(parent).relative_to(top).as_posix()
-        found += [posixpath.normpath(f"{prefix}/{name}") for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+        found += [
+            posixpath.normpath(f"{prefix}/{name}")
+            for name in names
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
     return found
 
 
 def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
-    """The pictures of a text file, one a line; relative ones start at the file's folder or at the data folder."""
+    """The pictures of a text file, one a line; relative ones start at the file's folder or at the data
+    folder.
+    """
     found = []
     for number, line in enumerate(_lines(file), start=1):
         name = line.strip().replace("\\", "/")
@@ -179,7 +225,9 @@ def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
             continue
         path = _first_that_exists([top / name, file.parent / name])
         if not path.is_relative_to(top):
-            columns.problem("file names that leave the data folder", file.name, f"line {number}: {name[:200]}")
+            columns.problem(
+                "file names that leave the data folder", file.name, f"line {number}: {name[:200]}"
+            )
         else:
             found.append(path.relative_to(top).as_posix())
     return found
@@ -214,7 +262,11 @@ def _labels(top: Path, file: str, height: int, width: int, count: int, pose: boo
         if pose:
             values = values[:4]
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-            columns.problem("lines that are neither a box (class cx cy w h) nor a polygon (class x y x y x y ...)", folder, where)
+            columns.problem(
+                "lines that are neither a box (class cx cy w h) nor a polygon (class x y x y x y ...)",
+                folder,
+                where,
+            )
         elif not (0 <= label < count and label.is_integer()):
             columns.problem("lines of an unknown class", folder, f"{where}: classes are 0..{count - 1}")
         elif not all(isfinite(value) and -SLACK <= value <= 1 + SLACK for value in values):

@@ -29,7 +29,9 @@ def run(path: str, config: CheckConfig) -> bool:
     problems: list[Problem] = []
     for name, data in splits.items():
         try:
-            clean, found = validate(data, "clip", deep=config.deep, max_pixels=config.max_pixels, need_boxes=name == "train")
+            clean, found = validate(
+                data, "clip", deep=config.deep, max_pixels=config.max_pixels, need_boxes=name == "train"
+            )
         except DataError as error:  # no picture or no box at all
             found = error.problems or [Problem(str(error), data.source.name, "")]
             clean = None
@@ -39,7 +41,8 @@ def run(path: str, config: CheckConfig) -> bool:
             log.info("%s", reach_table(reach(clean, model), model))
     if problems:
         log.info(
-            "%s\n%d problems. Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at the border).",
+            "%s\n%d problems. Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at "
+            "the border).",
             report(problems),
             len(problems),
         )
@@ -50,8 +53,13 @@ def run(path: str, config: CheckConfig) -> bool:
 
 def model_of(config: CheckConfig) -> ModelConfig:
     """The model whose anchors are asked about."""
-    wanted = {name: getattr(config, name) for name in ("scale", "anchor_size", "anchor_scales", "anchor_ratios")}
-    return replace(preset_config(config.preset).model, **{name: value for name, value in wanted.items() if value is not None})
+    wanted = {
+        name: getattr(config, name) for name in ("scale", "anchor_size", "anchor_scales", "anchor_ratios")
+    }
+    return replace(
+        preset_config(config.preset).model,
+        **{name: value for name, value in wanted.items() if value is not None},
+    )
 
 
 def describe(name: str, data: Dataset) -> str:
@@ -88,54 +96,76 @@ class Reach:
 def reach(data: Dataset, model: ModelConfig) -> Reach:
     """How well anchors can match the boxes of a data set, at the size that the network sees.
 
-    A map's anchors stand `stride` pixels apart, so a box's nearest centre is off by up to half a stride on each axis. The IoU
+    A map's anchors stand `stride` pixels apart, so a box's nearest centre is off by up to half a stride on
+    each axis. The IoU
     is taken at a quarter of a stride on each axis, the mean distance.
     """
     image, preprocess = data.image_of_box(), preprocess_of(model)
     keep = ~data.crowd
-    factors = np.array([np.divide(preprocess.size(int(h), int(w)), (h, w)) for h, w in data.sizes]).reshape(-1, 2)[image][
-        keep
-    ]  # [M, 2] of height, width
+    factors = np.array([np.divide(preprocess.size(int(h), int(w)), (h, w)) for h, w in data.sizes]).reshape(
+        -1, 2
+    )[image][keep]  # [M, 2] of height, width
     boxes = data.boxes[keep]
     width, height = (boxes[:, 2] - boxes[:, 0]) * factors[:, 1], (boxes[:, 3] - boxes[:, 1]) * factors[:, 0]
     best = torch.zeros(len(boxes), dtype=torch.float64)
     size = torch.from_numpy(np.stack([width, height], axis=1))
-    for stride, base in ((stride, base) for stride, bases in PYRAMIDS[model.pyramid].items() for base in bases):
-        for anchor in cell_anchors(base, model.anchor_size, model.anchor_scales, model.anchor_ratios).double():
+    for stride, base in (
+        (stride, base) for stride, bases in PYRAMIDS[model.pyramid].items() for base in bases
+    ):
+        for anchor in cell_anchors(
+            base, model.anchor_size, model.anchor_scales, model.anchor_ratios
+        ).double():
             sides = anchor[2:] - anchor[:2]
-            overlap = (torch.minimum(size, sides) - (stride / 4 - (size - sides).abs() / 2).clamp(min=0)).clamp(min=0).prod(dim=1)
+            overlap = (
+                (torch.minimum(size, sides) - (stride / 4 - (size - sides).abs() / 2).clamp(min=0))
+                .clamp(min=0)
+                .prod(dim=1)
+            )
             best = torch.maximum(best, overlap / (size.prod(dim=1) + sides.prod() - overlap))
     return Reach(best.numpy(), np.sqrt(width * height), data.labels[keep], data.names)
 
 
 def reach_table(found: Reach, config: ModelConfig, positive: float = 0.5, forced: float = 0.4) -> str:
-    """What share of the boxes anchors match, by size and by class, and what to do when many are out of reach."""
+    """What share of the boxes anchors match, by size and by class, and what to do when many are out of
+    reach.
+    """
     total = len(found.best)
     if total == 0:
         return "  no boxes to match"
     missed = found.best < forced
     lines = [
         f"  anchors from {config.anchor_size * STRIDES[0]:.0f} px at a short side of {config.scale} px: "
-        f"{(found.best >= positive).mean():.1%} of the boxes are matched, {((found.best < positive) & ~missed).mean():.1%} only by force, "
+        f"{(found.best >= positive).mean():.1%} of the boxes are matched, "
+        f"{((found.best < positive) & ~missed).mean():.1%} only by force, "
         f"{missed.mean():.1%} ({int(missed.sum())}) by none"
     ]
     for low, high in SIDES:
         inside = (found.sides >= low) & (found.sides < high)
         if inside.any() and missed[inside].any():
             span = f"{low}-{high} px" if high < 1 << 30 else f"above {low} px"
-            lines.append(f"    {span}: {int(missed[inside].sum())} of {int(inside.sum())} boxes are matched by no anchor")
+            lines.append(
+                f"    {span}: {int(missed[inside].sum())} of {int(inside.sum())} boxes are matched by no "
+                f"anchor"
+            )
     for label, name in enumerate(found.names):
         inside = found.labels == label
         if inside.any() and missed[inside].mean() > 0.05:
-            lines.append(f"    {name}: {int(missed[inside].sum())} of {int(inside.sum())} boxes are matched by no anchor")
+            lines.append(
+                f"    {name}: {int(missed[inside].sum())} of {int(inside.sum())} boxes are matched by no "
+                f"anchor"
+            )
     if missed.mean() > 0.05:
         small = float(np.quantile(found.sides, 0.05))
         if small < config.anchor_size * STRIDES[0]:
             size = max(1.0, round(2 * small / STRIDES[0]) / 2)
             lines.append(
-                f"    one box in twenty is below {small:.0f} px: train with --anchor-size {size:g} (anchors from "
+                f"    one box in twenty is below {small:.0f} px: train with --anchor-size {size:g} (anchors "
+                f"from "
                 f"{size * STRIDES[0]:.0f} px), a larger --scale, or both"
             )
         else:
-            lines.append("    most of these have a shape that no anchor has: add to --anchor-ratios (height over width)")
+            lines.append(
+                "    most of these have a shape that no anchor has: add to --anchor-ratios (height over "
+                "width)"
+            )
     return "\n".join(lines)

@@ -22,14 +22,18 @@ from ..data.images import MAX_PIXELS
 from ..errors import ConfigError, DataError
 
 FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg"
-"""Containers that hold their own data. FFmpeg knows playlists too, which open other files and addresses: these stay shut."""
+"""Containers that hold their own data. FFmpeg knows playlists too, which open other files and addresses:
+these stay shut.
+"""
 SOUND = frozenset(["aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"])
 """What players expect in an MP4; sound of another kind is left out."""
 OLDEST = 17
 """Of PyAV's versions: before it, colours of BT.709 came out wrong."""
 COVER = 1 << 10  # FFmpeg's disposition of a stream that is one still picture: the cover of a song
 THREADS = 64  # of a decoder, at the most: so many frames it may still hold at the end
-SLACK = Fraction(1, 2)  # seconds that a stream may end before its container says so: containers round, and count sound too
+SLACK = Fraction(
+    1, 2
+)  # seconds that a stream may end before its container says so: containers round, and count sound too
 
 
 def pyav(file: Path) -> Any:
@@ -40,7 +44,9 @@ def pyav(file: Path) -> Any:
         if int(av.__version__.split(".")[0]) < OLDEST:
             raise ImportError(f"av {av.__version__} is too old")
     except ImportError as error:
-        raise ConfigError(f"{file} is a video, which needs the package av >= {OLDEST}: pip install 'retinanet[video]'") from error
+        raise ConfigError(
+            f"{file} is a video, which needs the package av >= {OLDEST}: pip install 'retinanet[video]'"
+        ) from error
     return av
 
 
@@ -86,7 +92,9 @@ class Clip:
             self.aspect = Fraction(stream.sample_aspect_ratio or 1)
             self.start = Fraction(self._container.start_time or 0, 1_000_000)
             self._promised = Fraction(self._container.duration or 0, 1_000_000)
-            if "matroska" in self._container.format.name:  # which tells when it ends, where others tell how long they are
+            if (
+                "matroska" in self._container.format.name
+            ):  # which tells when it ends, where others tell how long they are
                 self._promised -= self.start
             self.count = stream.frames or round(self._promised * self.rate) or self._counted()
         except BaseException:
@@ -106,7 +114,9 @@ class Clip:
     def __enter__(self) -> Clip:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -121,20 +131,33 @@ class Clip:
         except FileNotFoundError:
             raise DataError(f"{self.file}: no such file") from None
         except self._av.error.FFmpegError as error:
-            reason = "the file is empty" if not os.path.getsize(self.file) else "no video, or one whose recording was cut off"
+            reason = (
+                "the file is empty"
+                if not os.path.getsize(self.file)
+                else "no video, or one whose recording was cut off"
+            )
             raise DataError(f"{self.file}: {reason} ({error.strerror})") from error
 
     def _pictures(self, container: Any) -> Any:
         """The stream of pictures."""
-        streams = [stream for stream in container.streams.video if not getattr(stream.disposition, "value", stream.disposition) & COVER]
+        streams = [
+            stream
+            for stream in container.streams.video
+            if not getattr(stream.disposition, "value", stream.disposition) & COVER
+        ]
         if not streams:
-            raise DataError(f"{self.file}: holds no pictures, only {', '.join(s.type for s in container.streams) or 'an empty container'}")
+            raise DataError(
+                f"{self.file}: holds no pictures, only "
+                f"{', '.join(s.type for s in container.streams) or 'an empty container'}"
+            )
         if streams[0].codec_context is None:
             raise DataError(f"{self.file}: its pictures are coded in a way that this PyAV cannot decode")
         return streams[0]
 
     def _counted(self) -> int:
-        """Frames of a container that does not tell its length, as a browser records it; nothing is decoded."""
+        """Frames of a container that does not tell its length, as a browser records it; nothing is
+        decoded.
+        """
         with self._opened() as container:
             try:
                 return sum(1 for packet in container.demux(self._pictures(container)) if packet.size)
@@ -142,7 +165,9 @@ class Clip:
                 return 0
 
     def batches(self, size: int) -> Iterator[tuple[list[Frame], list[Any]]]:
-        """`size` frames at a time in the order of showing, and the packets of sound that were read with them."""
+        """`size` frames at a time in the order of showing, and the packets of sound that were read with
+        them.
+        """
         frames: list[Frame] = []
         voices: list[Any] = []
         for packet in self._packets():
@@ -160,17 +185,22 @@ class Clip:
             yield frames, voices
 
     def _packets(self) -> Iterator[Any]:
-        """What the container holds, as far as it can be read, then None: more than once, since an error ends only one drain."""
+        """What the container holds, as far as it can be read, then None: more than once, since an error ends
+        only one drain.
+        """
         try:
             for packet in self._container.demux():
                 if not packet.size:  # the decoder takes an empty one for the end
                     continue
                 if packet.is_corrupt and packet.stream is self._stream:
-                    # held back: an error at the end would take with it the whole frames that are still in the decoder
+                    # held back: an error at the end would take with it the whole frames that are still in the
+                    # decoder
                     self._lost.append(self._next() if packet.pts is None else self._time(packet.pts))
                     continue
                 if packet.pts is not None:
-                    self.reached = max(self.reached, (packet.pts + (packet.duration or 0)) * packet.time_base - self.start)
+                    self.reached = max(
+                        self.reached, (packet.pts + (packet.duration or 0)) * packet.time_base - self.start
+                    )
                 yield packet
         except self._av.error.FFmpegError as error:
             self._stopped = f"the stream cannot be read beyond {float(self.reached):.3f} s ({error.strerror})"
@@ -191,7 +221,9 @@ class Clip:
         except EOFError:
             return
         except self._av.error.FFmpegError:
-            self._lost.append(self._next())  # and not the packet's time: with several threads the news come late
+            self._lost.append(
+                self._next()
+            )  # and not the packet's time: with several threads the news come late
             return
         for picture in pictures:
             ticks = picture.dts if picture.pts is None else picture.pts
@@ -221,17 +253,25 @@ class Clip:
         return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, turns))).permute(2, 0, 1)
 
     def _too_large(self, width: int, height: int) -> DataError:
-        return DataError(f"{self.file}: {width} x {height} pixels are more than the limit of {self.max_pixels}; --max-pixels raises it")
+        return DataError(
+            f"{self.file}: {width} x {height} pixels are more than the limit of {self.max_pixels}; "
+            f"--max-pixels raises it"
+        )
 
     def problems(self) -> list[str]:
         """What was wrong, in sentences, once all has been read."""
         found = []
         if self.reached + max(SLACK, 2 / self.rate, 2 * self._longest) < self._promised:
-            found.append(f"the stream ends early, at {float(self.reached):.3f} s of {float(self._promised):.3f} s")
+            found.append(
+                f"the stream ends early, at {float(self.reached):.3f} s of {float(self._promised):.3f} s"
+            )
         elif self._stopped:
             found.append(self._stopped)
         if self._lost:
-            found.append(f"{_frames(self._lost)} could not be decoded, {_first(self._lost)}near {float(min(self._lost)):.3f} s")
+            found.append(
+                f"{_frames(self._lost)} could not be decoded, {_first(self._lost)}near "
+                f"{float(min(self._lost)):.3f} s"
+            )
         if self._damaged:
             where = f"{_first(self._damaged)}at {float(min(self._damaged)):.3f} s: until the next key frame others may be too"
             found.append(f"{_frames(self._damaged)} damaged, {where}")

@@ -39,9 +39,11 @@ class Detector:
     names          the K class names: `names[label]`
     category_ids   the ids that the training data used for them
     threshold      the score of best F1 in validation: use it to draw; `predict` itself never applies it
-    model          the network as it was trained; `network` is what answers: its weights as they were when the detector was made, batch
+    model          the network as it was trained; `network` is what answers: its weights as they were when the
+                   detector was made, batch
                    norms folded into the convolutions, in bf16 if that is the precision
-    scales         how each picture is prepared, once for every scale at which it is answered; usually `preprocess` alone
+    scales         how each picture is prepared, once for every scale at which it is answered; usually
+                   `preprocess` alone
     runtime        an exported file, which answers in place of a network; then there is no `model`
     """
 
@@ -74,25 +76,35 @@ class Detector:
     def predict(self, images: Any, batch: int = 8) -> Detections | list[Detections]:
         """The objects in one picture, or a list of `Detections` for several.
 
-        images   a path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in 0..1; a Pillow image;
+        images   a path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in 0..1;
+                 a Pillow image;
                  or a list of these, or an array [B, H, W, 3] or tensor [B, 3, H, W]
-        batch    pictures per batch; those of one padded shape share one, so the answers do not depend on their neighbours
+        batch    pictures per batch; those of one padded shape share one, so the answers do not depend on
+                 their neighbours
         returns  everything above the model's own score threshold, best first
 
         DataError for a picture that cannot be read.
         """
-        several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
+        several = isinstance(images, (list, tuple)) or (
+            isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
+        )
         # one by one: a thousand full-size pictures need not fit in memory
         pictures = enumerate(map(as_picture, images if several else [images]))
-        answers = dict(self._in_batches((prepare(index, picture, self.scales) for index, picture in pictures), batch))
+        answers = dict(
+            self._in_batches((prepare(index, picture, self.scales) for index, picture in pictures), batch)
+        )
         return [answers[index] for index in range(len(answers))] if several else answers[0]
 
     def stream(
         self, paths: Sequence[Path], batch: int = 8, workers: int | None = None, max_pixels: int = MAX_PIXELS
     ) -> Iterator[tuple[int, Detections | DataError]]:
-        """(position in `paths`, answer) as they come, not in order; a picture that cannot be read gives its error and hurts no other."""
+        """(position in `paths`, answer) as they come, not in order; a picture that cannot be read gives its
+        error and hurts no other.
+        """
         loader: DataLoader[Any] = DataLoader(
-            _Pictures(paths, self.scales, max_pixels), batch_size=None, num_workers=pick_workers(workers, self.device)
+            _Pictures(paths, self.scales, max_pixels),
+            batch_size=None,
+            num_workers=pick_workers(workers, self.device),
         )
         failed: list[tuple[int, DataError]] = []
 
@@ -107,7 +119,9 @@ class Detector:
         yield from failed
 
     def _in_batches(self, prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[int, Detections]]:
-        """Gather resized pictures by padded shape (at every scale); run a shape when it has a full batch, and what is left at the end."""
+        """Gather resized pictures by padded shape (at every scale); run a shape when it has a full batch, and
+        what is left at the end.
+        """
         if batch < 1:
             raise ConfigError(f"batch must be at least 1, not {batch}")
         waiting: dict[tuple[tuple[int, int], ...], list[Prepared]] = {}
@@ -123,22 +137,30 @@ class Detector:
     def _run(self, group: list[Prepared]) -> Iterator[tuple[int, Detections]]:
         indices, images, originals = zip(*group, strict=True)
         batches = [self.preprocess.stack(scale) for scale in zip(*images, strict=True)]
-        answers = self.answer(*batches[0], originals) if len(batches) == 1 else self.merged(batches, originals)
+        answers = (
+            self.answer(*batches[0], originals) if len(batches) == 1 else self.merged(batches, originals)
+        )
         yield from zip(indices, answers, strict=True)
 
     def answer(self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[Detections]:
-        """A padded uint8 batch [B, 3, H, W] of resized pictures, sizes [B, 2] -> detections in pixels of the originals (height, width)."""
+        """A padded uint8 batch [B, 3, H, W] of resized pictures, sizes [B, 2] -> detections in pixels of the
+        originals (height, width).
+        """
         with torch.inference_mode():
             if self.runtime is not None:
                 return self.in_originals(self.runtime.answer(images, sizes), sizes, originals)
             logits, offsets, normalized = self.forward(images, sizes)
             return self.select(logits, offsets, normalized, sizes, originals)
 
-    def merged(self, batches: Sequence[tuple[Tensor, Tensor]], originals: Sequence[tuple[int, int]]) -> list[Detections]:
-        """One answer for each picture from several scales: of every scale the batch and sizes that `answer` takes.
+    def merged(
+        self, batches: Sequence[tuple[Tensor, Tensor]], originals: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """One answer for each picture from several scales: of every scale the batch and sizes that `answer`
+        takes.
 
         An image pyramid (Lin et al. 2017, "Feature Pyramid Networks", Fig. 1a).
-        The candidates of all scales go through one NMS, in pixels of the originals, with the scores that they have. With an NMS for each
+        The candidates of all scales go through one NMS, in pixels of the originals, with the scores that they
+        have. With an NMS for each
         scale and another over what these leave, a box could go because of one that goes itself.
         """
         limits = torch.tensor(originals, dtype=torch.float32, device=self.device)  # [B, 2] height, width
@@ -147,7 +169,9 @@ class Detector:
             for images, sizes in batches:
                 logits, offsets, normalized = self.forward(images, sizes)
                 sizes = sizes.to(self.device)
-                boxes, x, labels = self.postprocess.candidates(logits, offsets, self.model.anchors(normalized), sizes)
+                boxes, x, labels = self.postprocess.candidates(
+                    logits, offsets, self.model.anchors(normalized), sizes
+                )
                 factors = (limits / sizes).flip(1).repeat(1, 2)  # [B, 4] of x, y, x, y
                 parts.append((boxes * factors[:, None], x, labels))
             boxes, x, labels = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
@@ -159,25 +183,37 @@ class Detector:
         ]
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """The network's logits and offsets per level for a padded uint8 batch, and the normalised pictures."""
+        """The network's logits and offsets per level for a padded uint8 batch, and the normalised
+        pictures.
+        """
         normalized = self.preprocess.normalize(images.to(self.device), sizes.to(self.device))
         with autocast(self.precision, self.device):
             logits, offsets = self.network(normalized)
         return logits, offsets, normalized
 
     def select(
-        self, logits: list[Tensor], offsets: list[Tensor], normalized: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]
+        self,
+        logits: list[Tensor],
+        offsets: list[Tensor],
+        normalized: Tensor,
+        sizes: Tensor,
+        originals: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         """The answers for a batch, in pixels of the originals."""
         found = self.postprocess(logits, offsets, self.model.anchors(normalized), sizes.to(self.device))
         return self.in_originals(found, sizes, originals)
 
     def in_originals(
-        self, found: Sequence[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, originals: Sequence[tuple[int, int]]
+        self,
+        found: Sequence[tuple[Tensor, Tensor, Tensor]],
+        sizes: Tensor,
+        originals: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         """Boxes, scores and labels of each picture of a batch, in pixels of the originals."""
         answers = []
-        for (boxes, scores, labels), size, (height, width) in zip(found, sizes.tolist(), originals, strict=True):
+        for (boxes, scores, labels), size, (height, width) in zip(
+            found, sizes.tolist(), originals, strict=True
+        ):
             limit = torch.tensor([width, height] * 2, dtype=torch.float32)
             # both sides of the picture were rounded to whole pixels, so each has its own factor
             scaled = boxes.cpu() * (limit / torch.tensor([size[1], size[0]] * 2))
@@ -220,13 +256,17 @@ def as_picture(image: Picture) -> Tensor:
             raise DataError(f"an array must be [H, W, 3] or [H, W], not {list(image.shape)}")
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     if not isinstance(image, Tensor):
-        raise DataError(f"a picture is a path, an array, a tensor or a Pillow image, not {type(image).__name__}")
+        raise DataError(
+            f"a picture is a path, an array, a tensor or a Pillow image, not {type(image).__name__}"
+        )
     if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         raise DataError(f"a tensor must be [3, H, W], not {list(image.shape)}")
     if image.is_floating_point():
         low, high = float(image.min()), float(image.max())
         if not (low >= 0 and high <= 1):
-            raise DataError(f"a float picture must lie in 0..1, not {low:.3g}..{high:.3g}; give uint8 for 0..255")
+            raise DataError(
+                f"a float picture must lie in 0..1, not {low:.3g}..{high:.3g}; give uint8 for 0..255"
+            )
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise DataError(f"a picture must be uint8, or float in 0..1, not {image.dtype}")
@@ -234,19 +274,28 @@ def as_picture(image: Picture) -> Tensor:
 
 
 def load(
-    model: str | Path, device: str = "auto", precision: str = "fp32", scale: int | None = None, scales: Sequence[int] | None = None
+    model: str | Path,
+    device: str = "auto",
+    precision: str = "fp32",
+    scale: int | None = None,
+    scales: Sequence[int] | None = None,
 ) -> Detector:
     """A detector from a run folder, a file of weights or a published name.
 
-    model      runs/cells (its model.safetensors), a .safetensors file of ours, a .pth or .pkl file of torchvision's, Detectron2's or
-               MMDetection's RetinaNet, a name that `retinanet models` lists (torchvision/retinanet_resnet50_fpn_v2),
-               hf:OWNER/NAME: a model of ours on Hugging Face, or what `retinanet export` wrote: .onnx, .xml or .pt2
+    model      runs/cells (its model.safetensors), a .safetensors file of ours, a .pth or .pkl file of
+               torchvision's, Detectron2's or
+               MMDetection's RetinaNet, a name that `retinanet models` lists
+               (torchvision/retinanet_resnet50_fpn_v2),
+               hf:OWNER/NAME: a model of ours on Hugging Face, or what `retinanet export` wrote: .onnx, .xml
+               or .pt2
     device     cpu, cuda, cuda:1; auto: a GPU if there is one
     precision  fp32 or bf16; an exported file has its own
     scale      short side in pixels, when it is not to be the model's own
-    scales     several of these instead: every picture is answered at each, and the answers are merged; it takes as long as all of them
+    scales     several of these instead: every picture is answered at each, and the answers are merged; it
+               takes as long as all of them
 
-    CheckpointError when there is no such model or the file is not whole; ConfigError for an unknown device, or scale and scales at once.
+    CheckpointError when there is no such model or the file is not whole; ConfigError for an unknown device,
+    or scale and scales at once.
     """
     short_sides(scale, scales)
     if precision not in ("fp32", "bf16"):
@@ -258,16 +307,28 @@ def load(
     return detector_of(network, card, pick_device(device), precision, scale, scales)
 
 
-def exported(path: Path, device: str, precision: str, scale: int | None, scales: Sequence[int] | None) -> Detector:
+def exported(
+    path: Path, device: str, precision: str, scale: int | None, scales: Sequence[int] | None
+) -> Detector:
     """A detector that an exported file answers for; see `load`."""
     if scales is not None:
-        raise ConfigError(f"{path} answers with boxes and not with candidates, so --scales cannot merge them; use the model it was made of")
+        raise ConfigError(
+            f"{path} answers with boxes and not with candidates, so --scales cannot merge them; use the "
+            f"model it was made of"
+        )
     runtime = open_runtime(path, device, gpu_number(device))
     if precision == "bf16" != runtime.precision:
-        raise ConfigError(f"{path} was exported in {runtime.precision}, so --precision bf16 has no say; export it in bf16")
+        raise ConfigError(
+            f"{path} was exported in {runtime.precision}, so --precision bf16 has no say; export it in bf16"
+        )
     if scale is not None and runtime.size is not None:
-        raise ConfigError(f"{path} was exported for pictures of {runtime.size[0]} x {runtime.size[1]}, so --scale has no say")
-    return detector_of(runtime, runtime.card, torch.device("cpu"), runtime.precision, scale, canvas=runtime.size)
+        raise ConfigError(
+            f"{path} was exported for pictures of {runtime.size[0]} x {runtime.size[1]}, so --scale has no "
+            f"say"
+        )
+    return detector_of(
+        runtime, runtime.card, torch.device("cpu"), runtime.precision, scale, canvas=runtime.size
+    )
 
 
 def detector_of(
@@ -280,25 +341,36 @@ def detector_of(
     canvas: tuple[int, int] | None = None,
 ) -> Detector:
     """A detector from a network and the card of its file."""
-    preprocess, *others = (replace(preprocess_of(card.model, side), canvas=canvas) for side in short_sides(scale, scales))
+    preprocess, *others = (
+        replace(preprocess_of(card.model, side), canvas=canvas) for side in short_sides(scale, scales)
+    )
     settings = (preprocess, postprocess_of(card.model), card.names, card.category_ids, card.threshold)
     return Detector(network, *settings, device, precision, others)
 
 
 def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int | None]:
-    """The short sides that are meant, each once, None being the model's own; ConfigError when both are told."""
+    """The short sides that are meant, each once, None being the model's own; ConfigError when both are
+    told.
+    """
     if scales is None:
         return [scale]
     if scale is not None:
-        raise ConfigError(f"either one scale or several, not both: --scale {scale} and --scales {' '.join(map(str, scales))}")
+        raise ConfigError(
+            f"either one scale or several, not both: --scale {scale} and --scales "
+            f"{' '.join(map(str, scales))}"
+        )
     low, high = RANGES["scale"]
     if not scales or not all(low <= side <= high for side in scales):
-        raise ConfigError(f"scales must be one or more numbers of pixels from {low:g} to {high:g}, not {list(scales)}")
+        raise ConfigError(
+            f"scales must be one or more numbers of pixels from {low:g} to {high:g}, not {list(scales)}"
+        )
     return sorted(set(scales))
 
 
 def find_model(model: str | Path) -> Path:
-    """The file of weights that a run folder, a path, a published name or hf:OWNER/NAME means; what is on the disk always wins."""
+    """The file of weights that a run folder, a path, a published name or hf:OWNER/NAME means; what is on the
+    disk always wins.
+    """
     path = Path(model)
     if path.is_dir():
         if not (path / "model.safetensors").exists():
@@ -306,5 +378,8 @@ def find_model(model: str | Path) -> Path:
         return path / "model.safetensors"
     found = path if path.exists() else resolve(model)
     if found is None:
-        raise CheckpointError(f"no model {str(model)!r}: neither a run folder nor a file of weights, nor a name of `retinanet models`")
+        raise CheckpointError(
+            f"no model {str(model)!r}: neither a run folder nor a file of weights, nor a name of `retinanet "
+            f"models`"
+        )
     return found

@@ -38,7 +38,9 @@ log = logging.getLogger("retinanet")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a split, the answers behind them, and the losses of the split (empty without a criterion)."""
+    """Metrics of a split, the answers behind them, and the losses of the split (empty without a
+    criterion).
+    """
 
     metrics: Metrics
     results: Results
@@ -54,10 +56,13 @@ def evaluate(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its answers.
+    """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its
+    answers.
 
-    All answers are used; no display threshold has any part in it. The losses are those of the whole split, divided by all its positives.
-    Several processes share the batches; the first computes the metrics, and all get the same Evaluation. A detector of several scales,
+    All answers are used; no display threshold has any part in it. The losses are those of the whole split,
+    divided by all its positives.
+    Several processes share the batches; the first computes the metrics, and all get the same Evaluation. A
+    detector of several scales,
     or in tiles, has no losses.
     """
     answers: dict[int, Detections] = {}
@@ -71,14 +76,18 @@ def evaluate(
                 progress(len(answers) * world())
         return scored(data, answers, totals, ())
     with torch.inference_mode():
-        for loaded in evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world()):
+        for loaded in evaluation_batches(
+            data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world()
+        ):
             indices, sizes = loaded.indices.tolist(), loaded.targets.sizes
             originals = [(int(height), int(width)) for height, width in data.sizes[indices]]
             if criterion is None:
                 answers |= zip(indices, detector.answer(loaded.images, sizes, originals), strict=True)
             else:
                 logits, offsets, normalized = detector.forward(loaded.images, sizes)
-                answers |= zip(indices, detector.select(logits, offsets, normalized, sizes, originals), strict=True)
+                answers |= zip(
+                    indices, detector.select(logits, offsets, normalized, sizes, originals), strict=True
+                )
                 anchors = detector.model.anchors(normalized)
                 matched = criterion.match(anchors, loaded.targets.to(detector.device))
                 one = torch.ones((), device=detector.device)  # sums, divided in the end
@@ -93,20 +102,30 @@ def evaluate(
 def in_several_looks(
     detector: Detector | Tiled, data: Dataset, batch: int, workers: int, max_pixels: int
 ) -> Iterator[tuple[int, Detections]]:
-    """(index, answer) of this process's pictures, in batches that do not depend on the number of processes."""
+    """(index, answer) of this process's pictures, in batches that do not depend on the number of
+    processes.
+    """
     if isinstance(detector, Tiled):  # it gathers the tiles of `batch` pictures, and begins anew
         indices = [index for index in range(len(data)) if index // batch % world() == rank()]
     else:
-        entries = evaluation_entries(data.sizes, batch, detector.preprocess, rank(), world(), detector.scales[1:])
+        entries = evaluation_entries(
+            data.sizes, batch, detector.preprocess, rank(), world(), detector.scales[1:]
+        )
         indices = [index for entry in entries for index in entry.indices]
-    for position, answer in detector.stream([data.path(index) for index in indices], batch, workers, max_pixels):
+    for position, answer in detector.stream(
+        [data.path(index) for index in indices], batch, workers, max_pixels
+    ):
         if isinstance(answer, DataError):
             raise answer
         yield indices[position], answer
 
 
-def scored(data: Dataset, answers: dict[int, Detections], totals: dict[str, float], shared: tuple[str, ...]) -> Evaluation:
-    """What all processes found together: answers by index, sums of losses and positives; the `shared` losses are divided by the latter."""
+def scored(
+    data: Dataset, answers: dict[int, Detections], totals: dict[str, float], shared: tuple[str, ...]
+) -> Evaluation:
+    """What all processes found together: answers by index, sums of losses and positives; the `shared` losses
+    are divided by the latter.
+    """
     mine = collect(data, [answers[index] for index in sorted(answers)], sorted(answers))
     parts = gather((mine, totals))
     results = merge([part for part, _ in parts])
@@ -128,15 +147,22 @@ def open_split(
 ) -> Dataset:
     """One validated split of a data set: `split`, else val, else a data set that is not split at all.
 
-    ConfigError when that leaves only train: its AP would be taken for what it is not, so it has to be asked for.
+    ConfigError when that leaves only train: its AP would be taken for what it is not, so it has to be asked
+    for.
     """
     splits = open_dataset(path, layout, images)
     if split is None:
         split = next((name for name in ("val", "all") if name in splits), None)
         if split is None:
-            raise ConfigError(f"{path} has no validation split; choose one of its splits with --split: {', '.join(splits)}")
+            raise ConfigError(
+                f"{path} has no validation split; choose one of its splits with --split: {', '.join(splits)}"
+            )
         if split == "all":
-            log.info("%s is not split: all its images are scored, also those that the model may have been trained on", path)
+            log.info(
+                "%s is not split: all its images are scored, also those that the model may have been "
+                "trained on",
+                path,
+            )
     if split not in splits:
         raise unknown("split", split, splits)
     data, problems = validate(splits[split], invalid, headers, max_pixels=max_pixels, need_boxes=need_boxes)  # type: ignore[arg-type]
@@ -146,13 +172,16 @@ def open_split(
 
 
 def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
-    """The same data set with the labels of a model that has these classes: classes are matched by name, never by number."""
+    """The same data set with the labels of a model that has these classes: classes are matched by name, never
+    by number.
+    """
     if list(data.names) == names:
         return data
     missing = [name for name in data.names if name not in names]
     if missing:
         raise DataError(
-            f"{data.source} has classes that the model does not know: {', '.join(missing)}; the model knows: {', '.join(names)}"
+            f"{data.source} has classes that the model does not know: {', '.join(missing)}; the model "
+            f"knows: {', '.join(names)}"
         )
     position = np.array([names.index(name) for name in data.names], dtype=np.int64)
     ids = dict(zip(data.names, data.category_ids, strict=True))
@@ -167,7 +196,8 @@ def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
 def run(model: str, data: str, config: EvalConfig) -> Metrics:
     """The verb `eval`: print the 12 COCO numbers and those of each class, and write everything into --out.
 
-    `model` may also be a COCO results file (.json), from this or any other detector; then no picture is needed.
+    `model` may also be a COCO results file (.json), from this or any other detector; then no picture is
+    needed.
     """
     refuse_run(config.out)
     with together():
@@ -176,19 +206,44 @@ def run(model: str, data: str, config: EvalConfig) -> Metrics:
 
 def _run(model: str, data: str, config: EvalConfig) -> Metrics:
     scoring = model.endswith(".json")
-    dataset = open_split(data, config.split, config.layout, config.images, config.invalid, config.max_pixels, headers=not scoring)
-    about: dict[str, Any] = {"model": model, "data": str(data), "split": dataset.split, "data_hash": dataset.fingerprint()}
+    dataset = open_split(
+        data,
+        config.split,
+        config.layout,
+        config.images,
+        config.invalid,
+        config.max_pixels,
+        headers=not scoring,
+    )
+    about: dict[str, Any] = {
+        "model": model,
+        "data": str(data),
+        "split": dataset.split,
+        "data_hash": dataset.fingerprint(),
+    }
     if scoring:
         results = read_results(Path(model), dataset)
         evaluation = Evaluation(coco_metrics(dataset, results), results, {})
     else:
         check_tiles(config.tiles, config.overlap, len(config.scales or ()))
-        detector = in_tiles(load(model, config.device, config.precision, config.scale, config.scales), config.tiles, config.overlap)
+        detector = in_tiles(
+            load(model, config.device, config.precision, config.scale, config.scales),
+            config.tiles,
+            config.overlap,
+        )
         dataset = in_model_classes(dataset, detector.names)
         workers = pick_workers(config.workers, detector.device)
-        log.info("evaluating %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device))
+        log.info(
+            "evaluating %s on %s: %d images on %s",
+            model,
+            dataset.split,
+            len(dataset),
+            describe(detector.device),
+        )
         with progress_bar(len(dataset) if first() else 0, "evaluating") as progress:
-            evaluation = evaluate(detector, dataset, config.batch, workers, max_pixels=config.max_pixels, progress=progress)
+            evaluation = evaluate(
+                detector, dataset, config.batch, workers, max_pixels=config.max_pixels, progress=progress
+            )
         about |= {"config": to_json(config), "versions": versions(), "machine": describe(detector.device)}
     log.info("%s", format_table(evaluation.metrics))
     if config.out is not None and first():
@@ -205,7 +260,11 @@ def write_evaluation(out: Path, data: Dataset, evaluation: Evaluation, about: di
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
     curves = metrics.curves
-    named = {name: (curves.recall, line) for name, line in zip(data.names, curves.precision, strict=True) if line is not None}
+    named = {
+        name: (curves.recall, line)
+        for name, line in zip(data.names, curves.precision, strict=True)
+        if line is not None
+    }
     plots.plot_precision_recall(named, folder / "precision_recall.png")
     plots.plot_confusion(metrics.confusion, data.names, folder / "confusion.png")
     plots.plot_f1(curves.thresholds, curves.f1, metrics.threshold, folder / "f1.png")

@@ -24,11 +24,13 @@ OPTIONS = {
 
 
 class Film:
-    """An MP4 file that grows frame by frame: H.264 where this PyAV has it, else MPEG-4; with streams of sound copied from a clip.
+    """An MP4 file that grows frame by frame: H.264 where this PyAV has it, else MPEG-4; with streams of sound
+    copied from a clip.
 
     left_out   the sound that is not in it, in words
 
-    Timestamps are the clip's. A side of odd length gets one more row or column, a copy of the last, since neither codec knows odd ones.
+    Timestamps are the clip's. A side of odd length gets one more row or column, a copy of the last, since
+    neither codec knows odd ones.
     OSError when it cannot be written.
     """
 
@@ -38,15 +40,29 @@ class Film:
         finest = 65535 if self.codec == "mpeg4" else 1_000_000  # MPEG-4 knows no finer clock
         self.time_base = clip.time_base if clip.time_base.denominator <= finest else Fraction(1, 60000)
         options = OPTIONS[self.codec]
-        self._file, self._start, self._make, self._error = file, clip.start, av.VideoFrame.from_ndarray, av.error.FFmpegError
+        self._file, self._start, self._make, self._error = (
+            file,
+            clip.start,
+            av.VideoFrame.from_ndarray,
+            av.error.FFmpegError,
+        )
         with self._told():
             self._container = av.open(f"file:{file}", "w", format="mp4", options={"movflags": "+faststart"})
         rate = min(clip.rate.limit_denominator(1001), Fraction(1000)) or Fraction(1)
         self._stream = self._container.add_stream(self.codec, rate=rate, options=options)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        self._stream.width, self._stream.height, self._stream.pix_fmt = (
+            width + width % 2,
+            height + height % 2,
+            "yuv420p",
+        )
         context = self._stream.codec_context
         context.time_base, context.sample_aspect_ratio = self.time_base, clip.aspect
-        context.color_range, context.colorspace, context.color_primaries, context.color_trc = LIMITED, BT709, BT709, BT709
+        context.color_range, context.colorspace, context.color_primaries, context.color_trc = (
+            LIMITED,
+            BT709,
+            BT709,
+            BT709,
+        )
         self._sound: dict[int, Any] = {}
         self.left_out = list(clip.silenced)
         for voice in clip.sound:
@@ -59,7 +75,9 @@ class Film:
     def __enter__(self) -> Film:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Write what is left; the file is whole after this and not before."""
         if kind is None:
             with self._told():
@@ -70,7 +88,9 @@ class Film:
                 self._container.close()
 
     def write(self, pixels: Tensor, time: Fraction) -> None:
-        """One more picture [3, H, W] uint8 RGB, at `time` in seconds, or a tick after the last where the clip's clock stands still."""
+        """One more picture [3, H, W] uint8 RGB, at `time` in seconds, or a tick after the last where the
+        clip's clock stands still.
+        """
         picture = pixels.permute(1, 2, 0).numpy()
         height, width = picture.shape[:2]
         if height % 2 or width % 2:
@@ -83,7 +103,9 @@ class Film:
             self._container.mux(self._stream.encode(frame))
 
     def add_sound(self, packets: Sequence[Any]) -> None:
-        """Packets of sound as they are; a stream whose packets do not fit together is left out from there on."""
+        """Packets of sound as they are; a stream whose packets do not fit together is left out from there
+        on.
+        """
         for packet in packets:
             index = packet.stream.index
             if self._sound.get(index) is None or packet.dts is None or packet.pts is None:
@@ -94,7 +116,10 @@ class Film:
             try:
                 self._container.mux(packet)
             except self._error:
-                self.left_out.append(f"{self._sound[index].codec_context.name} from {float(packet.pts * packet.time_base):.1f} s on")
+                self.left_out.append(
+                    f"{self._sound[index].codec_context.name} from "
+                    f"{float(packet.pts * packet.time_base):.1f} s on"
+                )
                 self._sound[index] = None
 
     @contextmanager

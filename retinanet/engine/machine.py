@@ -15,14 +15,18 @@ from ..errors import ConfigError, ProcessError
 
 
 def gpu_number(name: str) -> int:
-    """The GPU that auto, cuda or cuda:1 means, for a runtime that counts them itself; each process of several takes its own."""
+    """The GPU that auto, cuda or cuda:1 means, for a runtime that counts them itself; each process of several
+    takes its own.
+    """
     if world() > 1:
         return local_rank()
     return int(name[5:]) if name.startswith("cuda:") and name[5:].isdigit() else 0
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU if there is one, each process of several taking its own; a device that is absent is a ConfigError."""
+    """`auto` is a GPU if there is one, each process of several taking its own; a device that is absent is a
+    ConfigError.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -33,7 +37,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device("cuda", local_rank())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or auto"
+            f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices; use "
+            f"--device cpu or auto"
         )
     return device
 
@@ -44,7 +49,9 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = (getattr(torch.cpu, test, None) for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    native = (
+        getattr(torch.cpu, test, None) for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return "bf16" if device.type == "cpu" and any(test() for test in native if test) else "fp32"
 
 
@@ -63,23 +70,33 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """The region in which what a machine lacks is told as an error that helps: memory of the GPU, or of the loaders."""
+    """The region in which what a machine lacks is told as an error that helps: memory of the GPU, or of the
+    loaders.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            "the step does not fit in the GPU's memory; set --micro-batch (less memory, the same result) or --batch auto, or lower --scale"
+            "the step does not fit in the GPU's memory; set --micro-batch (less memory, the same result) or "
+            "--batch auto, or lower --scale"
         ) from error
     except RuntimeError as error:
-        # torch raises it from a signal handler, so it may come up anywhere, also in the middle of a step: nothing is saved
-        if not ("DataLoader worker" in str(error) and ("killed by signal" in str(error) or "exited unexpectedly" in str(error))):
+        # torch raises it from a signal handler, so it may come up anywhere, also in the middle of a step:
+        # nothing is saved
+        if not (
+            "DataLoader worker" in str(error)
+            and ("killed by signal" in str(error) or "exited unexpectedly" in str(error))
+        ):
             raise
         raise ProcessError(
-            f"a loader process was ended from outside ({str(error).splitlines()[0]}), as a system does that is short of memory: lower "
+            f"a loader process was ended from outside ({str(error).splitlines()[0]}), as a system does that "
+            f"is short of memory: lower "
             "--workers; a training goes on from its last state with --resume"
         ) from error
     except (ConnectionError, EOFError) as error:  # the same, met while its batch was being fetched
-        raise ProcessError("a loader process was ended from outside; a training goes on from its last state with --resume") from error
+        raise ProcessError(
+            "a loader process was ended from outside; a training goes on from its last state with --resume"
+        ) from error
 
 
 def describe(device: torch.device) -> str:

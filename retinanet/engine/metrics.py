@@ -1,7 +1,7 @@
 """COCO's numbers and what goes with them: curves, the best threshold, who is taken for whom.
 
-AP and AR come from faster-coco-eval, never from here. The one matching of our own serves what COCO does not give (the best
-threshold, the confusion matrix) and follows COCO's rules at IoU 0.5.
+AP and AR come from faster-coco-eval, never from here. The one matching of our own serves what COCO does not
+give (the best threshold, the confusion matrix) and follows COCO's rules at IoU 0.5.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Curves:
     thresholds: Floats
     """[101] 0, 0.01 .. 1."""
     f1: Floats
-    """[101] F1 over all classes when the detections with at least that score are kept; zeros without objects."""
+    """[101] F1 over all classes when the detections with at least that score are kept; zeros without
+    objects.
+    """
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     curves: Curves
     confusion: Integers
-    """[K+1, K+1] rows are truth, columns prediction, the last is the background; at `threshold`, or at 0.5 when that is None."""
+    """[K+1, K+1] rows are truth, columns prediction, the last is the background; at `threshold`, or at 0.5
+    when that is None.
+    """
     threshold: float | None
     """The score with the best F1 over all classes; None when nothing was found."""
     f1: float | None
@@ -101,7 +105,9 @@ class Metrics:
             "confusion": self.confusion.tolist(),
             "curves": {
                 "recall": self.curves.recall.round(2).tolist(),
-                "precision": [None if one is None else one.round(4).tolist() for one in self.curves.precision],
+                "precision": [
+                    None if one is None else one.round(4).tolist() for one in self.curves.precision
+                ],
                 "thresholds": self.curves.thresholds.round(2).tolist(),
                 "f1": self.curves.f1.round(4).tolist(),
             },
@@ -113,7 +119,9 @@ def coco_metrics(dataset: Dataset, results: Results) -> Metrics:
     classes, images = len(dataset.names), len(dataset)
     for what, column, limit in (("class", results.labels, classes), ("image", results.images, images)):
         if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
-            raise DataError(f"detections of {what} {int(column.max())} (from 0), but {dataset.source} has {limit}")
+            raise DataError(
+                f"detections of {what} {int(column.max())} (from 0), but {dataset.source} has {limit}"
+            )
     found = len(results)
     results = _best_of_each_image(results)
     numbers, precision = _accumulate(dataset, results)
@@ -128,9 +136,20 @@ def coco_metrics(dataset: Dataset, results: Results) -> Metrics:
 
     per_class = []
     for label, name in enumerate(dataset.names):
-        ap, ap50, ap75 = (_mean(precision[part, :, label]) for part in (slice(None), slice(0, 1), slice(5, 6)))
+        ap, ap50, ap75 = (
+            _mean(precision[part, :, label]) for part in (slice(None), slice(0, 1), slice(5, 6))
+        )
         mine = labels == label
-        per_class.append(ClassMetrics(name, int(objects[label]), ap, ap50, ap75, *best_f1(scores[mine], right[mine], int(objects[label]))))
+        per_class.append(
+            ClassMetrics(
+                name,
+                int(objects[label]),
+                ap,
+                ap50,
+                ap75,
+                *best_f1(scores[mine], right[mine], int(objects[label])),
+            )
+        )
     at = np.linspace(0, 1, 101)
     return Metrics(
         numbers=numbers,
@@ -151,7 +170,8 @@ def coco_metrics(dataset: Dataset, results: Results) -> Metrics:
 
 
 def best_f1(scores: Floats, right: Flags, objects: int) -> tuple[float | None, float | None]:
-    """The score that gives the best F1 when what is below it is dropped (the highest such score), and that F1.
+    """The score that gives the best F1 when what is below it is dropped (the highest such score), and that
+    F1.
 
     scores, right  [D]  of each detection, and whether it found an object
     objects             number of objects to find
@@ -181,40 +201,63 @@ def _mean(values: Floats) -> float | None:
 
 
 def _best_of_each_image(results: Results) -> Results:
-    """By image and descending score, at most PER_IMAGE of each class: what COCO would look at, in its order."""
+    """By image and descending score, at most PER_IMAGE of each class: what COCO would look at, in its
+    order.
+    """
     order = np.lexsort((-results.scores, results.labels, results.images))
     images, labels = results.images[order], results.labels[order]
-    starts = np.flatnonzero(np.append(True, (images[1:] != images[:-1]) | (labels[1:] != labels[:-1]))[: len(order)])
+    starts = np.flatnonzero(
+        np.append(True, (images[1:] != images[:-1]) | (labels[1:] != labels[:-1]))[: len(order)]
+    )
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     results = results[order[rank < PER_IMAGE]]
     return results[np.lexsort((-results.scores, results.images))]
 
 
 def _accumulate(dataset: Dataset, results: Results) -> tuple[dict[str, float | None], Floats]:
-    """-> the twelve numbers; precision [10 IoUs, 101 recalls, K] over all areas, -1 for a class without objects."""
+    """-> the twelve numbers; precision [10 IoUs, 101 recalls, K] over all areas, -1 for a class without
+    objects.
+    """
     if not len(dataset) or not dataset.names:
         return dict.fromkeys(NUMBERS), np.full((10, 101, len(dataset.names)), -1.0)
     # Ids of our own, in the order of the source's: the order of the images decides between equal scores.
     ids = np.empty(len(dataset), dtype=np.int64)
     ids[np.argsort(dataset.image_ids, kind="stable")] = np.arange(1, len(dataset) + 1)
-    index = {"images": [{"id": one} for one in ids.tolist()], "categories": [{"id": label} for label in range(len(dataset.names))]}
+    index = {
+        "images": [{"id": one} for one in ids.tolist()],
+        "categories": [{"id": label} for label in range(len(dataset.names))],
+    }
     image_of_box = ids[dataset.image_of_box()]
-    truths = _annotations(image_of_box, dataset.labels, dataset.boxes, area=dataset.areas, iscrowd=dataset.crowd.astype(np.int64))
+    truths = _annotations(
+        image_of_box,
+        dataset.labels,
+        dataset.boxes,
+        area=dataset.areas,
+        iscrowd=dataset.crowd.astype(np.int64),
+    )
     size = results.boxes[:, 2:] - results.boxes[:, :2]
-    found = _annotations(ids[results.images], results.labels, results.boxes, area=size.prod(axis=1), score=results.scores)
+    found = _annotations(
+        ids[results.images], results.labels, results.boxes, area=size.prod(axis=1), score=results.scores
+    )
     truth, answer = (COCO({**index, "annotations": rows}, print_function=_silent) for rows in (truths, found))
     evaluator: Any = COCOeval_faster(truth, answer, iouType="bbox", print_function=_silent)
     evaluator.run()
-    numbers = {name: None if value < 0 else float(value) for name, value in zip(NUMBERS, evaluator.stats, strict=True)}
+    numbers = {
+        name: None if value < 0 else float(value)
+        for name, value in zip(NUMBERS, evaluator.stats, strict=True)
+    }
     return numbers, np.asarray(evaluator.eval["precision"], dtype=np.float64)[:, :, :, 0, -1]
 
 
-def _annotations(images: Integers, labels: Integers, boxes: Floats, **more: NDArray[Any]) -> list[dict[str, Any]]:
+def _annotations(
+    images: Integers, labels: Integers, boxes: Floats, **more: NDArray[Any]
+) -> list[dict[str, Any]]:
     """Columns as COCO's rows. Their ids start at 1, since 0 means "unmatched" inside the evaluator."""
     columns = {"image_id": images, "category_id": labels, "bbox": xywh(boxes), **more}
     names = ("id", *columns)
     return [
-        dict(zip(names, row, strict=True)) for row in zip(range(1, len(labels) + 1), *(c.tolist() for c in columns.values()), strict=True)
+        dict(zip(names, row, strict=True))
+        for row in zip(range(1, len(labels) + 1), *(c.tolist() for c in columns.values()), strict=True)
     ]
 
 
@@ -226,7 +269,9 @@ Pairs = tuple[Integers, Integers, Floats]
 
 
 def _pairs(dataset: Dataset, results: Results) -> Pairs:
-    """Every detection and object of one image, of any class, with an IoU of at least 0.5 -> detection rows, object rows, IoUs."""
+    """Every detection and object of one image, of any class, with an IoU of at least 0.5 -> detection rows,
+    object rows, IoUs.
+    """
     first = np.searchsorted(results.images, np.arange(len(dataset) + 1))
     found, truths = xywh(results.boxes), xywh(dataset.boxes)
     parts: list[Pairs] = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]
@@ -240,15 +285,21 @@ def _pairs(dataset: Dataset, results: Results) -> Pairs:
 
 
 def _match(dataset: Dataset, results: Results, pairs: Pairs) -> Integers:
-    """[D] the object that each detection found, or NOBODY or CROWD. The best score chooses first, and the best IoU among what is left.
+    """[D] the object that each detection found, or NOBODY or CROWD. The best score chooses first, and the
+    best IoU among what is left.
 
-    A crowd is chosen when nothing else is left, and by any number of detections. Images do not meet, so one pass does them all.
+    A crowd is chosen when nothing else is left, and by any number of detections. Images do not meet, so one
+    pass does them all.
     """
     rows, columns, ious = pairs
-    order = np.lexsort((-columns, -ious, dataset.crowd[columns], rows))  # results are by descending score within an image
+    order = np.lexsort(
+        (-columns, -ious, dataset.crowd[columns], rows)
+    )  # results are by descending score within an image
     match = [NOBODY] * len(results)
     taken = [False] * len(dataset.labels)
-    for row, column, crowd in zip(rows[order].tolist(), columns[order].tolist(), dataset.crowd[columns[order]].tolist(), strict=True):
+    for row, column, crowd in zip(
+        rows[order].tolist(), columns[order].tolist(), dataset.crowd[columns[order]].tolist(), strict=True
+    ):
         if match[row] == NOBODY and not taken[column]:
             match[row] = CROWD if crowd else column
             taken[column] = not crowd
@@ -256,7 +307,9 @@ def _match(dataset: Dataset, results: Results, pairs: Pairs) -> Integers:
 
 
 def _confusion(dataset: Dataset, results: Results, pairs: Pairs, threshold: float) -> Integers:
-    """[K+1, K+1] how often an object of class row was given class column; the last row and column are the background."""
+    """[K+1, K+1] how often an object of class row was given class column; the last row and column are the
+    background.
+    """
     background = len(dataset.names)
     kept = results.scores >= threshold
     sure = kept[pairs[0]]
@@ -273,7 +326,10 @@ def _confusion(dataset: Dataset, results: Results, pairs: Pairs, threshold: floa
 
 def format_table(metrics: Metrics) -> str:
     """The twelve numbers and a line for each class, as plain text; "-" where there are no such objects."""
-    lines = ["   ".join(f"{name:<5} {_shown(metrics[name])}" for name in NUMBERS[at : at + 3]) for at in range(0, 12, 3)]
+    lines = [
+        "   ".join(f"{name:<5} {_shown(metrics[name])}" for name in NUMBERS[at : at + 3])
+        for at in range(0, 12, 3)
+    ]
     lines.append(f"best F1 {_shown(metrics.f1)} at score {_shown(metrics.threshold)}")
     wide = max((len(row.name) for row in metrics.per_class), default=0)
     wide = max(wide, len("class"))

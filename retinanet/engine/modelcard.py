@@ -1,6 +1,8 @@
-"""The model card of a run: README.md in its folder, as the Hugging Face hub shows it and as a colleague reads it.
+"""The model card of a run: README.md in its folder, as the Hugging Face hub shows it and as a colleague reads
+it.
 
-It holds what was measured and recorded; what is not known is left out. No path is in it, since a card is published.
+It holds what was measured and recorded; what is not known is left out. No path is in it, since a card is
+published.
 """
 
 from __future__ import annotations
@@ -67,7 +69,12 @@ def write_card(folder: Path, text: str) -> None:
 
 
 def model_card(
-    name: str, session: Session, about: dict[str, Any], progress: Progress, metrics: Metrics, rows: Sequence[dict[str, Any]]
+    name: str,
+    session: Session,
+    about: dict[str, Any],
+    progress: Progress,
+    metrics: Metrics,
+    rows: Sequence[dict[str, Any]],
 ) -> str:
     """The card of the weights that were just validated.
 
@@ -103,15 +110,29 @@ def data_name(about: dict[str, Any]) -> str:
 
 def front_matter(name: str, data: str, session: Session, about: dict[str, Any], metrics: Metrics) -> str:
     """What the hub reads: YAML between two lines of dashes."""
-    values: dict[str, Any] = {"library_name": "retinanet", "pipeline_tag": "object-detection", "tags": list(TAGS)}
+    values: dict[str, Any] = {
+        "library_name": "retinanet",
+        "pipeline_tag": "object-detection",
+        "tags": list(TAGS),
+    }
     base = next(map(hub_address, about.get("init", [])), None)
     if base:
         values["base_model"] = base
-    measured = [{"type": key, "name": key, "value": round(value, 4)} for key, value in metrics.numbers.items() if value is not None]
+    measured = [
+        {"type": key, "name": key, "value": round(value, 4)}
+        for key, value in metrics.numbers.items()
+        if value is not None
+    ]
     if measured:
-        dataset = {"name": data, "type": "custom", "split": session.validation.split}  # a type is the address of a data set on the hub
+        dataset = {
+            "name": data,
+            "type": "custom",
+            "split": session.validation.split,
+        }  # a type is the address of a data set on the hub
         task = {"type": "object-detection", "name": "Object detection"}
-        values["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": measured}]}]
+        values["model-index"] = [
+            {"name": name, "results": [{"task": task, "dataset": dataset, "metrics": measured}]}
+        ]
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
 
 
@@ -122,15 +143,19 @@ def hub_address(entry: dict[str, Any]) -> str | None:
     return found[1] if found else None
 
 
-def summary(name: str, data: str, session: Session, about: dict[str, Any], progress: Progress, metrics: Metrics) -> str:
+def summary(
+    name: str, data: str, session: Session, about: dict[str, Any], progress: Progress, metrics: Metrics
+) -> str:
     """What it is, in two sentences."""
     names = session.training.names
     few = ", ".join(map(escaped, names[:FEW])) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
     text = (
         f"# {escaped(name)}\n\n"
-        f"A [RetinaNet](https://arxiv.org/abs/1708.02002) on {session.config.model.backbone}, trained on {escaped(data)}, that finds "
+        f"A [RetinaNet](https://arxiv.org/abs/1708.02002) on {session.config.model.backbone}, trained on "
+        f"{escaped(data)}, that finds "
         f"{many(len(names), 'class', 'classes')} of objects in pictures: {few}.\n\n"
-        f"AP {shown(metrics['AP'])} (as COCO computes it) on the {many(metrics.images, 'image')} of the validation split."
+        f"AP {shown(metrics['AP'])} (as COCO computes it) on the {many(metrics.images, 'image')} of the "
+        f"validation split."
     )
     if progress.done < about["iterations"]:
         part = f"{progress.done:,} of {about['iterations']:,} iterations were done"
@@ -138,7 +163,13 @@ def summary(name: str, data: str, session: Session, about: dict[str, Any], progr
     return text
 
 
-def results(session: Session, about: dict[str, Any], progress: Progress, metrics: Metrics, rows: Sequence[dict[str, Any]]) -> str:
+def results(
+    session: Session,
+    about: dict[str, Any],
+    progress: Progress,
+    metrics: Metrics,
+    rows: Sequence[dict[str, Any]],
+) -> str:
     """The twelve COCO numbers, whose they are, and the threshold."""
     averaged = "" if session.average is None else ", a running average"
     at = f"iteration {progress.done:,} of {about['iterations']:,}{averaged}"
@@ -150,7 +181,10 @@ def results(session: Session, about: dict[str, Any], progress: Progress, metrics
 
 def best_weights(progress: Progress, rows: Sequence[dict[str, Any]]) -> str:
     """How `best.safetensors` compares."""
-    at = next((row["iteration"] for row in rows if row["kind"] == "val" and (row["AP"] or 0.0) == progress.best), None)
+    at = next(
+        (row["iteration"] for row in rows if row["kind"] == "val" and (row["AP"] or 0.0) == progress.best),
+        None,
+    )
     if at == progress.done:
         return "No validation before had a better AP, so `best.safetensors` holds the same."
     when = f" (iteration {at:,})" if at is not None else ""
@@ -162,7 +196,8 @@ def threshold(metrics: Metrics) -> str:
     if metrics.threshold is None:
         return "Nothing was found in validation, so the threshold for pictures is 0.5, which is a guess."
     return (
-        f"Threshold: {shown(metrics.threshold)}, the score with the best F1 over all classes in validation ({shown(metrics.f1)} at IoU "
+        f"Threshold: {shown(metrics.threshold)}, the score with the best F1 over all classes in validation "
+        f"({shown(metrics.f1)} at IoU "
         "0.5). It decides what is drawn and printed; AP does not depend on it."
     )
 
@@ -174,19 +209,28 @@ def per_class(session: Session, metrics: Metrics) -> str:
     rows = []
     for category, learned, row in zip(training.category_ids, boxes, metrics.per_class, strict=True):
         numbers = (row.AP, row.AP50, row.AP75, row.f1, row.threshold)
-        rows.append([escaped(row.name), str(category), f"{learned:,}", f"{row.boxes:,}", *map(shown, numbers)])
-    return table(("class", "id", "boxes in training", "in validation", "AP", "AP50", "AP75", "best F1", "at score"), rows)
+        rows.append(
+            [escaped(row.name), str(category), f"{learned:,}", f"{row.boxes:,}", *map(shown, numbers)]
+        )
+    return table(
+        ("class", "id", "boxes in training", "in validation", "AP", "AP50", "AP75", "best F1", "at score"),
+        rows,
+    )
 
 
 def trained_on(data: str, session: Session, about: dict[str, Any]) -> str:
     """Name, sizes and fingerprints of the splits."""
     rows = []
     for split, key in ((session.training, "data_hash"), (session.validation, "validation_hash")):
-        rows.append([escaped(split.split), f"{len(split):,}", f"{int((~split.crowd).sum()):,}", f"`{about[key]}`"])
+        rows.append(
+            [escaped(split.split), f"{len(split):,}", f"{int((~split.crowd).sum()):,}", f"`{about[key]}`"]
+        )
     note = "The fingerprint is that of the annotations (classes, files, sizes, boxes), not of the pixels."
     if session.validation.held_out:
         note += f" The data set has no validation split: its images were held out of train, by seed {session.config.seed}."
-    return "\n\n".join([f"## Data\n\n{escaped(data)}", table(("split", "images", "boxes", "fingerprint"), rows), note])
+    return "\n\n".join(
+        [f"## Data\n\n{escaped(data)}", table(("split", "images", "boxes", "fingerprint"), rows), note]
+    )
 
 
 def began_from(about: dict[str, Any]) -> str:
@@ -211,15 +255,18 @@ def limits(session: Session, metrics: Metrics) -> str:
     boxes, labels = training.boxes[~training.crowd], set(np.unique(training.labels[~training.crowd]).tolist())
     chosen = "`best.safetensors`" if metrics.threshold is None else "the threshold and `best.safetensors`"
     lines = [
-        "It knows the classes above and no others: whatever else is in a picture is background to it, or taken for one of them.",
-        f"The numbers are those of {many(metrics.images, 'image')} of the data set that it was trained on, which also chose {chosen}. "
+        "It knows the classes above and no others: whatever else is in a picture is background to it, or "
+        "taken for one of them.",
+        f"The numbers are those of {many(metrics.images, 'image')} of the data set that it was trained on, "
+        f"which also chose {chosen}. "
         "Pictures from elsewhere were not measured, and the scores were not calibrated as probabilities.",
     ]
     if len(boxes):
         low, high = np.quantile(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)), (0.01, 0.99))
         height, width = np.median(training.sizes, axis=0)
         lines.append(
-            f"98 % of the boxes in training measure {low:.0f} to {high:.0f} px (root of the area), in pictures of typically "
+            f"98 % of the boxes in training measure {low:.0f} to {high:.0f} px (root of the area), in "
+            f"pictures of typically "
             f"{width:.0f} x {height:.0f} px; it has seen few that are smaller or larger."
         )
     unseen = [escaped(name) for label, name in enumerate(training.names) if label not in labels]
@@ -230,8 +277,14 @@ def limits(session: Session, metrics: Metrics) -> str:
 
 def licence(about: dict[str, Any]) -> str:
     """Whose choice it is, and what is known to matter for it."""
-    lines = ["None has been chosen: whoever publishes these weights does so, with a line `license:` in the head of this file."]
+    lines = [
+        "None has been chosen: whoever publishes these weights does so, with a line `license:` in the head "
+        "of this file."
+    ]
     for entry in about.get("init", []):
         told = escaped(entry["licence"]) if entry.get("licence") else "not recorded"
-        lines.append(f"The licence of {escaped(entry.get('name', 'the initial weights'))}, from which they come: {told}.")
+        lines.append(
+            f"The licence of {escaped(entry.get('name', 'the initial weights'))}, from which they come: "
+            f"{told}."
+        )
     return f"## Licence\n\n{' '.join(lines)} The licence of the data is not recorded."

@@ -14,8 +14,12 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("drops", "cosine")
 
 
-def build_optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; no weight decay on biases and normalisation layers (everything with one dimension)."""
+def build_optimizer(
+    model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over the trainable parameters; no weight decay on biases and normalisation layers
+    (everything with one dimension).
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
@@ -31,14 +35,16 @@ def build_optimizer(model: nn.Module, name: str, lr: float, momentum: float, wei
 def scaled_rate(lr: float, batch: int, lr_batch: int, optimizer: str) -> float:
     """The learning rate for `batch` images a step, when `lr` is meant for `lr_batch`.
 
-    Linear for SGD (Goyal et al. 2017), by the square root for AdamW, whose steps do not grow with the gradient (Malladi et al. 2022).
+    Linear for SGD (Goyal et al. 2017), by the square root for AdamW, whose steps do not grow with the
+    gradient (Malladi et al. 2022).
     """
     factor = batch / lr_batch
     return lr * (math.sqrt(factor) if optimizer == "adamw" else factor)
 
 
 def lr_factor(iteration: int, iterations: int, warmup: int, schedule: str) -> float:
-    """The learning rate of an iteration (0-based) as a share of the base rate: linear warm-up, then two drops or a cosine.
+    """The learning rate of an iteration (0-based) as a share of the base rate: linear warm-up, then two drops
+    or a cosine.
 
     drops: divided by 10 after 2/3 and again after 8/9 of the run, the paper's 60k and 80k of 90k (Sec. 4.1).
     """

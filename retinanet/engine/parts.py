@@ -1,7 +1,8 @@
 """A long prediction on its way: a part for each finished block of pictures, one file of them all in the end.
 
-The processes that share a list of pictures never talk to each other. Each takes every W-th block and leaves a part when one is done; who
-then finds that none is missing merges them. So a run may be stopped anywhere and continued by any number of processes.
+The processes that share a list of pictures never talk to each other. Each takes every W-th block and leaves a
+part when one is done; who then finds that none is missing merges them. So a run may be stopped anywhere and
+continued by any number of processes.
 
     OUT/about.json        what the answers belong to; written first, never removed
     OUT/parts/N.jsonl     block N is done: its images in one line of JSON, then its answers, one a line
@@ -27,17 +28,30 @@ from ..errors import ConfigError
 log = logging.getLogger("retinanet")
 
 LARGEST = 1000
-"""Pictures of a block: what a stop may cost (seconds on a GPU, a quarter of an hour on a CPU), while a million make a thousand files."""
+"""Pictures of a block: what a stop may cost (seconds on a GPU, a quarter of an hour on a CPU), while a
+million make a thousand files.
+"""
 SMALLEST = 200
-"""The loader starts again for each block: 0.1 s with one process, 0.4 s with four (measured), little beside the time of 200 pictures."""
+"""The loader starts again for each block: 0.1 s with one process, 0.4 s with four (measured), little beside
+the time of 200 pictures.
+"""
 SHARES = 16
 """Blocks of a list in between: enough for eight processes to have equal shares."""
 
-ABOUT, PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES = "about.json", "predictions.json", "images.json", "failed.json", "parts", "pictures"
+ABOUT, PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES = (
+    "about.json",
+    "predictions.json",
+    "images.json",
+    "failed.json",
+    "parts",
+    "pictures",
+)
 
 
 def block_size(count: int) -> int:
-    """Pictures of a block in a list of `count`: the same for any number of processes, since another number may continue."""
+    """Pictures of a block in a list of `count`: the same for any number of processes, since another number
+    may continue.
+    """
     return min(LARGEST, max(SMALLEST, count // SHARES))
 
 
@@ -48,13 +62,18 @@ def cut(count: int) -> list[range]:
 
 
 def refuse_finished(out: Path) -> None:
-    """ConfigError when `out` holds a finished prediction. One of several processes may only be late: `begin` looks closer there."""
+    """ConfigError when `out` holds a finished prediction. One of several processes may only be late: `begin`
+    looks closer there.
+    """
     if world() == 1 and (out / PREDICTIONS).exists() and not (out / PARTS).exists():
-        raise ConfigError(f"{out} holds predictions already, and they are never overwritten; choose another --out")
+        raise ConfigError(
+            f"{out} holds predictions already, and they are never overwritten; choose another --out"
+        )
 
 
 def begin(out: Path, about: Mapping[str, Any]) -> None:
-    """Claim `out` for the prediction that `about` describes, or find that it is so already; ConfigError when it holds anything else.
+    """Claim `out` for the prediction that `about` describes, or find that it is so already; ConfigError when
+    it holds anything else.
 
     Several processes may begin at once: they write the same, and each file appears whole.
     """
@@ -62,7 +81,9 @@ def begin(out: Path, about: Mapping[str, Any]) -> None:
     held = [name for name in (PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES) if (out / name).exists()]
     if not (out / ABOUT).exists():
         if held:
-            raise ConfigError(f"{out} holds {', '.join(held)} already, and nothing is overwritten; choose another --out")
+            raise ConfigError(
+                f"{out} holds {', '.join(held)} already, and nothing is overwritten; choose another --out"
+            )
         with whole(out / ABOUT, out) as file:
             json.dump(about, file, indent=1)
     try:
@@ -71,7 +92,10 @@ def begin(out: Path, about: Mapping[str, Any]) -> None:
         found = None
     if found != about:
         other = [name for name in about if not isinstance(found, dict) or found.get(name) != about[name]]
-        raise ConfigError(f"{out} holds the parts of another prediction, with other {', '.join(other)}; choose another --out, or delete it")
+        raise ConfigError(
+            f"{out} holds the parts of another prediction, with other {', '.join(other)}; choose another "
+            f"--out, or delete it"
+        )
 
 
 def done_blocks(out: Path, count: int) -> set[int]:
@@ -81,8 +105,12 @@ def done_blocks(out: Path, count: int) -> set[int]:
     return set(range(count)) if (out / PREDICTIONS).exists() else found
 
 
-def write_part(out: Path, number: int, images: list[dict[str, Any]], failed: list[dict[str, Any]], rows: Iterable[str]) -> None:
-    """Mark block `number` as done: its images, those that could not be read, and the answers as rows of JSON."""
+def write_part(
+    out: Path, number: int, images: list[dict[str, Any]], failed: list[dict[str, Any]], rows: Iterable[str]
+) -> None:
+    """Mark block `number` as done: its images, those that could not be read, and the answers as rows of
+    JSON.
+    """
     rows = list(rows)
     with whole(part(out, number), out / PARTS) as file:
         file.write(json.dumps({"answers": len(rows), "images": images, "failed": failed}))
@@ -95,7 +123,9 @@ def part(out: Path, number: int) -> Path:
 
 
 def merge(out: Path, count: int) -> bool:
-    """Make predictions.json, images.json and failed.json of `count` parts, and remove these; false where another process is at it."""
+    """Make predictions.json, images.json and failed.json of `count` parts, and remove these; false where
+    another process is at it.
+    """
     with only_one(out / ABOUT) as mine:
         if mine:
             try:
@@ -117,8 +147,12 @@ def _merge(out: Path, files: list[Path]) -> None:
         failed += head["failed"]
     if failed:
         write_list(out / FAILED, out / PARTS, map(json.dumps, failed))
-    write_list(out / IMAGES, out / PARTS, (json.dumps(entry) for head in _heads(files) for entry in head["images"]))
-    write_list(out / PREDICTIONS, out / PARTS, _rows(files))  # last: where it is, nothing else is needed any more
+    write_list(
+        out / IMAGES, out / PARTS, (json.dumps(entry) for head in _heads(files) for entry in head["images"])
+    )
+    write_list(
+        out / PREDICTIONS, out / PARTS, _rows(files)
+    )  # last: where it is, nothing else is needed any more
     log.info("%d of %d pictures done, %d answers: %s", done, done + len(failed), answers, out / PREDICTIONS)
     if failed:
         log.error("%d of %d pictures could not be read: %s", len(failed), done + len(failed), out / FAILED)
@@ -148,9 +182,11 @@ def write_list(file: Path, folder: Path, rows: Iterable[str]) -> None:
 
 @contextmanager
 def aside(file: Path, folder: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `file` when all went well and goes when not: a file appears complete or not at all.
+    """A path to write to, which becomes `file` when all went well and goes when not: a file appears complete
+    or not at all.
 
-    It lies in `folder` under a name that nobody else has: a process id is not enough, since two machines may share it.
+    It lies in `folder` under a name that nobody else has: a process id is not enough, since two machines may
+    share it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     growing = folder / f".{file.name}.{uuid.uuid4().hex}.tmp"
@@ -172,9 +208,11 @@ def whole(file: Path, folder: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def only_one(file: Path) -> Iterator[bool]:
-    """Whether this process has `file` for itself; the system takes it back from a process that dies, so nothing is left to clear away.
+    """Whether this process has `file` for itself; the system takes it back from a process that dies, so
+    nothing is left to clear away.
 
-    It spares work and no more: on a disk without locks several processes may merge, and each renames a whole file of the same bytes.
+    It spares work and no more: on a disk without locks several processes may merge, and each renames a whole
+    file of the same bytes.
     """
     if sys.platform == "win32":
         yield True

@@ -27,21 +27,28 @@ MARGIN = 0.94
 
 
 def plan(session: Session, started: float) -> tuple[int, int]:
-    """How many iterations, and after how many each validation comes. Minutes become iterations here, once, after a probe."""
+    """How many iterations, and after how many each validation comes. Minutes become iterations here, once,
+    after a probe.
+    """
     config, sampler = session.config, session.sampler
     amount, unit = parse_budget(config.budget) if config.budget else (fitting_length(session), "it")
     if unit != "s":
         steps = {"it": 1.0, "ep": float(sampler.steps_per_epoch), "im": 1 / sampler.batch}[unit]
         iterations = max(1, round(amount * steps))
         return iterations, math.ceil(iterations / min(config.validations, iterations))
-    step, picture, spent = gather((*probe(session), time.perf_counter() - started))[0]  # the first process's clock counts
+    step, picture, spent = gather((*probe(session), time.perf_counter() - started))[
+        0
+    ]  # the first process's clock counts
     left = amount * MARGIN - spent
     once = picture * len(session.validation)
-    validations = max(1, min(config.validations, 8, int(0.05 * left / once)))  # at most a twentieth of the time is spent on looking
+    validations = max(
+        1, min(config.validations, 8, int(0.05 * left / once))
+    )  # at most a twentieth of the time is spent on looking
     iterations = int((left - validations * once) / step)
     if iterations < 1:
         raise ConfigError(
-            f"a budget of {config.budget} does not hold one step: {spent:.0f} s to start, {once:.0f} s to validate, {step:.1f} s a step"
+            f"a budget of {config.budget} does not hold one step: {spent:.0f} s to start, {once:.0f} s to "
+            f"validate, {step:.1f} s a step"
         )
     log.info(
         "budget %s: %.2f s a step and %.1f s a validation make %d iterations and %d validations",
@@ -51,17 +58,21 @@ def plan(session: Session, started: float) -> tuple[int, int]:
 
 
 def tell_left_over(budget: str | None, spent: float) -> None:
-    """Warn when a run of minutes needed far fewer seconds: something else slowed its first steps, and it has learned less than it could."""
+    """Warn when a run of minutes needed far fewer seconds: something else slowed its first steps, and it has
+    learned less than it could.
+    """
     amount, unit = parse_budget(budget) if budget else (0.0, "it")
     if unit == "s" and spent < 0.7 * amount:
         log.warning(
-            "only %s of %s were used: the machine was busier when its speed was measured; the same command in quiet gives a better model",
+            "only %s of %s were used: the machine was busier when its speed was measured; the same command "
+            "in quiet gives a better model",
             *(duration(spent), budget),
         )
 
 
 def fitting_length(session: Session) -> float:
-    """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the paper's 90k steps of 16.
+    """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the
+    paper's 90k steps of 16.
 
     All three count images, so that a larger batch has fewer steps.
     """
@@ -72,7 +83,9 @@ def fitting_length(session: Session) -> float:
 
 
 def probe(session: Session) -> tuple[float, float]:
-    """Seconds of a training step, data included, and of a picture in validation. The session is left as it was."""
+    """Seconds of a training step, data included, and of a picture in validation. The session is left as it
+    was.
+    """
     saved = copy.deepcopy((session.model.state_dict(), session.optimizer.state_dict()))
     average = copy.deepcopy(session.average.model.state_dict()) if session.average else None
     times = []

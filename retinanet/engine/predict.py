@@ -1,4 +1,6 @@
-"""The verb `predict`: answers for files, as COCO results and as pictures with boxes; a few files or, by many processes, a million."""
+"""The verb `predict`: answers for files, as COCO results and as pictures with boxes; a few files or, by many
+processes, a million.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,21 @@ log = logging.getLogger("retinanet")
 
 
 def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
-    """Predict for files, folders, globs, lists, or a split of a data set; true when every picture could be read.
+    """Predict for files, folders, globs, lists, or a split of a data set; true when every picture could be
+    read.
 
-    --out gets predictions.json (COCO results: everything above the model's own score threshold), images.json (which id is which
-    picture), failed.json (which could not be read, if any) and pictures/ with the boxes above --threshold. Without --out the answers are
-    printed. Several processes (torchrun) share the pictures, and a run that was stopped continues: see `parts`. Videos come first, each
+    --out gets predictions.json (COCO results: everything above the model's own score threshold), images.json
+    (which id is which
+    picture), failed.json (which could not be read, if any) and pictures/ with the boxes above --threshold.
+    Without --out the answers are
+    printed. Several processes (torchrun) share the pictures, and a run that was stopped continues: see
+    `parts`. Videos come first, each
     with files of its own: see `video`.
     """
     if not sources:
-        raise ConfigError("nothing to predict on: give files, folders, globs or .txt lists, or a data set and --split")
+        raise ConfigError(
+            "nothing to predict on: give files, folders, globs or .txt lists, or a data set and --split"
+        )
     refuse_run(config.out)
     if config.out is not None:
         refuse_finished(config.out)
@@ -49,7 +57,11 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     pictures, videos = find_files(sources) if config.split is None else ([], [])
     videos = not_ours(videos, config.out)
     check_videos(sources, pictures, videos, config)
-    detector = in_tiles(load(model, config.device, config.precision, config.scale, config.scales), config.tiles, config.overlap)
+    detector = in_tiles(
+        load(model, config.device, config.precision, config.scale, config.scales),
+        config.tiles,
+        config.overlap,
+    )
     data = pictures_of(sources, pictures, config, detector)
     threshold = detector.threshold if config.threshold is None else config.threshold
     if config.out is None:
@@ -66,9 +78,14 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     }
     only_videos = bool(videos) and not len(data)
     if not only_videos:
-        begin(config.out, {**settings, "pictures": digest(data), "count": len(data), "block": block_size(len(data))})
+        begin(
+            config.out,
+            {**settings, "pictures": digest(data), "count": len(data), "block": block_size(len(data))},
+        )
     names = [Path(name).stem for name in picture_names(map(str, videos))]
-    good = keep_videos(detector, dict(zip(names, videos, strict=True)), threshold, config, config.out, settings)
+    good = keep_videos(
+        detector, dict(zip(names, videos, strict=True)), threshold, config, config.out, settings
+    )
     return (only_videos or store(detector, data, threshold, config, config.out)) and good
 
 
@@ -83,17 +100,26 @@ def show(detector: Detector | Tiled, data: Dataset, threshold: float, config: Pr
                 log.error("%s", answer)
                 continue
             shown = answer.above(threshold)
-            # printed and not logged: they are what was asked for, on whichever process. In one piece, so that no other comes between
-            print("\n".join([f"{data.path(index)}: {len(shown)} objects", *map(line, shown)]) + "\n", end="", flush=True)
+            # printed and not logged: they are what was asked for, on whichever process. In one piece, so that
+            # no other comes between
+            print(
+                "\n".join([f"{data.path(index)}: {len(shown)} objects", *map(line, shown)]) + "\n",
+                end="",
+                flush=True,
+            )
     if failed:
         log.error("%d of %d pictures could not be read", failed, sum(map(len, blocks)))
     return failed == 0
 
 
-def store(detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig, out: Path) -> bool:
-    """Write the parts of this process's blocks that are not done yet, and merge them all when none is missing; see `run`.
+def store(
+    detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig, out: Path
+) -> bool:
+    """Write the parts of this process's blocks that are not done yet, and merge them all when none is
+    missing; see `run`.
 
-    Only the process that merges answers for the pictures that could not be read, for all of them: torchrun ends the others as soon as
+    Only the process that merges answers for the pictures that could not be read, for all of them: torchrun
+    ends the others as soon as
     one ends with a status other than 0, and they may still be at work.
     """
     blocks = cut(len(data))
@@ -103,7 +129,9 @@ def store(detector: Detector | Tiled, data: Dataset, threshold: float, config: P
         log.info("%d of %d pictures are done already", sum(len(blocks[number]) for number in done), len(data))
     mine = [number for number in range(rank(), len(blocks), world()) if number not in done]
     count = itertools.count(1)
-    with progress_bar(sum(len(blocks[number]) for number in mine) if first() else 0, "predicting") as progress:
+    with progress_bar(
+        sum(len(blocks[number]) for number in mine) if first() else 0, "predicting"
+    ) as progress:
         for number in mine:
             found: dict[int, Detections] = {}
             failed: dict[int, str] = {}
@@ -127,9 +155,16 @@ def store(detector: Detector | Tiled, data: Dataset, threshold: float, config: P
 
 
 def write_block(
-    out: Path, number: int, data: Dataset, found: dict[int, Detections], failed: dict[int, str], names: list[str] | None
+    out: Path,
+    number: int,
+    data: Dataset,
+    found: dict[int, Detections],
+    failed: dict[int, str],
+    names: list[str] | None,
 ) -> None:
-    """The part of a block: answers and reasons of failure by image, whichever came first, in the order of the list."""
+    """The part of a block: answers and reasons of failure by image, whichever came first, in the order of the
+    list.
+    """
     good = sorted(found)
     results = collect(data, [found[index] for index in good], good)
 
@@ -141,25 +176,39 @@ def write_block(
     write_part(out, number, images, reasons, result_rows(data, results))
 
 
-def answers(detector: Detector | Tiled, data: Dataset, block: range, config: PredictConfig) -> Iterator[tuple[int, Detections | DataError]]:
+def answers(
+    detector: Detector | Tiled, data: Dataset, block: range, config: PredictConfig
+) -> Iterator[tuple[int, Detections | DataError]]:
     """(image, answer) of the images of a block, as they come."""
     paths = [data.path(index) for index in block]
     for position, answer in detector.stream(paths, config.batch, config.workers, config.max_pixels):
         yield block[position], answer
 
 
-def pictures_of(sources: Sequence[str], pictures: list[Path], config: PredictConfig, detector: Detector | Tiled) -> Dataset:
+def pictures_of(
+    sources: Sequence[str], pictures: list[Path], config: PredictConfig, detector: Detector | Tiled
+) -> Dataset:
     """The pictures that are meant, in the same order for every process."""
     if config.split is None:
         return as_dataset(not_drawn(pictures, config.out), detector)
     if len(sources) != 1:
         raise DataError("--split goes with one data set, not with several paths")
-    data = open_split(sources[0], config.split, config.layout, config.images, config.invalid, config.max_pixels, need_boxes=False)
+    data = open_split(
+        sources[0],
+        config.split,
+        config.layout,
+        config.images,
+        config.invalid,
+        config.max_pixels,
+        need_boxes=False,
+    )
     return in_model_classes(data, detector.names)
 
 
 def not_drawn(paths: list[Path], out: Path | None) -> list[Path]:
-    """The pictures without our own: where --out lies inside a source, they are not there when a run begins but when it continues."""
+    """The pictures without our own: where --out lies inside a source, they are not there when a run begins
+    but when it continues.
+    """
     if out is None or not (out / PICTURES).exists():
         return paths
     drawn = os.path.abspath(out / PICTURES) + os.sep
@@ -177,7 +226,9 @@ def as_dataset(paths: Sequence[Path], detector: Detector | Tiled) -> Dataset:
 def picture_names(files: Iterable[str]) -> list[str]:
     """A file name for each drawn picture: its own, with a number when another has it already."""
     names: dict[str, None] = {}
-    last: Counter[str] = Counter()  # where the search for a free number ended, so that a million equal names are searched once
+    last: Counter[str] = (
+        Counter()
+    )  # where the search for a free number ended, so that a million equal names are searched once
     for file in files:
         stem = Path(file).stem
         name = f"{stem}.jpg"

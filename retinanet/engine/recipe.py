@@ -14,10 +14,21 @@ from .machine import describe
 from .record import duration
 from .session import Session
 
-ELSEWHERE = {"out", "images", "init", "layout", "device", "workers", "micro_batch", "precision", "compile", "max_pixels"} | {
-    *("budget", "seed", "validations", "log_every", "save_every", "tensorboard")
-}
-"""Settings that the line of the preset leaves out: other lines tell them, or they change nothing that is learned."""
+ELSEWHERE = {
+    "out",
+    "images",
+    "init",
+    "layout",
+    "device",
+    "workers",
+    "micro_batch",
+    "precision",
+    "compile",
+    "max_pixels",
+} | {*("budget", "seed", "validations", "log_every", "save_every", "tensorboard")}
+"""Settings that the line of the preset leaves out: other lines tell them, or they change nothing that is
+learned.
+"""
 NORMS = {"frozen": "frozen batch norm", "batch": "batch norm", "group": "group norm"}
 CLASS_LOSSES = {
     "cross_entropy": "cross entropy",
@@ -32,7 +43,9 @@ SCHEDULES = {"drops": "divided by 10 after 2/3 and after 8/9 of the run", "cosin
 
 
 def recipe(session: Session, about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What is told -> how it was, from the settings, config.json (`about`) and metrics.jsonl (`rows`); what is not known is left out."""
+    """What is told -> how it was, from the settings, config.json (`about`) and metrics.jsonl (`rows`); what
+    is not known is left out.
+    """
     config = session.config
     lines = {
         "preset": preset_line(about.get("preset"), config),
@@ -43,7 +56,9 @@ def recipe(session: Session, about: dict[str, Any], rows: Sequence[dict[str, Any
         "schedule": schedule_line(config, about["iterations"]),
         "loss": loss_line(config.criterion),
         "augmentation": augmentation_line(config),
-        "averaging": f"running average of the weights, decay {config.ema:g}: it is what is measured and saved" if config.ema else "",
+        "averaging": f"running average of the weights, decay {config.ema:g}: it is what is measured and saved"
+        if config.ema
+        else "",
         "precision": config.precision,
         "seed": str(config.seed),
         "machine": machine_line(session, about),
@@ -58,7 +73,11 @@ def preset_line(name: str | None, config: TrainConfig) -> str:
     if name not in PRESETS:
         return ""
     usual = flat(PRESETS[name].config)
-    changes = [f"{key} {setting(value)}" for key, value in flat(config).items() if key not in ELSEWHERE and value != usual[key]]
+    changes = [
+        f"{key} {setting(value)}"
+        for key, value in flat(config).items()
+        if key not in ELSEWHERE and value != usual[key]
+    ]
     return f"{name}; changed: {', '.join(changes)}" if changes else name
 
 
@@ -73,16 +92,22 @@ def network_line(session: Session) -> str:
     """Backbone, pyramid, subnets, size."""
     model = session.config.model
     size = sum(parameter.numel() for parameter in session.shipped.parameters()) / 1e6
-    subnets = f"{many(model.depth, 'convolution')} a subnet" + (f" with {NORMS['group']}" if model.subnet_norm == "group" else "")
+    subnets = f"{many(model.depth, 'convolution')} a subnet" + (
+        f" with {NORMS['group']}" if model.subnet_norm == "group" else ""
+    )
     norm = NORMS.get(model.backbone_norm, model.backbone_norm)
-    return f"{model.backbone} with {norm}, {model.channels} channels, {subnets}; {size:.1f} million parameters"
+    return (
+        f"{model.backbone} with {norm}, {model.channels} channels, {subnets}; {size:.1f} million parameters"
+    )
 
 
 def picture_line(config: TrainConfig) -> str:
     """How large the network sees them."""
     model = config.model
     limit = f"{model.max_side} px" if model.max_side else "5/3 of that"
-    smaller = f"; {config.train_scale} px in training" if config.train_scale not in (None, model.scale) else ""
+    smaller = (
+        f"; {config.train_scale} px in training" if config.train_scale not in (None, model.scale) else ""
+    )
     return f"short side {model.scale} px, long side at most {limit}{smaller}"
 
 
@@ -103,7 +128,9 @@ def optimizer_line(session: Session) -> str:
 def schedule_line(config: TrainConfig, iterations: int) -> str:
     """What becomes of the learning rate."""
     warmup = min(config.warmup, iterations // 10)
-    return SCHEDULES.get(config.schedule, config.schedule) + (f", after {many(warmup, 'iteration')} of warm-up" if warmup else "")
+    return SCHEDULES.get(config.schedule, config.schedule) + (
+        f", after {many(warmup, 'iteration')} of warm-up" if warmup else ""
+    )
 
 
 def loss_line(criterion: CriterionConfig) -> str:
@@ -133,7 +160,9 @@ def machine_line(session: Session, about: dict[str, Any]) -> str:
 
 
 def time_line(session: Session, rows: Sequence[dict[str, Any]]) -> str:
-    """Time of the steps, from the speed in each row of the record, which a run that was stopped goes on with."""
+    """Time of the steps, from the speed in each row of the record, which a run that was stopped goes on
+    with.
+    """
     seconds, before = 0.0, 0
     for row in rows:
         if row["kind"] == "train" and row.get("images_per_second"):

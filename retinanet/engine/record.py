@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ..distributed import first
 from ..errors import ConfigError
@@ -23,12 +30,17 @@ log = logging.getLogger("retinanet")
 
 
 def new_folder(out: Path | None, fallback: str) -> Path:
-    """The folder of a run: `out`, which must not hold a run already, or the first free runs/<fallback>[-2, -3 ...]."""
+    """The folder of a run: `out`, which must not hold a run already, or the first free runs/<fallback>[-2, -3
+    ...].
+    """
     if out is not None:
         refuse_run(out)
         folder = out
     else:
-        names = (Path("runs") / (fallback if number == 1 else f"{fallback}-{number}") for number in range(1, 1_000_000))
+        names = (
+            Path("runs") / (fallback if number == 1 else f"{fallback}-{number}")
+            for number in range(1, 1_000_000)
+        )
         folder = next(name for name in names if not name.exists())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plots").mkdir(exist_ok=True)
@@ -40,7 +52,9 @@ def refuse_run(out: Path | None) -> None:
     if out is not None and any((out / name).exists() for name in ("config.json", "model.safetensors")):
         stopped = (out / "state.pt").exists() and not (out / "metrics.json").exists()
         hint = f", or go on with it: retinanet train --resume {out}" if stopped else ""
-        raise ConfigError(f"{out} holds a run already, and runs are never overwritten; choose another --out{hint}")
+        raise ConfigError(
+            f"{out} holds a run already, and runs are never overwritten; choose another --out{hint}"
+        )
 
 
 def show_log() -> None:
@@ -62,7 +76,9 @@ def log_file(folder: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     level = log.level
-    log.setLevel(min(log.getEffectiveLevel(), logging.INFO))  # the file is complete, whatever the terminal shows
+    log.setLevel(
+        min(log.getEffectiveLevel(), logging.INFO)
+    )  # the file is complete, whatever the terminal shows
     try:
         yield
     finally:
@@ -75,7 +91,9 @@ class Record:
     """The numbers of a run, as they come."""
 
     def __init__(self, folder: Path, rows: int = 0, tensorboard: bool = False) -> None:
-        """Begin after so many `rows`: what a run that was stopped has written beyond them is cut off, since it comes again."""
+        """Begin after so many `rows`: what a run that was stopped has written beyond them is cut off, since
+        it comes again.
+        """
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         path = folder / "metrics.jsonl"
@@ -84,17 +102,28 @@ class Record:
                 try:
                     self.rows.append(json.loads(line))
                 except ValueError:
-                    log.warning("%s is damaged after %d lines; the others are lost, the training is not", path, len(self.rows))
+                    log.warning(
+                        "%s is damaged after %d lines; the others are lost, the training is not",
+                        path,
+                        len(self.rows),
+                    )
                     break
             write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         done = self.rows[-1]["iteration"] if self.rows else 0
-        self._board = board_writer()(str(folder / "tensorboard"), purge_step=done + 1) if tensorboard and first() else None
+        self._board = (
+            board_writer()(str(folder / "tensorboard"), purge_step=done + 1)
+            if tensorboard and first()
+            else None
+        )
 
     def row(self, kind: str, iteration: int, **values: Any) -> None:
         """One line of metrics.jsonl; only the first of several processes writes."""
         if not first():
             return
-        numbers = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+        numbers = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         entry = {"kind": kind, "iteration": iteration, **numbers}  # null, since JSON knows no NaN
         self.rows.append(entry)
         with (self.folder / "metrics.jsonl").open("a") as file:
@@ -120,13 +149,17 @@ def board_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError("--tensorboard needs the package tensorboard: pip install 'retinanet[tensorboard]'") from error
+        raise ConfigError(
+            "--tensorboard needs the package tensorboard: pip install 'retinanet[tensorboard]'"
+        ) from error
     return SummaryWriter
 
 
 @contextmanager
 def progress_bar(total: int, title: str) -> Iterator[Any]:
-    """A function (done, text) that moves a bar with the time left; silent where nobody watches, since the log tells the same."""
+    """A function (done, text) that moves a bar with the time left; silent where nobody watches, since the log
+    tells the same.
+    """
     if not (total and sys.stderr.isatty()):
         yield lambda done, text=title: None
         return

@@ -23,13 +23,17 @@ from .watch import FORMAT, checksum
 log = logging.getLogger("retinanet")
 
 AGREE = 1e-2
-"""Relative difference up to which two numbers are the same: bf16 keeps three digits, and another device adds in another order."""
+"""Relative difference up to which two numbers are the same: bf16 keeps three digits, and another device adds
+in another order.
+"""
 
 
 def run(dump: str | Path, config: ReplayConfig) -> bool:
-    """Repeat the step of a dump, print its losses by level beside the recorded ones and whose gradient is not finite; true when it agrees.
+    """Repeat the step of a dump, print its losses by level beside the recorded ones and whose gradient is not
+    finite; true when it agrees.
 
-    The step is run as one batch in one process, whatever it was. CheckpointError for a file that is not a whole dump of ours.
+    The step is run as one batch in one process, whatever it was. CheckpointError for a file that is not a
+    whole dump of ours.
     """
     path = Path(dump)
     content = read_dump(path)
@@ -39,23 +43,37 @@ def run(dump: str | Path, config: ReplayConfig) -> bool:
         model.load_state_dict(content["weights"])
         criterion = Criterion(**{**asdict(settings.criterion), "alpha": content["alpha"]})
         targets = Targets(content["boxes"], content["labels"], content["sizes"], content.get("seeds"))
-        recorded = {name: [float(value) for value in content["levels"][name]] for name in ("class_loss", "box_loss")}
+        recorded = {
+            name: [float(value) for value in content["levels"][name]] for name in ("class_loss", "box_loss")
+        }
         recorded_norm = float(content["numbers"]["gradient_norm"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a whole dump of a training step ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{path} is not a whole dump of a training step ({type(error).__name__}: {error})"
+        ) from error
     device, precision = pick_device(config.device), config.precision or settings.precision
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     targets = targets.to(device)
-    log.info("iteration %d, lr %.3g, %s, with %s", content["iteration"] + 1, content["lr"], precision, ", ".join(content["files"]))
+    log.info(
+        "iteration %d, lr %.3g, %s, with %s",
+        content["iteration"] + 1,
+        content["lr"],
+        precision,
+        ", ".join(content["files"]),
+    )
     log.info("weights %s, as they were", content["checksum"])
 
-    images = preprocess_of(settings.model, settings.train_scale).normalize(content["images"].to(device), targets.sizes)
+    images = preprocess_of(settings.model, settings.train_scale).normalize(
+        content["images"].to(device), targets.sizes
+    )
     with autocast(precision, device):
         logits, offsets = model(images)
     anchors = model.anchors(images)
     parts = criterion.per_level(logits, offsets, anchors, criterion.match(anchors, targets))
     (sum(parts["class_loss"]) + sum(parts["box_loss"])).backward()  # type: ignore[union-attr]
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
 
     agree = True
@@ -68,12 +86,19 @@ def run(dump: str | Path, config: ReplayConfig) -> bool:
     log.info("%-14s%12.5g%12.5g", "gradient_norm", recorded_norm, norm)
     agree &= same(recorded_norm, norm)
     for title, tensors in (("logits", logits), ("offsets", offsets)):
-        bad = [level for level, tensor in zip(model.levels, tensors, strict=True) if not tensor.isfinite().all()]
+        bad = [
+            level for level, tensor in zip(model.levels, tensors, strict=True) if not tensor.isfinite().all()
+        ]
         if bad:
             log.info("%s not finite at %s: the network itself, not the loss", title, ", ".join(bad))
     wrong = [name for name, gradient in reversed(gradients.items()) if not gradient.isfinite().all()]
     if wrong:
-        log.info("%d of %d gradients not finite; nearest to the loss: %s", len(wrong), len(gradients), ", ".join(wrong[:5]))
+        log.info(
+            "%d of %d gradients not finite; nearest to the loss: %s",
+            len(wrong),
+            len(gradients),
+            ", ".join(wrong[:5]),
+        )
     log.info("reproduced" if agree else "not reproduced: here the step has other numbers")
     return agree
 

@@ -38,7 +38,9 @@ class Results:
         count = len(self.scores)
         if self.boxes.shape != (count, 4) or self.images.shape != (count,) or self.labels.shape != (count,):
             shapes = [list(part.shape) for part in (self.images, self.boxes, self.scores, self.labels)]
-            raise ValueError(f"images [D], boxes [D, 4], scores [D] and labels [D] must agree on D, not {shapes}")
+            raise ValueError(
+                f"images [D], boxes [D, 4], scores [D] and labels [D] must agree on D, not {shapes}"
+            )
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -48,8 +50,12 @@ class Results:
         return Results(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows])
 
 
-def collect(dataset: Dataset, detections: Sequence[Detections], images: Sequence[int] | None = None) -> Results:
-    """One Detections for each image of the data set, in its order -> columns; with `images` those of these images only."""
+def collect(
+    dataset: Dataset, detections: Sequence[Detections], images: Sequence[int] | None = None
+) -> Results:
+    """One Detections for each image of the data set, in its order -> columns; with `images` those of these
+    images only.
+    """
     images = range(len(dataset)) if images is None else images
     if len(detections) != len(images):
         raise ValueError(f"{len(images)} images need as many Detections, not {len(detections)}")
@@ -64,7 +70,10 @@ def collect(dataset: Dataset, detections: Sequence[Detections], images: Sequence
 
 def merge(parts: Sequence[Results]) -> Results:
     """The results of several processes as one, in the order of the images."""
-    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "boxes", "scores", "labels")]
+    columns = [
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("images", "boxes", "scores", "labels")
+    ]
     whole = Results(*columns)
     return whole[np.argsort(whole.images, kind="stable")]  # within an image they stay best first
 
@@ -80,7 +89,9 @@ def write_results(file: Path, dataset: Dataset, results: Results) -> None:
 
 
 def result_rows(dataset: Dataset, results: Results) -> Iterator[str]:
-    """The entries of a COCO result file: the source's image and category ids, boxes as [x, y, width, height]."""
+    """The entries of a COCO result file: the source's image and category ids, boxes as [x, y, width,
+    height].
+    """
     columns = (
         dataset.image_ids[results.images].tolist(),
         np.array(dataset.category_ids, dtype=np.int64)[results.labels].tolist(),
@@ -89,7 +100,9 @@ def result_rows(dataset: Dataset, results: Results) -> Iterator[str]:
         results.scores.round(6).tolist(),
     )
     names = ("image_id", "category_id", "bbox", "score")
-    return (json.dumps(dict(zip(names, row, strict=True)), allow_nan=False) for row in zip(*columns, strict=True))
+    return (
+        json.dumps(dict(zip(names, row, strict=True)), allow_nan=False) for row in zip(*columns, strict=True)
+    )
 
 
 def read_results(file: Path, dataset: Dataset) -> Results:
@@ -99,24 +112,37 @@ def read_results(file: Path, dataset: Dataset) -> Results:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, list):
-        raise DataError(f"{file} is no COCO result file: that is a list of {{image_id, category_id, bbox, score}}")
+        raise DataError(
+            f"{file} is no COCO result file: that is a list of {{image_id, category_id, bbox, score}}"
+        )
     rows, problems = [], []
     for number, entry in enumerate(content):
         try:
             x, y, width, height = box = entry["bbox"]
             image, category, score = whole(entry["image_id"]), whole(entry["category_id"]), entry["score"]
             row = (x, y, x + width, y + height, score)
-            if not NUMBERS.issuperset(map(type, [*box, score])) or not all(map(isfinite, row)) or width < 0 or height < 0:
+            if (
+                not NUMBERS.issuperset(map(type, [*box, score]))
+                or not all(map(isfinite, row))
+                or width < 0
+                or height < 0
+            ):
                 raise ValueError
             if image is None or category is None:
                 raise ValueError
             rows.append((image, category, *row))
         except (KeyError, TypeError, ValueError, OverflowError):
             problems.append(
-                Problem("entries without a usable image_id, category_id, bbox and score", file.name, f"entry {number}: {show(entry)}")
+                Problem(
+                    "entries without a usable image_id, category_id, bbox and score",
+                    file.name,
+                    f"entry {number}: {show(entry)}",
+                )
             )
     images, image_problems = _positions([row[0] for row in rows], dataset.image_ids, "image", file)
-    labels, label_problems = _positions([row[1] for row in rows], np.array(dataset.category_ids, dtype=np.int64), "category", file)
+    labels, label_problems = _positions(
+        [row[1] for row in rows], np.array(dataset.category_ids, dtype=np.int64), "category", file
+    )
     problems += image_problems + label_problems
     if problems:
         raise DataError(f"{file} does not go with {dataset.source}:\n{_summary(problems)}", problems)
@@ -128,7 +154,10 @@ def _positions(ids: list[int], known: Integers, what: str, file: Path) -> tuple[
     """The position of each id among the known ones, and what is wrong with the ids that are not."""
     where = {one: position for position, one in enumerate(known.tolist())}
     unknown = sorted(Counter(one for one in ids if one not in where).items())
-    problems = [Problem(f"unknown {what} ids", file.name, f"{what}_id {one} ({count} detections)") for one, count in unknown]
+    problems = [
+        Problem(f"unknown {what} ids", file.name, f"{what}_id {one} ({count} detections)")
+        for one, count in unknown
+    ]
     return np.array([where.get(one, -1) for one in ids], dtype=np.int64), problems
 
 

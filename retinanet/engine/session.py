@@ -1,4 +1,6 @@
-"""What a training works on: settings that are settled, data that is sound, a network with everything around it."""
+"""What a training works on: settings that are settled, data that is sound, a network with everything around
+it.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Session:
     device: torch.device
     model: RetinaNet
     network: Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
-    """What a step calls: the model, compiled if asked for, its gradients summed over the processes if there are several."""
+    """What a step calls: the model, compiled if asked for, its gradients summed over the processes if there
+    are several.
+    """
     shipped: RetinaNet
     """The model that is evaluated and saved: the running average, or the model itself."""
     average: Average | None
@@ -61,7 +65,9 @@ class Session:
     sampler: Sampler
     optimizer: torch.optim.Optimizer
     broken: Tensor
-    """1 from the first step on whose loss or gradient is not finite, else 0. On the device, where it stops all updates."""
+    """1 from the first step on whose loss or gradient is not finite, else 0. On the device, where it stops
+    all updates.
+    """
     donor: Card | None = None
     """What the file of --init says about itself; None without one, and in a run that goes on."""
 
@@ -78,20 +84,36 @@ class Session:
         return Detector(self.shipped, preprocess, post, data.names, data.category_ids, **settings)  # type: ignore[arg-type]
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
-        """This process's share of the batches of iterations start..stop-1, on the CPU; or the whole of each."""
+        """This process's share of the batches of iterations start..stop-1, on the CPU; or the whole of
+        each.
+        """
         config = self.config
         augment = Augment(config.flip, config.jitter, config.photometric)
         sampler = replace(self.sampler, rank=0, world=1) if whole else self.sampler
         pin = self.device.type == "cuda"
-        return training_batches(self.training, self.preprocess, augment, sampler, start, stop, config.workers or 0, pin, config.max_pixels)
+        return training_batches(
+            self.training,
+            self.preprocess,
+            augment,
+            sampler,
+            start,
+            stop,
+            config.workers or 0,
+            pin,
+            config.max_pixels,
+        )
 
     @property
     def evaluation_batch(self) -> int:
-        """Pictures of a batch in validation. Not by the number of processes, so that any number computes the same bits."""
+        """Pictures of a batch in validation. Not by the number of processes, so that any number computes the
+        same bits.
+        """
         return min(8, 2 * (self.config.micro_batch or 4))
 
     def micro_batches(self, batch: Batch) -> Iterator[tuple[slice, AbstractContextManager[Any]]]:
-        """The rows of each micro-batch, and where to work on it: only the last one lets the processes exchange their gradients."""
+        """The rows of each micro-batch, and where to work on it: only the last one lets the processes
+        exchange their gradients.
+        """
         size = min(self.config.micro_batch or len(batch), len(batch))
         for start in range(0, len(batch), size):
             alone = start + size < len(batch) and isinstance(self.network, DistributedDataParallel)
@@ -117,22 +139,35 @@ def settled(config: TrainConfig, device: torch.device) -> TrainConfig:
         model = replace(model, backbone_norm="batch")
         log.info("from scratch: the backbone's batch norm is live, not frozen")
     if config.train_scale is not None and config.train_scale > model.scale:
-        log.info("training at %d px too: the preset's %d would be more than the model's own scale", model.scale, config.train_scale)
+        log.info(
+            "training at %d px too: the preset's %d would be more than the model's own scale",
+            model.scale,
+            config.train_scale,
+        )
         config = replace(config, train_scale=None)
     if config.tensorboard:
         board_writer()
     share = config.batch // world() if isinstance(config.batch, int) else config.micro_batch
-    if model.backbone_norm == "batch" and (config.micro_batch or 0) < (share or 0) and config.micro_batch is not None:
+    if (
+        model.backbone_norm == "batch"
+        and (config.micro_batch or 0) < (share or 0)
+        and config.micro_batch is not None
+    ):
         raise ConfigError(
-            "with live batch norm every micro-batch would have statistics of its own, and the result would not be that of the whole batch; "
+            "with live batch norm every micro-batch would have statistics of its own, and the result would "
+            "not be that of the whole batch; "
             "use --backbone-norm group, or a smaller --batch without --micro-batch"
         )
     if world() > 1:
         if isinstance(config.batch, int) and config.batch % world():
-            raise ConfigError(f"batch {config.batch} cannot be shared equally by {world()} processes; it counts the images of all of them")
+            raise ConfigError(
+                f"batch {config.batch} cannot be shared equally by {world()} processes; it counts the "
+                f"images of all of them"
+            )
         if device.type == "cpu" and model.backbone_norm == "batch":
             raise ConfigError(
-                "batch norm cannot be synchronised between processes on a CPU, and without that their number would change what is "
+                "batch norm cannot be synchronised between processes on a CPU, and without that their "
+                "number would change what is "
                 "learned; use --backbone-norm group, or one process"
             )
     precision, workers = pick_precision(config.precision, device), pick_workers(config.workers, device)
@@ -140,11 +175,15 @@ def settled(config: TrainConfig, device: torch.device) -> TrainConfig:
 
 
 def open_training(source: str | Path, config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """Training and validation split, both validated; without a validation split a seeded tenth of train is held out."""
+    """Training and validation split, both validated; without a validation split a seeded tenth of train is
+    held out.
+    """
     splits = open_dataset(source, config.layout, config.images)
     name = next((name for name in ("train", "all") if name in splits), None)
     if name is None:
-        raise DataError(f"{source} has no training split, only {' and '.join(splits)}, which are not for training")
+        raise DataError(
+            f"{source} has no training split, only {' and '.join(splits)}, which are not for training"
+        )
     chosen = {"train": splits[name]} | ({"val": splits["val"]} if "val" in splits else {})
     checked = {}
     problems = []
@@ -155,20 +194,37 @@ def open_training(source: str | Path, config: TrainConfig) -> tuple[Dataset, Dat
             problems.append(error)
             continue
         if found:
-            log.info("%s: %d problems met with --invalid %s (retinanet check lists them)", split, len(found), config.invalid)
+            log.info(
+                "%s: %d problems met with --invalid %s (retinanet check lists them)",
+                split,
+                len(found),
+                config.invalid,
+            )
     if problems:
-        raise DataError("\n".join(map(str, problems)), [problem for error in problems for problem in error.problems])
+        raise DataError(
+            "\n".join(map(str, problems)), [problem for error in problems for problem in error.problems]
+        )
     if "val" not in checked:
         checked["train"], checked["val"] = hold_out(checked["train"], config.seed)
-        log.info("no validation split: %d images (a tenth, by seed %d) are held out of train", len(checked["val"]), config.seed)
+        log.info(
+            "no validation split: %d images (a tenth, by seed %d) are held out of train",
+            len(checked["val"]),
+            config.seed,
+        )
         for data in checked.values():
             if data.crowd.all():
-                raise DataError(f"{source}: too few boxes to hold some out for validation; give a validation split")
+                raise DataError(
+                    f"{source}: too few boxes to hold some out for validation; give a validation split"
+                )
     return checked["train"], checked["val"]
 
 
-def new_session(config: TrainConfig, training: Dataset, validation: Dataset, device: torch.device, filled: bool = True) -> Session:
-    """Weights, optimiser and average from the seed; `filled` false leaves out ImageNet's weights and --init, since a state follows."""
+def new_session(
+    config: TrainConfig, training: Dataset, validation: Dataset, device: torch.device, filled: bool = True
+) -> Session:
+    """Weights, optimiser and average from the seed; `filled` false leaves out ImageNet's weights and --init,
+    since a state follows.
+    """
     torch.manual_seed(config.seed)
     model, donor = build(config.model, len(training.names)), None
     if config.init is not None:
@@ -182,7 +238,9 @@ def new_session(config: TrainConfig, training: Dataset, validation: Dataset, dev
         model.backbone.freeze()
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if world() > 1 and device.type == "cuda":
-        model = convert_sync_batchnorm(model)  # timm's, since some of its layers are a norm and an activation in one
+        model = convert_sync_batchnorm(
+            model
+        )  # timm's, since some of its layers are a norm and an activation in one
     average = Average(model, copy.deepcopy(model), config.ema) if config.ema else None
     assert isinstance(config.batch, int)
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
@@ -215,7 +273,9 @@ def build_criterion(config: TrainConfig, training: Dataset) -> Criterion:
     settings = asdict(config.criterion)
     if settings["alpha"] == "inverse-frequency":
         settings["alpha"] = inverse_frequency(training)
-        told = (f"{name} {weight:.2f}" for name, weight in zip(training.names, settings["alpha"], strict=True))
+        told = (
+            f"{name} {weight:.2f}" for name, weight in zip(training.names, settings["alpha"], strict=True)
+        )
         log.info("alpha by inverse frequency: %s", ", ".join(told))
     return Criterion(**settings)
 
@@ -227,14 +287,18 @@ def connected(network: Any, device: torch.device) -> Any:
     where = [device.index] if device.type == "cuda" else None
     known = inspect.signature(DistributedDataParallel).parameters
     # buffers are equal everywhere already: frozen, or synchronised; the setting was renamed after torch 2.11
-    settings: dict[str, Any] = {name: False for name in ("forward_sync_buffers", "broadcast_buffers") if name in known}
+    settings: dict[str, Any] = {
+        name: False for name in ("forward_sync_buffers", "broadcast_buffers") if name in known
+    }
     if len(settings) == 2:
         del settings["broadcast_buffers"]
     return DistributedDataParallel(network, device_ids=where, gradient_as_bucket_view=True, **settings)
 
 
 def compiled(model: RetinaNet, config: TrainConfig, sampler: Sampler) -> Any:
-    """The model through torch.compile, for pictures of any shape; the model itself where compiling fails, with a line that says why."""
+    """The model through torch.compile, for pictures of any shape; the model itself where compiling fails,
+    with a line that says why.
+    """
     network = torch.compile(model, dynamic=True)
     device = next(model.parameters()).device
     saved = copy.deepcopy(model.state_dict())
@@ -246,7 +310,9 @@ def compiled(model: RetinaNet, config: TrainConfig, sampler: Sampler) -> Any:
             logits, offsets = network(images.to(memory_format=torch.channels_last))
         sum(level.float().sum() for level in logits + offsets).backward()
     except Exception as error:  # whatever a missing or old compiler makes of it
-        log.info("--compile: not compiled, since %s: %s", type(error).__name__, str(error).strip().splitlines()[0])
+        log.info(
+            "--compile: not compiled, since %s: %s", type(error).__name__, str(error).strip().splitlines()[0]
+        )
         network = model
     model.load_state_dict(saved)
     model.zero_grad(set_to_none=True)

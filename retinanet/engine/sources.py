@@ -10,7 +10,22 @@ from ..data.images import IMAGE_SUFFIXES
 from ..errors import DataError
 
 VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"]
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".mts",
+        ".m2ts",
+        ".wmv",
+        ".flv",
+        ".3gp",
+        ".ogv",
+    ]
 )
 """Not .gif, which is a picture here, and not .ts, which is more often a program."""
 
@@ -18,8 +33,10 @@ VIDEO_SUFFIXES = frozenset(
 def find_files(sources: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """The pictures and the videos that the words of a command line mean, each once, in a stable order.
 
-    A folder: all pictures and videos below it. A glob ("shots/*.png"): those that it matches. A .txt file: one path a line, relative to
-    the file. Any other file is taken as a video if its suffix says so, else as a picture. DataError names every source that holds none.
+    A folder: all pictures and videos below it. A glob ("shots/*.png"): those that it matches. A .txt file:
+    one path a line, relative to
+    the file. Any other file is taken as a video if its suffix says so, else as a picture. DataError names
+    every source that holds none.
     """
     found: dict[Path, None] = {}
     empty = []
@@ -30,7 +47,10 @@ def find_files(sources: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
         found.update(dict.fromkeys(files))
     if empty:
         kinds = ", ".join([*sorted(IMAGE_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
-        raise DataError(f"no picture or video found at {', '.join(empty)} (looked for files, folders and globs of {kinds}, and .txt lists)")
+        raise DataError(
+            f"no picture or video found at {', '.join(empty)} (looked for files, folders and globs of "
+            f"{kinds}, and .txt lists)"
+        )
     return [path for path in found if not is_video(path)], [path for path in found if is_video(path)]
 
 

@@ -1,6 +1,8 @@
-"""Exact resume: everything of a training that the next step depends on, in one file that is whole at any moment.
+"""Exact resume: everything of a training that the next step depends on, in one file that is whole at any
+moment.
 
-Randomness is a pure function of seed, epoch and index, so no generator has to be saved, nor anything of the loader.
+Randomness is a pure function of seed, epoch and index, so no generator has to be saved, nor anything of the
+loader.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Progress:
 
 
 def save_state(session: Session, progress: Progress, folder: Path) -> None:
-    """Write state.pt (the first process does): weights, average, optimiser, counters. Until it is complete, the old one stays."""
+    """Write state.pt (the first process does): weights, average, optimiser, counters. Until it is complete,
+    the old one stays.
+    """
     if not first():
         return
     average = session.average
@@ -60,7 +64,9 @@ def save_state(session: Session, progress: Progress, folder: Path) -> None:
 
 
 def load_state(session: Session, folder: Path) -> Progress:
-    """Put the session where state.pt left it. CheckpointError when the file is missing, not whole, or another model's."""
+    """Put the session where state.pt left it. CheckpointError when the file is missing, not whole, or another
+    model's.
+    """
     path = folder / NAME
     if not path.exists():
         raise CheckpointError(f"{folder} has no {NAME}, so there is nothing to go on from")
@@ -79,7 +85,9 @@ def load_state(session: Session, folder: Path) -> Progress:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
-    """What config.json says about a run that is to go on; ConfigError when there is no run, or when it is finished."""
+    """What config.json says about a run that is to go on; ConfigError when there is no run, or when it is
+    finished.
+    """
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(f"{folder} holds no run: there is no {path.name} in it")
@@ -91,7 +99,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
         raise ConfigError(f"{path} cannot be read ({error}); was the run made by another version?") from error
     if (folder / "metrics.json").exists():
         raise ConfigError(
-            f"{folder} is finished, all {about['iterations']} iterations; to train on from its weights start a new run with --init {folder}"
+            f"{folder} is finished, all {about['iterations']} iterations; to train on from its weights "
+            f"start a new run with --init {folder}"
         )
     return about, config
 
@@ -118,7 +127,9 @@ class Timer:
 
 
 class Stop:
-    """SIGINT or SIGTERM, noted when it comes and obeyed between two steps; all processes obey at the same one."""
+    """SIGINT or SIGTERM, noted when it comes and obeyed between two steps; all processes obey at the same
+    one.
+    """
 
     def __init__(self) -> None:
         self.signal = 0

@@ -1,4 +1,6 @@
-"""Large pictures in tiles: small objects are answered at the size at which the detector knows them, and each object once."""
+"""Large pictures in tiles: small objects are answered at the size at which the detector knows them, and each
+object once.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,17 @@ Place = tuple[int, int, int, int]
 SIZES = (32, 1 << 16)
 OVERLAP = 0.25
 SLACK = 0.1
-"""A box is cut where it comes this near to a seam, in parts of its own side: so far off a detector's boxes may be."""
+"""A box is cut where it comes this near to a seam, in parts of its own side: so far off a detector's boxes
+may be.
+"""
 SMALL = 1 / 6
-"""In parts of a tile: objects below this are left to the tiles. Larger ones may be of a better known size in the look at the whole."""
+"""In parts of a tile: objects below this are left to the tiles. Larger ones may be of a better known size in
+the look at the whole.
+"""
 EQUAL = 0.5
-"""What makes a box larger must have this much of its score: a detector gives many boxes of low score around every object."""
+"""What makes a box larger must have this much of its score: a detector gives many boxes of low score around
+every object.
+"""
 INF = math.inf
 OPEN = torch.tensor([-INF, -INF, INF, INF])
 """The lines of a box that no seam cuts."""
@@ -57,29 +65,49 @@ Failure = tuple[int, str]
 class Tiled:
     """A detector that answers large pictures tile by tile, to be used in its place.
 
-    size     side of a tile in pixels of the picture: each is resized as if it were a picture, so small tiles make objects large
-    overlap  the share of a tile that the next one sees too: an object up to this part of a tile is seen whole by one of them
+    size     side of a tile in pixels of the picture: each is resized as if it were a picture, so small tiles
+             make objects large
+    overlap  the share of a tile that the next one sees too: an object up to this part of a tile is seen whole
+             by one of them
 
-    A picture that is no larger than a tile is answered by the detector as ever. A larger one is looked at in tiles of one size, evenly
-    laid, and once more as a whole, for the objects that are too large for a tile. See `merge` for what becomes of the answers.
+    A picture that is no larger than a tile is answered by the detector as ever. A larger one is looked at in
+    tiles of one size, evenly
+    laid, and once more as a whole, for the objects that are too large for a tile. See `merge` for what
+    becomes of the answers.
     """
 
     def __init__(self, detector: Detector, size: int, overlap: float = OVERLAP) -> None:
         check_tiles(size, overlap, len(detector.scales))
         self.detector, self.size, self.overlap = detector, size, overlap
-        self.names, self.category_ids, self.threshold = detector.names, detector.category_ids, detector.threshold
+        self.names, self.category_ids, self.threshold = (
+            detector.names,
+            detector.category_ids,
+            detector.threshold,
+        )
         self.device, self.precision = detector.device, detector.precision
-        self.preprocess, self.postprocess, self.scales = detector.preprocess, detector.postprocess, detector.scales
+        self.preprocess, self.postprocess, self.scales = (
+            detector.preprocess,
+            detector.postprocess,
+            detector.scales,
+        )
 
     @overload
     def predict(self, images: str | Path, batch: int = 8) -> Detections: ...
     @overload
     def predict(self, images: Any, batch: int = 8) -> Any: ...
     def predict(self, images: Any, batch: int = 8) -> Detections | list[Detections]:
-        """The objects in one picture, or a list of `Detections` for several: as `Detector.predict`, and `batch` counts tiles."""
-        several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
+        """The objects in one picture, or a list of `Detections` for several: as `Detector.predict`, and
+        `batch` counts tiles.
+        """
+        several = isinstance(images, (list, tuple)) or (
+            isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
+        )
         pictures = enumerate(map(as_picture, images if several else [images]))
-        looks = (look for index, picture in pictures for look in cut(index, picture, self.size, self.overlap, self.preprocess))
+        looks = (
+            look
+            for index, picture in pictures
+            for look in cut(index, picture, self.size, self.overlap, self.preprocess)
+        )
         answers: dict[int, Any] = dict(self._answers(looks, batch))
         return [answers[index] for index in range(len(answers))] if several else answers[0]
 
@@ -93,12 +121,18 @@ class Tiled:
         yield from self._answers(self._loaded(paths, pick_workers(workers, self.device), max_pixels), batch)
 
     def _loaded(self, paths: Sequence[Path], workers: int, max_pixels: int) -> Iterator[Look | Failure]:
-        """The looks of all pictures in their order, for any number of loader processes: these take turns, picture by picture."""
+        """The looks of all pictures in their order, for any number of loader processes: these take turns,
+        picture by picture.
+        """
         turns = max(1, min(workers, len(paths)))
         sources: list[Iterator[Look | Failure]] = []
         for first in range(turns):
-            looks = _Looks(paths, range(first, len(paths), turns), self.size, self.overlap, self.preprocess, max_pixels)
-            sources.append(iter(DataLoader(looks, batch_size=None, num_workers=min(workers, 1), collate_fn=_as_it_is)))
+            looks = _Looks(
+                paths, range(first, len(paths), turns), self.size, self.overlap, self.preprocess, max_pixels
+            )
+            sources.append(
+                iter(DataLoader(looks, batch_size=None, num_workers=min(workers, 1), collate_fn=_as_it_is))
+            )
         for index in range(len(paths)):
             source = sources[index % turns]
             look = next(source)
@@ -107,7 +141,9 @@ class Tiled:
                 for _ in range(look.looks - 1):
                     yield next(source)
 
-    def _answers(self, looks: Iterator[Look | Failure], batch: int) -> Iterator[tuple[int, Detections | DataError]]:
+    def _answers(
+        self, looks: Iterator[Look | Failure], batch: int
+    ) -> Iterator[tuple[int, Detections | DataError]]:
         """Gather looks by padded shape, also those of several pictures; run a shape when it has a full batch.
 
         What is left is run after every `batch` pictures, so that nothing depends on what comes after these.
@@ -134,10 +170,14 @@ class Tiled:
     def _run(
         self, groups: dict[tuple[int, int], list[Look]], found: dict[int, list[tuple[Look, Detections]]]
     ) -> Iterator[tuple[int, Detections]]:
-        """Answer batches of one padded shape each, and give the pictures of which no look is missing any more."""
+        """Answer batches of one padded shape each, and give the pictures of which no look is missing any
+        more.
+        """
         for group in groups.values():
             batch, sizes = self.preprocess.stack([look.image for look in group])
-            originals = [(bottom - top, right - left) for left, top, right, bottom in (look.place for look in group)]
+            originals = [
+                (bottom - top, right - left) for left, top, right, bottom in (look.place for look in group)
+            ]
             for look, answer in zip(group, self.detector.answer(batch, sizes, originals), strict=True):
                 parts = found.setdefault(look.position, [])
                 parts.append((look, answer))
@@ -152,13 +192,30 @@ class Tiled:
         parts.sort(key=lambda part: part[0].place)  # whichever was answered first
         looks, answers = zip(*parts, strict=True)
         places = [look.place for look in looks]
-        return merge(places, answers, looks[0].picture, self.size, self.overlap, self.detector.postprocess.nms_threshold)
+        return merge(
+            places,
+            answers,
+            looks[0].picture,
+            self.size,
+            self.overlap,
+            self.detector.postprocess.nms_threshold,
+        )
 
 
 class _Looks(IterableDataset[Any]):
-    """The looks of some pictures, one after the other, or (position, reason) of one that cannot be read. One is decoded at a time."""
+    """The looks of some pictures, one after the other, or (position, reason) of one that cannot be read. One
+    is decoded at a time.
+    """
 
-    def __init__(self, paths: Sequence[Path], positions: range, size: int, overlap: float, preprocess: Preprocess, max_pixels: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        positions: range,
+        size: int,
+        overlap: float,
+        preprocess: Preprocess,
+        max_pixels: int,
+    ) -> None:
         self.paths, self.positions, self.max_pixels = list(paths), positions, max_pixels
         self.size, self.overlap, self.preprocess = size, overlap, preprocess
 
@@ -198,7 +255,9 @@ def in_tiles(detector: Detector, size: int | None, overlap: float = OVERLAP) -> 
 
 
 def starts(length: int, size: int, overlap: float = OVERLAP) -> list[int]:
-    """Where tiles begin along a side: evenly spread, the last ends with the picture, neighbours share `overlap` of a tile or more."""
+    """Where tiles begin along a side: evenly spread, the last ends with the picture, neighbours share
+    `overlap` of a tile or more.
+    """
     if length <= size:
         return [0]
     step = max(1, size - math.ceil(size * overlap))
@@ -207,14 +266,20 @@ def starts(length: int, size: int, overlap: float = OVERLAP) -> list[int]:
 
 
 def places(height: int, width: int, size: int, overlap: float = OVERLAP) -> list[Place]:
-    """The tiles of a picture, row by row, after the whole of it; this alone when it is no larger than a tile."""
+    """The tiles of a picture, row by row, after the whole of it; this alone when it is no larger than a
+    tile.
+    """
     rows, columns = starts(height, size, overlap), starts(width, size, overlap)
-    tiles = [(left, top, min(left + size, width), min(top + size, height)) for top in rows for left in columns]
+    tiles = [
+        (left, top, min(left + size, width), min(top + size, height)) for top in rows for left in columns
+    ]
     return [(0, 0, width, height), *(tiles if len(tiles) > 1 else [])]
 
 
 def cut(index: int, picture: Tensor, size: int, overlap: float, preprocess: Preprocess) -> Iterator[Look]:
-    """The looks of a picture [3, H, W], one by one: of a huge one its tiles together, resized, may be larger than it is."""
+    """The looks of a picture [3, H, W], one by one: of a huge one its tiles together, resized, may be larger
+    than it is.
+    """
     height, width = picture.shape[1:]
     tiles = places(height, width, size, overlap)
     for left, top, right, bottom in tiles:
@@ -225,7 +290,12 @@ def cut(index: int, picture: Tensor, size: int, overlap: float, preprocess: Prep
 
 
 def merge(
-    looks: Sequence[Place], answers: Sequence[Detections], picture: tuple[int, int], size: int, overlap: float, threshold: float
+    looks: Sequence[Place],
+    answers: Sequence[Detections],
+    picture: tuple[int, int],
+    size: int,
+    overlap: float,
+    threshold: float,
 ) -> Detections:
     """The answers of a picture's looks, in pixels of their own, as one: every object once, and whole.
 
@@ -234,20 +304,30 @@ def merge(
     size, overlap   of the tiles
     threshold  IoU above which two boxes of one class are one object
 
-    1. A box that a seam cuts goes where another tile sees all of it: that tile's answer counts, also if it is that there is nothing. So
-       does a small box that comes from the coarse look at the whole. This settles every object that is smaller than the overlap.
-    2. Pieces of one object, each cut where the other goes on, become one box, with the best of their scores. See `stitch`.
+    1. A box that a seam cuts goes where another tile sees all of it: that tile's answer counts, also if it is
+    that there is nothing. So
+       does a small box that comes from the coarse look at the whole. This settles every object that is
+       smaller than the overlap.
+    2. Pieces of one object, each cut where the other goes on, become one box, with the best of their scores.
+    See `stitch`.
     3. Pieces that stay alone go where a whole box is the object's, if its score is half of theirs.
     4. Non-maximum suppression within each class.
 
     All that is left is kept: there may be `max_detections` of every look.
     """
     height, width = picture
-    boxes = torch.cat([answer.boxes + torch.tensor(place[:2] * 2) for place, answer in zip(looks, answers, strict=True)])
-    scores, labels = (torch.cat([getattr(answer, name) for answer in answers]) for name in ("scores", "labels"))
+    boxes = torch.cat(
+        [answer.boxes + torch.tensor(place[:2] * 2) for place, answer in zip(looks, answers, strict=True)]
+    )
+    scores, labels = (
+        torch.cat([getattr(answer, name) for answer in answers]) for name in ("scores", "labels")
+    )
     counts = torch.tensor([len(answer) for answer in answers])
     own = torch.tensor(looks).repeat_interleave(counts, dim=0).to(boxes)  # [N, 4] the look of each box
-    lines = torch.cat([cut_lines(boxes[:, axis::2], own[:, axis::2], side) for axis, side in ((0, width), (1, height))], dim=1)
+    lines = torch.cat(
+        [cut_lines(boxes[:, axis::2], own[:, axis::2], side) for axis, side in ((0, width), (1, height))],
+        dim=1,
+    )
     lines = lines[:, [0, 2, 1, 3]]
     coarse = (own == torch.tensor([0, 0, width, height])).all(dim=1) & (len(looks) > 1)
     small = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) < SMALL * size
@@ -270,7 +350,10 @@ def merge(
     for piece in pieces.tolist():
         rivals = whole[(labels[whole] == labels[piece]) & (scores[whole] >= EQUAL * scores[piece])]
         complete = bool((lines[piece] == OPEN).all())
-        if complete or not same_object(boxes[piece], lines[piece], boxes[rivals], lines[rivals], threshold).any():
+        if (
+            complete
+            or not same_object(boxes[piece], lines[piece], boxes[rivals], lines[rivals], threshold).any()
+        ):
             rest.append(piece)
     kept = torch.cat([whole, torch.tensor(rest, dtype=torch.long)]).sort().values
     kept = kept[survivors(boxes[kept], labels[kept], threshold, len(kept))]
@@ -278,18 +361,23 @@ def merge(
 
 
 def cut_lines(sides: Tensor, tiles: Tensor, length: int) -> Tensor:
-    """Where seams cut boxes, along one axis of a picture of this length: [..., 2], the places of the seams; -inf and inf where none does.
+    """Where seams cut boxes, along one axis of a picture of this length: [..., 2], the places of the seams;
+    -inf and inf where none does.
 
-    sides  [..., 2] begin and end of boxes;  tiles  [..., 2] of the tiles that are asked. The picture's own borders are no seams.
+    sides  [..., 2] begin and end of boxes;  tiles  [..., 2] of the tiles that are asked. The picture's own
+           borders are no seams.
     """
     slack = SLACK * (sides[..., 1] - sides[..., 0])
     low = torch.where((tiles[..., 0] > 0) & (sides[..., 0] - tiles[..., 0] <= slack), tiles[..., 0], -INF)
-    high = torch.where((tiles[..., 1] < length) & (tiles[..., 1] - sides[..., 1] <= slack), tiles[..., 1], INF)
+    high = torch.where(
+        (tiles[..., 1] < length) & (tiles[..., 1] - sides[..., 1] <= slack), tiles[..., 1], INF
+    )
     return torch.stack([low, high], dim=-1)
 
 
 def same_object(box: Tensor, lines: Tensor, others: Tensor, other_lines: Tensor, threshold: float) -> Tensor:
-    """[N] whether a box [4] and others [N, 4] show one object: by their IoU, each being cut where its tile has cut the other.
+    """[N] whether a box [4] and others [N, 4] show one object: by their IoU, each being cut where its tile
+    has cut the other.
 
     For boxes that no seam cuts, whose `lines` are OPEN, this is what NMS asks.
     """
@@ -297,13 +385,19 @@ def same_object(box: Tensor, lines: Tensor, others: Tensor, other_lines: Tensor,
 
 
 def _cut(boxes: Tensor, lines: Tensor) -> Tensor:
-    return torch.cat([torch.maximum(boxes[..., :2], lines[..., :2]), torch.minimum(boxes[..., 2:], lines[..., 2:])], dim=-1)
+    return torch.cat(
+        [torch.maximum(boxes[..., :2], lines[..., :2]), torch.minimum(boxes[..., 2:], lines[..., 2:])], dim=-1
+    )
 
 
-def stitch(boxes: Tensor, scores: Tensor, labels: Tensor, lines: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Pieces [N], best first -> the positions [P] of those that stay, their boxes [P, 4], and the lines [P, 4] that still cut these.
+def stitch(
+    boxes: Tensor, scores: Tensor, labels: Tensor, lines: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pieces [N], best first -> the positions [P] of those that stay, their boxes [P, 4], and the lines [P,
+    4] that still cut these.
 
-    Each in turn takes its cut sides from the best piece of the same object that goes on there; all pieces of the object go.
+    Each in turn takes its cut sides from the best piece of the same object that goes on there; all pieces of
+    the object go.
     """
     boxes, lines = boxes.clone(), lines.clone()
     alive = torch.ones(len(boxes), dtype=torch.bool)
@@ -323,8 +417,12 @@ def stitch(boxes: Tensor, scores: Tensor, labels: Tensor, lines: Tensor, thresho
 
 
 def grow(piece: int, others: Tensor, lines: Tensor) -> tuple[int, int] | None:
-    """A side at which a piece is cut, and the first of the `others` [N] that goes on there; None where none does."""
-    further = torch.cat([lines[:, :2] < lines[piece, :2], lines[:, 2:] > lines[piece, 2:]], dim=1) & others[:, None]
+    """A side at which a piece is cut, and the first of the `others` [N] that goes on there; None where none
+    does.
+    """
+    further = (
+        torch.cat([lines[:, :2] < lines[piece, :2], lines[:, 2:] > lines[piece, 2:]], dim=1) & others[:, None]
+    )
     for side in range(4):
         if further[:, side].any():
             return side, int(further[:, side].nonzero()[0])

@@ -1,4 +1,6 @@
-"""Training: one visible loop. Everything that a run needs is decided before it, printed, and written to config.json."""
+"""Training: one visible loop. Everything that a run needs is decided before it, printed, and written to
+config.json.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,11 @@ def train(data: str | Path, preset: str | None = None, **settings: Any) -> Path:
 def start_config(preset: str, init: Path | None = None) -> TrainConfig:
     """The preset of that name; with `init` the network of that model, whatever the preset says of it."""
     config = preset_config(preset)
-    return config if init is None else replace(config, model=load_any(find_model(init))[1].model, train_scale=None)
+    return (
+        config
+        if init is None
+        else replace(config, model=load_any(find_model(init))[1].model, train_scale=None)
+    )
 
 
 def run(source: str | Path, config: TrainConfig, preset_name: str | None = None) -> Path:
@@ -84,11 +90,13 @@ def run(source: str | Path, config: TrainConfig, preset_name: str | None = None)
 
 
 def resume(folder: str | Path, **changes: Any) -> Path:
-    """Go on with a run that was stopped, from its last state, as if it had not been; the verb `train --resume` as a function.
+    """Go on with a run that was stopped, from its last state, as if it had not been; the verb `train
+    --resume` as a function.
 
     changes  what may differ, by name (`ResumeConfig`): data, images, device, workers, micro_batch
 
-    ConfigError when there is no run or it is finished; DataError when the data have changed; CheckpointError when the state is not whole.
+    ConfigError when there is no run or it is finished; DataError when the data have changed; CheckpointError
+    when the state is not whole.
     """
     show_log()
     for path in ("data", "images"):
@@ -101,7 +109,9 @@ def go_on(folder: Path, changes: ResumeConfig) -> Path:
     """From the last state of a run to its end."""
     started = time.perf_counter()
     about, before = read_run(folder)
-    current = replace(before, workers=changes.workers)  # their number is the machine's business, not the run's
+    current = replace(
+        before, workers=changes.workers
+    )  # their number is the machine's business, not the run's
     for name in ("device", "micro_batch", "images"):
         if getattr(changes, name) is not None:
             current = replace(current, **{name: getattr(changes, name)})
@@ -110,20 +120,31 @@ def go_on(folder: Path, changes: ResumeConfig) -> Path:
         current = settled(current, device)
         source = changes.data or Path(about["data"])
         if not source.exists():
-            raise DataError(f"the data set {source} of {folder} is not here; say where it lies now with --data")
+            raise DataError(
+                f"the data set {source} of {folder} is not here; say where it lies now with --data"
+            )
         training, validation = open_training(source, current)
         for data, known in ((training, "data_hash"), (validation, "validation_hash")):
             if data.fingerprint() != about[known]:
                 raise DataError(
-                    f"{source}: the {data.split} annotations are not those that {folder} was begun with ({data.fingerprint()}, then "
-                    f"{about[known]}), so it cannot go on; start a new run, with --init {folder} to keep its weights"
+                    f"{source}: the {data.split} annotations are not those that {folder} was begun with "
+                    f"({data.fingerprint()}, then "
+                    f"{about[known]}), so it cannot go on; start a new run, with --init {folder} to keep "
+                    f"its weights"
                 )
         with told(), log_file(folder):
             session = new_session(current, training, validation, device, filled=False)
             progress = load_state(session, folder)
-            log.info("resumed after iteration %d of %d, on %s", progress.done, about["iterations"], describe(device))
+            log.info(
+                "resumed after iteration %d of %d, on %s",
+                progress.done,
+                about["iterations"],
+                describe(device),
+            )
             if about["versions"] != versions():
-                log.info("other versions than before: bits may differ (%s, now %s)", about["versions"], versions())
+                log.info(
+                    "other versions than before: bits may differ (%s, now %s)", about["versions"], versions()
+                )
             return loop(session, about, progress, folder, started)
 
 
@@ -156,11 +177,28 @@ def planned(session: Session, source: str | Path, preset_name: str | None, start
     }
     classes, boxes = len(training.names), about["training_boxes"]
     log.info(
-        "%d images of %d classes, %d boxes to train on; %d images to validate on", len(training), classes, boxes, len(session.validation)
+        "%d images of %d classes, %d boxes to train on; %d images to validate on",
+        len(training),
+        classes,
+        boxes,
+        len(session.validation),
     )
     several = f" and {world() - 1} more processes" if world() > 1 else ""
-    log.info("%s, %d px, %s, on %s%s", config.model.backbone, config.model.scale, config.precision, about["machine"], several)
-    log.info("learning rate %.3g (%.3g for %d images, scaled to %d)", session.rate, config.lr, config.lr_batch, session.sampler.batch)
+    log.info(
+        "%s, %d px, %s, on %s%s",
+        config.model.backbone,
+        config.model.scale,
+        config.precision,
+        about["machine"],
+        several,
+    )
+    log.info(
+        "learning rate %.3g (%.3g for %d images, scaled to %d)",
+        session.rate,
+        config.lr,
+        config.lr_batch,
+        session.sampler.batch,
+    )
     epochs = iterations / session.sampler.steps_per_epoch
     log.info("%d iterations (%.1f epochs), validation every %d", iterations, epochs, every)
     return about
@@ -193,9 +231,15 @@ def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Pa
         for iteration in range(progress.done, iterations):
             try:
                 batch = next(batches)
-            except DataError:  # a picture that cannot be decoded: once it is mended, the run goes on from here
+            except (
+                DataError
+            ):  # a picture that cannot be decoded: once it is mended, the run goes on from here
                 keep()
-                log.info("stopped after iteration %d; go on with: retinanet train --resume %s", progress.done, folder)
+                log.info(
+                    "stopped after iteration %d; go on with: retinanet train --resume %s",
+                    progress.done,
+                    folder,
+                )
                 raise
             if iteration == 0 and first():
                 save(folder / "plots" / "first_batch.jpg", batch_picture(session, batch))
@@ -207,7 +251,9 @@ def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Pa
             progress.done = done = iteration + 1
             validating = done % every == 0 and done < iterations
             if done % config.log_every == 0 or done == iterations or validating:
-                values = {name: float(value) for name, value in numbers.items()}  # the one place that waits for the device
+                values = {
+                    name: float(value) for name, value in numbers.items()
+                }  # the one place that waits for the device
                 speed = seen / (time.perf_counter() - clock)
                 seen, clock = 0, time.perf_counter()
                 record.row("train", done, **values, lr=rates[iteration], images_per_second=speed)
@@ -230,28 +276,60 @@ def loop(session: Session, about: dict[str, Any], progress: Progress, folder: Pa
             if stop.asked() and done < iterations:
                 watch.check(session, folder, rates)
                 keep()
-                log.info("stopped after iteration %d of %d; go on with: retinanet train --resume %s", done, iterations, folder)
+                log.info(
+                    "stopped after iteration %d of %d; go on with: retinanet train --resume %s",
+                    done,
+                    iterations,
+                    folder,
+                )
                 stop.leave()
         keep()
         evaluation = validate_and_save(session, record, progress, about, folder)
     if first():
-        write_evaluation(folder, session.validation, evaluation, {**about, "split": session.validation.split, "iteration": iterations})
-    log.info("done in %s: AP %.3f in validation; %s", duration(time.perf_counter() - started), evaluation.metrics["AP"] or 0.0, folder)
-    if stop.asked():  # during the last validation: this run is whole, but whatever would come after it is not wanted
+        write_evaluation(
+            folder,
+            session.validation,
+            evaluation,
+            {**about, "split": session.validation.split, "iteration": iterations},
+        )
+    log.info(
+        "done in %s: AP %.3f in validation; %s",
+        duration(time.perf_counter() - started),
+        evaluation.metrics["AP"] or 0.0,
+        folder,
+    )
+    if (
+        stop.asked()
+    ):  # during the last validation: this run is whole, but whatever would come after it is not wanted
         stop.leave()
     return folder
 
 
-def validate_and_save(session: Session, record: Record, progress: Progress, about: dict[str, Any], folder: Path) -> Evaluation:
-    """Validation loss and AP of the shipped model; saved as model.safetensors, and as best.safetensors when it is, with a card."""
+def validate_and_save(
+    session: Session, record: Record, progress: Progress, about: dict[str, Any], folder: Path
+) -> Evaluation:
+    """Validation loss and AP of the shipped model; saved as model.safetensors, and as best.safetensors when
+    it is, with a card.
+    """
     config, data, done = session.config, session.validation, progress.done
     detector = session.detector()
-    evaluation = evaluate(detector, data, session.evaluation_batch, config.workers or 0, session.criterion, config.max_pixels)
+    evaluation = evaluate(
+        detector, data, session.evaluation_batch, config.workers or 0, session.criterion, config.max_pixels
+    )
     session.model.train()
     metrics = evaluation.metrics
     numbers = {name: metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
-    record.row("val", done, loss=sum(evaluation.losses.values()), **evaluation.losses, **numbers, threshold=metrics.threshold)
-    shown = "  ".join(f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in numbers.items())
+    record.row(
+        "val",
+        done,
+        loss=sum(evaluation.losses.values()),
+        **evaluation.losses,
+        **numbers,
+        threshold=metrics.threshold,
+    )
+    shown = "  ".join(
+        f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in numbers.items()
+    )
     log.info("%d  validation: loss %.3f  %s", done, sum(evaluation.losses.values()), shown)
     best = (metrics["AP"] or 0.0) > progress.best
     progress.best = max(progress.best, metrics["AP"] or 0.0)

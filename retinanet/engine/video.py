@@ -4,8 +4,8 @@
     OUT/clip.jsonl        the answers, one line a frame
     OUT/clip.mp4          the frames with boxes, if pictures are wanted
 
-They appear whole and in this order, so a video is done when the last is there. One that was stopped is begun anew. Processes share a
-list of videos by rank and never talk to each other.
+They appear whole and in this order, so a video is done when the last is there. One that was stopped is begun
+anew. Processes share a list of videos by rank and never talk to each other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ Batch = tuple[list[Frame], list[Any]]
 Use = Callable[[list[Frame], list[Any], list[Detections]], None]
 
 
-def check_videos(sources: Sequence[str], pictures: Sequence[Path], videos: Sequence[Path], config: PredictConfig) -> None:
+def check_videos(
+    sources: Sequence[str], pictures: Sequence[Path], videos: Sequence[Path], config: PredictConfig
+) -> None:
     """ConfigError for what stands in the way of these videos, before a model is loaded."""
     if config.split is not None and (named := [source for source in sources if is_video(Path(source))]):
         raise ConfigError(f"--split goes with a data set of pictures; {named[0]} is a video")
@@ -54,30 +56,43 @@ def check_videos(sources: Sequence[str], pictures: Sequence[Path], videos: Seque
         if config.batch < 1:
             raise ConfigError(f"batch must be at least 1, not {config.batch}")
         if pictures and world() > 1:
-            raise ConfigError(f"several processes share either pictures or videos ({videos[0]}): give them to two commands")
+            raise ConfigError(
+                f"several processes share either pictures or videos ({videos[0]}): give them to two commands"
+            )
 
 
 def not_ours(videos: Sequence[Path], out: Path | None) -> list[Path]:
-    """The videos without those that we have drawn: where --out lies inside a source, they are there when a run continues."""
+    """The videos without those that we have drawn: where --out lies inside a source, they are there when a
+    run continues.
+    """
     if out is None:
         return list(videos)
     folder = os.path.abspath(out)
 
     def ours(file: Path) -> bool:
         here = os.path.dirname(os.path.abspath(file)) == folder and file.suffix == ".mp4"
-        return here and (_read(_about(out, file.stem)) or {}).get("threshold") is not None  # it is null where nothing was drawn
+        return (
+            here and (_read(_about(out, file.stem)) or {}).get("threshold") is not None
+        )  # it is null where nothing was drawn
 
     return [file for file in videos if not ours(file)]
 
 
-def show_videos(detector: Detector | Tiled, videos: Sequence[Path], threshold: float, config: PredictConfig) -> bool:
-    """Print how many objects of each class the frames of this process's videos hold; true when all could be read to their ends."""
+def show_videos(
+    detector: Detector | Tiled, videos: Sequence[Path], threshold: float, config: PredictConfig
+) -> bool:
+    """Print how many objects of each class the frames of this process's videos hold; true when all could be
+    read to their ends.
+    """
     good = True
     for file in videos[rank() :: world()]:
 
         def use(frames: list[Frame], voices: list[Any], found: list[Detections], file: Path = file) -> None:
             counts = [Counter(name for name, _, _ in one.above(threshold)) for one in found]
-            lines = [f"{file} {float(frame.time):.3f} s: {_in_words(count)}" for frame, count in zip(frames, counts, strict=True)]
+            lines = [
+                f"{file} {float(frame.time):.3f} s: {_in_words(count)}"
+                for frame, count in zip(frames, counts, strict=True)
+            ]
             print("\n".join(lines) + "\n", end="", flush=True)
 
         try:
@@ -91,14 +106,24 @@ def show_videos(detector: Detector | Tiled, videos: Sequence[Path], threshold: f
 
 
 def keep_videos(
-    detector: Detector | Tiled, videos: Mapping[str, Path], threshold: float, config: PredictConfig, out: Path, settings: Mapping[str, Any]
+    detector: Detector | Tiled,
+    videos: Mapping[str, Path],
+    threshold: float,
+    config: PredictConfig,
+    out: Path,
+    settings: Mapping[str, Any],
 ) -> bool:
-    """Write the answers for this process's videos (the name of what is written -> file) that are not done; true when all could be read.
+    """Write the answers for this process's videos (the name of what is written -> file) that are not done;
+    true when all could be read.
 
-    Only the process that finds all of them done answers for those that could not be read: torchrun ends the others as soon as one ends
+    Only the process that finds all of them done answers for those that could not be read: torchrun ends the
+    others as soon as one ends
     with a status other than 0.
     """
-    belongs = {name: {**settings, "bytes": os.path.getsize(file) if file.exists() else None} for name, file in videos.items()}
+    belongs = {
+        name: {**settings, "bytes": os.path.getsize(file) if file.exists() else None}
+        for name, file in videos.items()
+    }
     done = {name for name in videos if is_done(out, name, belongs[name], config.pictures)}
     if done:
         log.info("%d of %d videos are done already", len(done), len(videos))
@@ -113,12 +138,21 @@ def keep_videos(
             log.error("%s", error)
             _write(_about(out, name), {**about, "frames": 0, "problems": [str(error)]}, out)
     found = {name: _read(_about(out, name)) or {} for name in videos}
-    settled = all(found[name].get("frames") == 0 or is_done(out, name, belongs[name], config.pictures) for name in videos)
+    settled = all(
+        found[name].get("frames") == 0 or is_done(out, name, belongs[name], config.pictures)
+        for name in videos
+    )
     return not (settled and any(about.get("problems") for about in found.values()))
 
 
 def keep(
-    detector: Detector | Tiled, clip: Clip, name: str, threshold: float, config: PredictConfig, out: Path, about: Mapping[str, Any]
+    detector: Detector | Tiled,
+    clip: Clip,
+    name: str,
+    threshold: float,
+    config: PredictConfig,
+    out: Path,
+    about: Mapping[str, Any],
 ) -> None:
     """The three files of one video, of which the drawn one is left out without `config.pictures`."""
     begun = time.perf_counter()
@@ -131,7 +165,9 @@ def keep(
     with ExitStack() as stack:
         film = None
         if config.pictures:
-            film = stack.enter_context(Film(stack.enter_context(aside(out / f"{name}.mp4", out)), clip, height, width))
+            film = stack.enter_context(
+                Film(stack.enter_context(aside(out / f"{name}.mp4", out)), clip, height, width)
+            )
         lines = stack.enter_context(whole(out / f"{name}.jsonl", out))
         progress = stack.enter_context(progress_bar(clip.count if first() else 0, clip.file.name))
 
@@ -167,12 +203,18 @@ def keep(
         *(clip.file, clip.done, objects, spent, clip.done / spent, out / f"{name}.jsonl"),
     )
     if film is not None and film.left_out:
-        log.info("%s: its sound (%s) is left out: it does not go into an MP4 as it is", clip.file, ", ".join(film.left_out))
+        log.info(
+            "%s: its sound (%s) is left out: it does not go into an MP4 as it is",
+            clip.file,
+            ", ".join(film.left_out),
+        )
     _told(clip)
 
 
 def stream(detector: Detector | Tiled, batches: Iterator[Batch], size: int, use: Use) -> None:
-    """Decode, answer and use what was found, a batch each at the same time and in order; at most four are held, however long the video."""
+    """Decode, answer and use what was found, a batch each at the same time and in order; at most four are
+    held, however long the video.
+    """
     with ThreadPoolExecutor(2) as pool:
         used: Future[None] | None = None
         coming = pool.submit(next, batches, None)
@@ -188,9 +230,15 @@ def stream(detector: Detector | Tiled, batches: Iterator[Batch], size: int, use:
 
 
 def row(frame: Frame, found: Detections, category_ids: Sequence[int]) -> dict[str, Any]:
-    """A line of the answers: boxes and scores as in predictions.json, [x, y, width, height] in pixels of the upright frame."""
+    """A line of the answers: boxes and scores as in predictions.json, [x, y, width, height] in pixels of the
+    upright frame.
+    """
     boxes, scores, labels = found.numpy()
-    columns = (labels.tolist(), xywh(boxes.astype(np.float64)).round(4).tolist(), scores.astype(np.float64).round(6).tolist())
+    columns = (
+        labels.tolist(),
+        xywh(boxes.astype(np.float64)).round(4).tolist(),
+        scores.astype(np.float64).round(6).tolist(),
+    )
     detections = [
         {"category_id": category_ids[label], "name": found.names[label], "bbox": box, "score": score}
         for label, box, score in zip(*columns, strict=True)
@@ -206,10 +254,15 @@ def is_done(out: Path, name: str, belongs: Mapping[str, Any], pictures: bool) ->
     if about is None or about.get("frames") == 0:  # what could not be read may be mended by now
         held = [file.name for file in (*files, *([] if about else [_about(out, name)])) if file.exists()]
         if held:
-            raise ConfigError(f"{out} holds {', '.join(held)} already, and nothing is overwritten; choose another --out")
+            raise ConfigError(
+                f"{out} holds {', '.join(held)} already, and nothing is overwritten; choose another --out"
+            )
         return False
     if other := [key for key in belongs if about.get(key) != belongs[key]]:
-        raise ConfigError(f"{out} holds {name} of another prediction, with other {', '.join(other)}; choose another --out, or delete it")
+        raise ConfigError(
+            f"{out} holds {name} of another prediction, with other {', '.join(other)}; choose another "
+            f"--out, or delete it"
+        )
     return all(file.exists() for file in files)
 
 

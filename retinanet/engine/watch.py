@@ -1,4 +1,6 @@
-"""The flight recorder: what went wrong in a step, kept so that it can be looked at; and advice while a run still goes."""
+"""The flight recorder: what went wrong in a step, kept so that it can be looked at; and advice while a run
+still goes.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ FORMAT = 1
 
 
 class Watch:
-    """Remembers the first step whose loss or gradient was not finite, on the device, so that it is asked about only now and then."""
+    """Remembers the first step whose loss or gradient was not finite, on the device, so that it is asked
+    about only now and then.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.first = torch.full((), -1, dtype=torch.long, device=device)
@@ -46,7 +50,8 @@ class Watch:
         return int(self.first) >= 0
 
     def check(self, session: Session, folder: Path, rates: Mapping[int, float]) -> None:
-        """DivergenceError if there was such a step, once it is written down; all processes have to ask at the same time.
+        """DivergenceError if there was such a step, once it is written down; all processes have to ask at the
+        same time.
 
         rates  iteration -> its learning rate, for those since the last check
         """
@@ -55,18 +60,37 @@ class Watch:
         iteration = int(self.first)
         values = dict(zip(WATCHED, self.values.tolist(), strict=True))
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        (share,), (whole,) = session.batches(iteration, iteration + 1), session.batches(iteration, iteration + 1, whole=True)
+        (share,), (whole,) = (
+            session.batches(iteration, iteration + 1),
+            session.batches(iteration, iteration + 1, whole=True),
+        )
         levels = level_losses(session, share)
-        at = [f"{name} at {', '.join(bad)}" for name, row in levels.items() if (bad := not_finite(session.model.levels, row))]
+        at = [
+            f"{name} at {', '.join(bad)}"
+            for name, row in levels.items()
+            if (bad := not_finite(session.model.levels, row))
+        ]
         files = [str(session.training.files[i]) for i in whole.indices.tolist()]
         dump = folder / f"dump-{iteration + 1}.pt"
-        keeps = f"; --init {folder} keeps the weights of the last validation" if (folder / "model.safetensors").exists() else ""
+        keeps = (
+            f"; --init {folder} keeps the weights of the last validation"
+            if (folder / "model.safetensors").exists()
+            else ""
+        )
         if first():
-            numbers = {"iteration": iteration, "lr": rates[iteration], "numbers": values, "levels": levels, "files": files}
+            numbers = {
+                "iteration": iteration,
+                "lr": rates[iteration],
+                "numbers": values,
+                "levels": levels,
+                "files": files,
+            }
             write_dump(dump, session, whole, numbers)
         raise DivergenceError(
-            f"iteration {iteration + 1}: {' and '.join(wrong)} not finite ({'; '.join(at) or 'the losses of all levels are'}), with the "
-            f"images {', '.join(files)}.\nThe step was not taken, and the files of {folder} are those of before. Look at it with "
+            f"iteration {iteration + 1}: {' and '.join(wrong)} not finite "
+            f"({'; '.join(at) or 'the losses of all levels are'}), with the "
+            f"images {', '.join(files)}.\nThe step was not taken, and the files of {folder} are those of "
+            f"before. Look at it with "
             f"'retinanet replay {dump}', then start a new run with a lower --lr or with --clip{keeps}."
         )
 
@@ -77,7 +101,9 @@ def not_finite(names: list[str], values: list[float]) -> list[str]:
 
 
 def level_losses(session: Session, share: Batch) -> dict[str, list[float]]:
-    """The class loss and the box loss of each level over all processes, without a step; `share` is this process's."""
+    """The class loss and the box loss of each level over all processes, without a step; `share` is this
+    process's.
+    """
     batch = share.to(session.device)
     anchors = session.model.anchors(batch.images)
     matched = session.criterion.match(anchors, batch.targets)
@@ -88,14 +114,17 @@ def level_losses(session: Session, share: Batch) -> dict[str, list[float]]:
             images = session.preprocess.normalize(batch.images[rows], batch.targets.sizes[rows])
             with autocast(session.config.precision, session.device):
                 logits, offsets = session.model(images)
-            parts = session.criterion.per_level(logits, offsets, anchors, matched[rows], positives, session.sampler.batch)
+            parts = session.criterion.per_level(
+                logits, offsets, anchors, matched[rows], positives, session.sampler.batch
+            )
             sums += torch.stack([torch.stack(parts["class_loss"]), torch.stack(parts["box_loss"])])
     class_losses, box_losses = total(sums).tolist()
     return {"class_loss": class_losses, "box_loss": box_losses}
 
 
 def write_dump(path: Path, session: Session, batch: Batch, numbers: dict[str, Any]) -> None:
-    """All that is needed to repeat a step elsewhere: the whole batch, the weights before it, settings, and the `numbers` it had.
+    """All that is needed to repeat a step elsewhere: the whole batch, the weights before it, settings, and
+    the `numbers` it had.
 
     Running statistics of live batch norm have moved since; a step does not read them.
     """
@@ -119,7 +148,9 @@ def write_dump(path: Path, session: Session, batch: Batch, numbers: dict[str, An
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits of all parameters and buffers, names included; equal bits give equal digits on every machine."""
+    """16 hex digits of all parameters and buffers, names included; equal bits give equal digits on every
+    machine.
+    """
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -139,32 +170,48 @@ class Advice:
     """Rows of the log that are compared: the first after the warm-up with the last."""
 
     def __init__(self, rate: float, batch: int, optimizer: str, warmup: int, iterations: int) -> None:
-        self.rate, self.batch, self.optimizer, self.warmup, self.iterations = rate, batch, optimizer, warmup, iterations
+        self.rate, self.batch, self.optimizer, self.warmup, self.iterations = (
+            rate,
+            batch,
+            optimizer,
+            warmup,
+            iterations,
+        )
         self.losses: list[float] = []
         self.positives = 0.0
         self.told: set[str] = set()
 
     def begin(self) -> list[str]:
-        """What can be said before the first step: SGD's rate against the linear rule (Goyal et al. 2017; 0.01 for 16 images, Sec. 4.1)."""
+        """What can be said before the first step: SGD's rate against the linear rule (Goyal et al. 2017; 0.01
+        for 16 images, Sec. 4.1).
+        """
         usual = 0.01 * self.batch / 16
         if self.optimizer == "adamw" and self.rate >= 5e-3:
-            return [f"the learning rate {self.rate:.3g} is high for AdamW: 1e-4 (pretrained) to 2e-3 (from scratch) are usual"]
+            return [
+                f"the learning rate {self.rate:.3g} is high for AdamW: 1e-4 (pretrained) to 2e-3 (from "
+                f"scratch) are usual"
+            ]
         if self.optimizer != "sgd" or usual / 10 <= self.rate <= 3 * usual:
             return []
         which = "high" if self.rate > usual else "low"
         return [
-            f"the learning rate {self.rate:.3g} is {which} for SGD with {self.batch} images a step: the paper's 0.01 for 16 images would "
-            f"be {usual:.3g} here. --lr is scaled with the batch by itself; leave --lr-batch at the batch that --lr is meant for"
+            f"the learning rate {self.rate:.3g} is {which} for SGD with {self.batch} images a step: the "
+            f"paper's 0.01 for 16 images would "
+            f"be {usual:.3g} here. --lr is scaled with the batch by itself; leave --lr-batch at the batch "
+            f"that --lr is meant for"
         ]
 
     def row(self, done: int, loss: float, positives: float) -> list[str]:
-        """What the log row after iteration `done` gives reason to say; `positives` of all steps since the row before."""
+        """What the log row after iteration `done` gives reason to say; `positives` of all steps since the row
+        before.
+        """
         self.positives += positives
         said = {}
         if done >= self.EMPTY and self.positives == 0:
             said["positives"] = (
                 f"no anchor has matched an object in {done} iterations, so there is nothing to learn from: "
-                "'retinanet check DATA' says which boxes are out of reach, and which --anchor-size or --scale reaches them"
+                "'retinanet check DATA' says which boxes are out of reach, and which --anchor-size or "
+                "--scale reaches them"
             )
         if done > min(self.warmup, self.iterations // 10):
             self.losses.append(loss)
@@ -173,12 +220,14 @@ class Advice:
             before, after = statistics.median(begun), statistics.median(now)
             if after > 2 * before:
                 said["rate"] = (
-                    f"the loss has risen from {before:.3g} to {after:.3g}: the learning rate {self.rate:.3g} is too high for "
+                    f"the loss has risen from {before:.3g} to {after:.3g}: the learning rate "
+                    f"{self.rate:.3g} is too high for "
                     f"{self.batch} images a step, or --clip is needed"
                 )
             elif done >= 0.25 * self.iterations and done >= 200 and after > 0.95 * before:
                 said["falls"] = (
-                    f"the loss does not fall ({before:.3g} after the warm-up, {after:.3g} now): look at plots/first_batch.jpg (do the "
+                    f"the loss does not fall ({before:.3g} after the warm-up, {after:.3g} now): look at "
+                    f"plots/first_batch.jpg (do the "
                     f"boxes sit on the objects?), and try another --lr than {self.rate:.3g}"
                 )
         new = [text for kind, text in said.items() if kind not in self.told]

@@ -1,5 +1,7 @@
-"""What an exported file computes: pictures of bytes in, boxes out. The network that answers, between a normalisation and a
-post-processing whose shapes do not depend on what they see, so that one graph serves any batch of any pictures.
+"""What an exported file computes: pictures of bytes in, boxes out. The network that answers, between a
+normalisation and a
+post-processing whose shapes do not depend on what they see, so that one graph serves any batch of any
+pictures.
 
 `model.preprocess` and `model.postprocess` are the reference: the tests hold the answers equal.
 """
@@ -24,9 +26,12 @@ OUTPUTS = ("boxes", "scores", "labels", "counts")
 class Graph(nn.Module):
     """A detector as one module of tensors.
 
-    images   [B, 3, H, W] RGB, uint8 (float32 in 0..255 where the model wants its pictures resized as floats), each in the upper left corner
-    sizes    [B, 2] float32, height and width of each picture inside the batch; the rest is padding, whatever it holds
-    returns  boxes [B, N, 4] float32, xyxy in pixels of the batch; scores [B, N] float32, best first; labels [B, N] int64; counts [B] int64:
+    images   [B, 3, H, W] RGB, uint8 (float32 in 0..255 where the model wants its pictures resized as floats),
+             each in the upper left corner
+    sizes    [B, 2] float32, height and width of each picture inside the batch; the rest is padding, whatever
+             it holds
+    returns  boxes [B, N, 4] float32, xyxy in pixels of the batch; scores [B, N] float32, best first; labels
+             [B, N] int64; counts [B] int64:
              so many of the N = max_detections places are answers, the others are 0
     """
 
@@ -35,7 +40,12 @@ class Graph(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.network, self.model, self.post, self.pre = detector.network, [detector.model], detector.postprocess, detector.preprocess
+        self.network, self.model, self.post, self.pre = (
+            detector.network,
+            [detector.model],
+            detector.postprocess,
+            detector.preprocess,
+        )
         self.precision = detector.precision
         self.pixels = torch.float32 if self.pre.resize == "plain" else torch.uint8
         size, scales, ratios, self.center = detector.model.anchor_settings
@@ -67,22 +77,38 @@ class Graph(nn.Module):
         height, width = images.shape[-2:]
         down = torch.arange(height, device=images.device) < sizes[:, 0, None]
         across = torch.arange(width, device=images.device) < sizes[:, 1, None]
-        return torch.where((down[:, :, None] & across[:, None])[:, None], (images - self.mean) / self.std, 0.0)
+        return torch.where(
+            (down[:, :, None] & across[:, None])[:, None], (images - self.mean) / self.std, 0.0
+        )
 
     def anchors(self, height: int, width: int, like: Tensor) -> list[Tensor]:
         """As `RetinaNet.anchors`: per level [HWA, 4]."""
         levels = []
         for level, stride in enumerate(self.strides):
-            down, across = (height + stride - 1) // stride, (width + stride - 1) // stride  # ONNX divides towards 0, so not -(-a // b)
-            apart = (stride, stride) if self.model[0].anchor_steps == "stride" else (height // down, width // across)
-            y = ((torch.arange(down, device=like.device) + self.center) * apart[0])[:, None].expand(down, across)
-            x = ((torch.arange(across, device=like.device) + self.center) * apart[1])[None].expand(down, across)
+            down, across = (
+                (height + stride - 1) // stride,
+                (width + stride - 1) // stride,
+            )  # ONNX divides towards 0, so not -(-a // b)
+            apart = (
+                (stride, stride)
+                if self.model[0].anchor_steps == "stride"
+                else (height // down, width // across)
+            )
+            y = ((torch.arange(down, device=like.device) + self.center) * apart[0])[:, None].expand(
+                down, across
+            )
+            x = ((torch.arange(across, device=like.device) + self.center) * apart[1])[None].expand(
+                down, across
+            )
             cell = getattr(self, f"cell{level}")
             levels.append((torch.stack([x, y, x, y], dim=-1)[:, :, None] + cell).reshape(-1, 4))
         return levels
 
-    def candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best pairs of one level, as `Postprocess.candidates` has them: logits and labels [B, P], offsets and anchors [B, P, 4].
+    def candidates(
+        self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best pairs of one level, as `Postprocess.candidates` has them: logits and labels [B, P],
+        offsets and anchors [B, P, 4].
 
         P is `per_level` whatever the level's size: it is lengthened by as many anchors that answer nothing.
         """
@@ -96,9 +122,16 @@ class Graph(nn.Module):
         pairs = torch.where(best[..., None] == -torch.inf, -torch.inf, rows(logits, kept).float())
         x, index = pairs.flatten(1).topk(most, dim=1)
         anchor = kept.gather(1, index // classes)
-        return x, index % classes, rows(offsets, anchor).float(), rows(anchors[None], anchor.reshape(1, -1)).reshape(*anchor.shape, 4)
+        return (
+            x,
+            index % classes,
+            rows(offsets, anchor).float(),
+            rows(anchors[None], anchor.reshape(1, -1)).reshape(*anchor.shape, 4),
+        )
 
-    def answers(self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def answers(
+        self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Candidates -> what a call returns, as `Postprocess.suppress`."""
         alive = (x > self.post.logit_threshold) & boxes.isfinite().all(dim=2)
         if self.post.clip_boxes == "before":
@@ -107,17 +140,25 @@ class Graph(nn.Module):
                 alive = alive & (area(boxes) > 0)
         x = torch.where(alive, x, -torch.inf)
         boxes = torch.where(alive[..., None], boxes, 0.0)
-        left = keep(boxes, x, labels, self.network.num_classes, self.post.nms_threshold, self.post.max_detections)
+        left = keep(
+            boxes, x, labels, self.network.num_classes, self.post.nms_threshold, self.post.max_detections
+        )
         boxes, x, labels = self.best(boxes, torch.where(left, x, -torch.inf), labels)
         if self.post.clip_boxes == "after":
             boxes = clip(boxes, sizes)
             if self.post.empty_boxes == "dropped":
                 boxes, x, labels = self.best(boxes, torch.where(area(boxes) > 0, x, -torch.inf), labels)
         found = x > -torch.inf
-        boxes, scores, labels = boxes * found[..., None], x.sigmoid(), labels * found  # that of -inf is 0 already
+        boxes, scores, labels = (
+            boxes * found[..., None],
+            x.sigmoid(),
+            labels * found,
+        )  # that of -inf is 0 already
         return boxes, scores, labels, found.sum(dim=1)
 
     def best(self, boxes: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The `max_detections` with the highest x, best first, of equal ones the first."""
-        x, index = (part[:, : self.post.max_detections] for part in x.sort(dim=1, descending=True, stable=True))
+        x, index = (
+            part[:, : self.post.max_detections] for part in x.sort(dim=1, descending=True, stable=True)
+        )
         return rows(boxes, index), x, labels.gather(1, index)

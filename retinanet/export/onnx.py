@@ -30,7 +30,10 @@ def to_onnx(program: ExportedProgram, text: str) -> Any:
             output_names=list(OUTPUTS),
             opset_version=OPSET,
             dynamo=True,
-            custom_translation_table={torch.ops.retinanet.keep.default: keep, torch.ops.aten.sort.stable: sort},
+            custom_translation_table={
+                torch.ops.retinanet.keep.default: keep,
+                torch.ops.aten.sort.stable: sort,
+            },
             verbose=False,
         )
     assert made is not None
@@ -43,18 +46,29 @@ def to_onnx(program: ExportedProgram, text: str) -> Any:
 
 
 def keep(boxes: Any, x: Any, labels: Any, classes: int, threshold: float, most: int) -> Any:
-    """`ops.keep` in ONNX's operators: each class has a row of its own, so no box is shifted and no decision rounded."""
+    """`ops.keep` in ONNX's operators: each class has a row of its own, so no box is shifted and no decision
+    rounded.
+    """
     import numpy as np
     from onnxscript import opset18 as op
 
     lowest = float(np.finfo(np.float32).min)
     row = op.Constant(value_ints=list(range(classes)))
-    own = op.Equal(op.Unsqueeze(labels, op.Constant(value_ints=[1])), op.Unsqueeze(row, op.Constant(value_ints=[0, 2])))
+    own = op.Equal(
+        op.Unsqueeze(labels, op.Constant(value_ints=[1])), op.Unsqueeze(row, op.Constant(value_ints=[0, 2]))
+    )
     scores = op.Where(own, op.Unsqueeze(x, op.Constant(value_ints=[1])), op.Constant(value_float=-np.inf))
-    limits = (op.Constant(value_ints=[most]), op.Constant(value_floats=[threshold]), op.Constant(value_floats=[lowest]))
+    limits = (
+        op.Constant(value_ints=[most]),
+        op.Constant(value_floats=[threshold]),
+        op.Constant(value_floats=[lowest]),
+    )
     found = op.NonMaxSuppression(boxes, scores, *limits)  # [S, 3]: picture, class, box
     place = op.Gather(found, op.Constant(value_ints=[0, 2]), axis=1)
-    ones = op.Expand(op.Constant(value_float=1.0), op.Slice(op.Shape(place), *(op.Constant(value_ints=[i]) for i in (0, 1))))
+    ones = op.Expand(
+        op.Constant(value_float=1.0),
+        op.Slice(op.Shape(place), *(op.Constant(value_ints=[i]) for i in (0, 1))),
+    )
     none = op.Expand(op.Constant(value_float=0.0), op.Shape(x))
     return op.Greater(op.ScatterND(none, place, ones), op.Constant(value_float=0.5))
 

@@ -1,4 +1,6 @@
-"""Our graph as an OpenVINO model, made of its ONNX: in fp32, computed in bf16, or with convolutions of int8."""
+"""Our graph as an OpenVINO model, made of its ONNX: in fp32, computed in bf16, or with convolutions of
+int8.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,20 @@ def behind_the_network(model: Any) -> list[str]:
     """Names of all operations from which no convolution is reached any more."""
     before: set[str] = set()
     for operation in reversed(model.get_ordered_ops()):
-        users = [target.get_node().get_friendly_name() for output in operation.outputs() for target in output.get_target_inputs()]
+        users = [
+            target.get_node().get_friendly_name()
+            for output in operation.outputs()
+            for target in output.get_target_inputs()
+        ]
         if "Convolution" in operation.get_type_name() or before.intersection(users):
             before.add(operation.get_friendly_name())
-    return [name for operation in model.get_ordered_ops() if (name := operation.get_friendly_name()) not in before]
+    return [
+        name for operation in model.get_ordered_ops() if (name := operation.get_friendly_name()) not in before
+    ]
 
 
 def write_openvino(model: Any, path: Path) -> None:
-    """An .xml, and a .bin beside it with the weights as they are: half precision would cost more than a tenth of a pixel."""
+    """An .xml, and a .bin beside it with the weights as they are: half precision would cost more than a tenth
+    of a pixel.
+    """
     extra("openvino").save_model(model, str(path), compress_to_fp16=False)

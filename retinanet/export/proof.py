@@ -1,4 +1,6 @@
-"""An exported file beside its source: the same pictures, the detections of both compared, their AP, their time."""
+"""An exported file beside its source: the same pictures, the detections of both compared, their AP, their
+time.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,11 @@ class Case:
     """Pictures that were answered by both.
 
     pixels, score  the largest difference of two answers that belong together
-    ties           answers of one side only, of which rounding decides: at the limit of the scores, or of an overlap
+    ties           answers of one side only, of which rounding decides: at the limit of the scores, or of an
+                   overlap
     alone          all other answers of one side only
-    sure, again    answers of either side above the source's display threshold, and how many of them the other has too, at about its place
+    sure, again    answers of either side above the source's display threshold, and how many of them the other
+                   has too, at about its place
     """
 
     name: str
@@ -82,16 +86,30 @@ def prove(
     max_pixels: int = MAX_PIXELS,
     unfitted: Detector | None = None,
 ) -> Proof:
-    """Run both. `data` has the pictures to compare on and the truth to measure AP with; None: generated scenes, and no AP.
+    """Run both. `data` has the pictures to compare on and the truth to measure AP with; None: generated
+    scenes, and no AP.
 
-    Where pictures are fitted into one size, `unfitted` is the source without: its AP shows what the size costs, and decides nothing.
+    Where pictures are fitted into one size, `unfitted` is the source without: its AP shows what the size
+    costs, and decides nothing.
     """
     pictures = generated() if data is None else some_of(data, max_pixels)
-    cases = [compared(name, batch, source, exported, shown) for name, batch, shown in [("pictures", 1, pictures), *odd_ones(pictures[0])]]
-    proof = Proof(cases, {f"batch of {batch}": timed(source, exported, pictures[0], batch) for batch in (1, 4)})
+    cases = [
+        compared(name, batch, source, exported, shown)
+        for name, batch, shown in [("pictures", 1, pictures), *odd_ones(pictures[0])]
+    ]
+    proof = Proof(
+        cases, {f"batch of {batch}": timed(source, exported, pictures[0], batch) for batch in (1, 4)}
+    )
     if data is not None:
-        sides = {"source": source, "exported": exported, **({"source at its own size": unfitted} if unfitted else {})}
-        proof.ap = {name: evaluate(one, data, workers=workers, max_pixels=max_pixels).metrics["AP"] or 0.0 for name, one in sides.items()}
+        sides = {
+            "source": source,
+            "exported": exported,
+            **({"source at its own size": unfitted} if unfitted else {}),
+        }
+        proof.ap = {
+            name: evaluate(one, data, workers=workers, max_pixels=max_pixels).metrics["AP"] or 0.0
+            for name, one in sides.items()
+        }
     proof.reasons += judged(proof, precision, DROP[precision] if max_drop is None else max_drop)
     return proof
 
@@ -108,14 +126,24 @@ def some_of(data: Dataset, max_pixels: int) -> list[Tensor]:
 
 
 def odd_ones(picture: Tensor) -> list[tuple[str, int, list[Tensor]]]:
-    """What exports break on: a batch of pictures of several sizes, of which one has nothing to find; a tall, a wide and a tiny picture
+    """What exports break on: a batch of pictures of several sizes, of which one has nothing to find; a tall,
+    a wide and a tiny picture
     [3, H, W], and a strip so low that the coarsest map has one row of cells.
     """
     empty = torch.full_like(picture, 127)
     _, height, width = picture.shape
     side = min(height, width)
     return [
-        ("batch", 4, [picture, empty[:, : height // 2], picture.flip(2)[:, :, : width * 2 // 3], picture.flip(1)[:, : height * 4 // 5]]),
+        (
+            "batch",
+            4,
+            [
+                picture,
+                empty[:, : height // 2],
+                picture.flip(2)[:, :, : width * 2 // 3],
+                picture.flip(1)[:, : height * 4 // 5],
+            ],
+        ),
         ("nothing", 1, [empty]),
         ("tall", 1, [picture[:, :, : max(8, side // 3)]]),
         ("wide", 1, [picture[:, : max(8, side // 3)]]),
@@ -125,13 +153,17 @@ def odd_ones(picture: Tensor) -> list[tuple[str, int, list[Tensor]]]:
 
 
 def compared(name: str, batch: int, source: Detector, exported: Detector, pictures: Sequence[Tensor]) -> Case:
-    """The answers of both for the same pictures. They share a batch whatever their sizes, the smaller ones padded."""
+    """The answers of both for the same pictures. They share a batch whatever their sizes, the smaller ones
+    padded.
+    """
     case = Case(name, batch, len(pictures))
     for start in range(0, len(pictures), batch):
         shown = pictures[start : start + batch]
         images, sizes = source.preprocess.stack([source.preprocess.resized(picture) for picture in shown])
         originals = [(picture.shape[1], picture.shape[2]) for picture in shown]
-        for one, other in zip(source.answer(images, sizes, originals), exported.answer(images, sizes, originals), strict=True):
+        for one, other in zip(
+            source.answer(images, sizes, originals), exported.answer(images, sizes, originals), strict=True
+        ):
             add(case, one, other, source)
     return case
 
@@ -174,11 +206,15 @@ def others(answer: Detections, taken: Tensor) -> list[int]:
     return sorted(set(range(len(answer))) - set(taken.tolist()))
 
 
-def decided_by_rounding(alone: list[list[int]], answers: tuple[Detections, Detections], source: Detector) -> int:
+def decided_by_rounding(
+    alone: list[list[int]], answers: tuple[Detections, Detections], source: Detector
+) -> int:
     """How many of the answers of one side only are there or not because of the last digit of something.
 
-    Their score is that of the threshold, or no better than the last of the other side's, which has as many as a picture may have; or their
-    overlap with another of their class is that of the NMS threshold; or that other one is on one side only for such a reason itself.
+    Their score is that of the threshold, or no better than the last of the other side's, which has as many as
+    a picture may have; or their
+    overlap with another of their class is that of the NMS threshold; or that other one is on one side only
+    for such a reason itself.
     """
     limit, most = source.postprocess.score_threshold, source.postprocess.max_detections
     excused: list[set[int]] = [set(), set()]
@@ -196,7 +232,9 @@ def decided_by_rounding(alone: list[list[int]], answers: tuple[Detections, Detec
                     continue
                 overlap = iou(here.boxes[at], there.boxes) * (there.labels == here.labels[at])
                 at_threshold = ((overlap - source.postprocess.nms_threshold).abs() <= TIE).any()
-                if at_threshold or any(overlap[position] > source.postprocess.nms_threshold for position in excused[1 - side]):
+                if at_threshold or any(
+                    overlap[position] > source.postprocess.nms_threshold for position in excused[1 - side]
+                ):
                     excused[side].add(at)
                     changed = True
     return len(excused[0]) + len(excused[1])
@@ -222,7 +260,10 @@ def judged(proof: Proof, precision: str, drop: float) -> list[str]:
     reasons = []
     sure, again = (sum(getattr(case, name) for case in proof.cases) for name in ("sure", "again"))
     if not any(case.answers or case.alone for case in proof.cases):
-        reasons.append("the source finds nothing in these pictures, so nothing was compared: give --data with what it knows")
+        reasons.append(
+            "the source finds nothing in these pictures, so nothing was compared: give --data with what it "
+            "knows"
+        )
     if precision == "fp32":
         for case in proof.cases:
             told = f"{case.name}, batch of {case.batch}"
@@ -236,26 +277,53 @@ def judged(proof: Proof, precision: str, drop: float) -> list[str]:
                 reasons.append(f"{told}: {case.ties} ties, too many for {case.answers} answers")
     elif proof.ap is None:
         if not sure:
-            reasons.append("no answer is above the display threshold, so nothing was compared: give --data with what the model knows")
+            reasons.append(
+                "no answer is above the display threshold, so nothing was compared: give --data with what "
+                "the model knows"
+            )
         if again < AGAIN * sure:
             reasons.append(f"of {sure} sure answers only {again} are found again")
     elif proof.ap["source"] <= 0:
         reasons.append("the source's own AP on --data is 0, so no fall could show")
     if proof.ap is not None and proof.ap["source"] - proof.ap["exported"] > drop:
-        reasons.append(f"AP falls from {proof.ap['source']:.4f} to {proof.ap['exported']:.4f}, by more than {drop:g}")
+        reasons.append(
+            f"AP falls from {proof.ap['source']:.4f} to {proof.ap['exported']:.4f}, by more than {drop:g}"
+        )
     return reasons
 
 
 def show(proof: Proof) -> None:
     """The tables."""
     console = Console(highlight=False)
-    table = Table("case", "batch", "pictures", "answers", "box, px", "score", "one side only", "of these ties", box=None, pad_edge=False)
+    table = Table(
+        "case",
+        "batch",
+        "pictures",
+        "answers",
+        "box, px",
+        "score",
+        "one side only",
+        "of these ties",
+        box=None,
+        pad_edge=False,
+    )
     for case in proof.cases:
-        numbers = (case.batch, case.pictures, case.answers, f"{case.pixels:.2g}", f"{case.score:.1g}", case.alone + case.ties, case.ties)
+        numbers = (
+            case.batch,
+            case.pictures,
+            case.answers,
+            f"{case.pixels:.2g}",
+            f"{case.score:.1g}",
+            case.alone + case.ties,
+            case.ties,
+        )
         table.add_row(case.name, *map(str, numbers))
     console.print(table)
     for name, seconds in proof.seconds.items():
         source, exported = (1000 * seconds[side] for side in ("source", "exported"))
-        console.print(f"{name}: source {source:.1f} ms a picture, exported {exported:.1f} ms, {source / exported:.2f} times as fast")
+        console.print(
+            f"{name}: source {source:.1f} ms a picture, exported {exported:.1f} ms, {source / exported:.2f} "
+            f"times as fast"
+        )
     if proof.ap is not None:
         console.print("AP: " + ", ".join(f"{name} {ap:.4f}" for name, ap in proof.ap.items()))

@@ -1,4 +1,6 @@
-"""Our graph as a program of torch.export, in fp32 or bf16: what the others are made of, and a file by itself."""
+"""Our graph as a program of torch.export, in fp32 or bf16: what the others are made of, and a file by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from ..weights.checkpoint import KEY
 from .graph import Graph
 
 TRACED = (384, 256)
-"""Height and width that are traced where any will do: every map of the pyramid has at least two cells each way."""
+"""Height and width that are traced where any will do: every map of the pyramid has at least two cells each
+way.
+"""
 
 
 def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
@@ -26,7 +30,14 @@ def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
     height, width = size or (-(-side // multiple) * multiple for side in TRACED)
     images = torch.zeros(2, 3, height, width, dtype=graph.pixels)
     sizes = torch.tensor([[float(height), float(width)]] * 2)
-    sides = {} if size else {2: multiple * Dim("rows", max=2**15 // multiple), 3: multiple * Dim("columns", max=2**15 // multiple)}
+    sides = (
+        {}
+        if size
+        else {
+            2: multiple * Dim("rows", max=2**15 // multiple),
+            3: multiple * Dim("columns", max=2**15 // multiple),
+        }
+    )
     shapes = {"images": {0: batch, **sides}, "sizes": {0: batch}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about itself
@@ -35,11 +46,14 @@ def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
         except Exception as error:  # torch has many for what it cannot trace
             if size:
                 raise
-            raise ConfigError(f"torch cannot trace this network for pictures of any size; give --size ({str(error)[:200]})") from error
+            raise ConfigError(
+                f"torch cannot trace this network for pictures of any size; give --size ({str(error)[:200]})"
+            ) from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # lines of code with the paths of this machine
-    # what the tracer takes for granted about maps of more than a cell; that it holds for one too is for the proof to show
+    # what the tracer takes for granted about maps of more than a cell; that it holds for one too is for the
+    # proof to show
     program._guards_code = []
     return program
 

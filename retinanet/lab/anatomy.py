@@ -1,4 +1,6 @@
-"""The verb `lab anatomy`: which examples produce a model's class loss, and which labels are probably wrong."""
+"""The verb `lab anatomy`: which examples produce a model's class loss, and which labels are probably
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Anatomy:
 
     shares: Shares
     image_losses: Floats
-    """[N] class loss of each picture, over all its anchors; the normaliser is that of the training but for the number of its step."""
+    """[N] class loss of each picture, over all its anchors; the normaliser is that of the training but for
+    the number of its step.
+    """
     box_losses: Floats
     """[M] class loss of the anchors that answer for each box."""
     matched: Flags
@@ -64,9 +68,11 @@ class Anatomy:
 
 
 def run(model: str, data: str, config: AnatomyConfig) -> Anatomy:
-    """Print the shares of the loss and the first suspects; anatomy.json, suspects.json and the page anatomy.html go to --out.
+    """Print the shares of the loss and the first suspects; anatomy.json, suspects.json and the page
+    anatomy.html go to --out.
 
-    A planted.json beside the data, see `planted`, is the truth about errors made on purpose: precision and recall are printed then.
+    A planted.json beside the data, see `planted`, is the truth about errors made on purpose: precision and
+    recall are printed then.
     """
     if config.scales:
         raise ConfigError("lab anatomy looks at one scale; use --scale in place of --scales")
@@ -74,14 +80,26 @@ def run(model: str, data: str, config: AnatomyConfig) -> Anatomy:
     detector = load(model, config.device, config.precision, config.scale)
     dataset = in_model_classes(chosen_split(data, config), detector.names)
     criterion, settings = criterion_of(model, dataset)
-    log.info("looking at %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device))
+    log.info(
+        "looking at %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device)
+    )
     with progress_bar(len(dataset), "looking") as progress:
         workers = pick_workers(config.workers, detector.device)
         found = dissect(detector, dataset, criterion, config.batch, workers, config.max_pixels, progress)
     out = config.out or free_folder(data)
     out.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {"model": model, "data": str(data), "split": dataset.split, "data_hash": dataset.fingerprint()}
-    about |= {"criterion": settings, "config": to_json(config), "versions": versions(), "machine": describe(detector.device)}
+    about: dict[str, Any] = {
+        "model": model,
+        "data": str(data),
+        "split": dataset.split,
+        "data_hash": dataset.fingerprint(),
+    }
+    about |= {
+        "criterion": settings,
+        "config": to_json(config),
+        "versions": versions(),
+        "machine": describe(detector.device),
+    }
     content = summary(found, dataset)
     truth = Path(data) / planted.FILE
     if truth.is_file():
@@ -91,7 +109,16 @@ def run(model: str, data: str, config: AnatomyConfig) -> Anatomy:
     write_whole(out / "anatomy.json", json.dumps({**content, **about}, indent=1, allow_nan=False).encode())
     rows = ",\n".join(json.dumps(entry(dataset, suspect), allow_nan=False) for suspect in listed)
     write_whole(out / "suspects.json", f"[{rows}]\n".encode())
-    exhibit(out / "anatomy.html", dataset, listed, found.box_losses, found.image_losses, content, found.shares.table(), config.max_pixels)
+    exhibit(
+        out / "anatomy.html",
+        dataset,
+        listed,
+        found.box_losses,
+        found.image_losses,
+        content,
+        found.shares.table(),
+        config.max_pixels,
+    )
     log.info("%d suspects: look at %s", len(listed), out / "anatomy.html")
     return found
 
@@ -109,7 +136,8 @@ def chosen_split(path: str, config: AnatomyConfig) -> Dataset:
 
 
 def criterion_of(model: str, data: Dataset) -> tuple[Criterion, dict[str, Any]]:
-    """The losses that a run was trained with, and their settings; the paper's when `model` is no folder of a run.
+    """The losses that a run was trained with, and their settings; the paper's when `model` is no folder of a
+    run.
 
     Class weights by inverse frequency are those of `data`. What mining leaves out is looked at all the same.
     """
@@ -118,9 +146,14 @@ def criterion_of(model: str, data: Dataset) -> tuple[Criterion, dict[str, Any]]:
         try:
             config = from_json(TrainConfig, json.loads(file.read_text())["config"])
         except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{file} cannot be read ({error}); was the run made by another version?") from error
+            raise ConfigError(
+                f"{file} cannot be read ({error}); was the run made by another version?"
+            ) from error
     if config.criterion.mining != "none":
-        log.info("the run was trained on minibatches (--mining %s); here all anchors are looked at", config.criterion.mining)
+        log.info(
+            "the run was trained on minibatches (--mining %s); here all anchors are looked at",
+            config.criterion.mining,
+        )
         config = replace(config, criterion=replace(config.criterion, mining="none"))
     return build_criterion(config, data), to_json(config.criterion)
 
@@ -135,14 +168,18 @@ def dissect(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] | None = None,
 ) -> Anatomy:
-    """One pass over every picture of `data` (whose sizes are known, see `validate`), as in evaluation; few numbers of each box are kept."""
+    """One pass over every picture of `data` (whose sizes are known, see `validate`), as in evaluation; few
+    numbers of each box are kept.
+    """
     shares = Shares(detector.model.levels, data.names)
     image_losses, box_losses = np.zeros(len(data)), np.zeros(len(data.labels))
     matched = np.zeros(len(data.labels), dtype=np.bool_)
     evidence = np.zeros(len(data.labels), BOX)
     peaks: list[Rows] = [np.zeros(0, PEAK)] * len(data)
     done = 0
-    for loaded in evaluation_batches(data, detector.preprocess, batch, workers, detector.device.type == "cuda", max_pixels):
+    for loaded in evaluation_batches(
+        data, detector.preprocess, batch, workers, detector.device.type == "cuda", max_pixels
+    ):
         indices, sizes = loaded.indices.tolist(), loaded.targets.sizes
         logits, offsets, normalized = detector.forward(loaded.images, sizes)
         anchors = detector.model.anchors(normalized)
@@ -151,7 +188,9 @@ def dissect(
         losses = add_losses(shares, logits, anchors, targets, owners, criterion)
         of_boxes, has_anchor = by_owner(losses, owners, targets.labels.shape[1])
         image_losses[indices] = losses.sum(dim=1).cpu().numpy()
-        for b, (index, (found, p)) in enumerate(zip(indices, best_answers(detector, logits, offsets, anchors, sizes), strict=True)):
+        for b, (index, (found, p)) in enumerate(
+            zip(indices, best_answers(detector, logits, offsets, anchors, sizes), strict=True)
+        ):
             single = ~data.crowd[data.rows(index)]
             rows = np.arange(data.first[index], data.first[index + 1])[single]
             box_losses[rows], matched[rows] = of_boxes[b, : len(rows)], has_anchor[b, : len(rows)]
@@ -168,13 +207,22 @@ def dissect(
 
 
 def owners_of(criterion: Criterion, anchors: list[Tensor], targets: Targets) -> Tensor:
-    """[B, A] the position of the box that each anchor answers for, or BACKGROUND, or IGNORE: `match`, with positions in place of labels."""
-    positions = torch.arange(targets.labels.shape[1], device=targets.labels.device).expand(targets.labels.shape)
+    """[B, A] the position of the box that each anchor answers for, or BACKGROUND, or IGNORE: `match`, with
+    positions in place of labels.
+    """
+    positions = torch.arange(targets.labels.shape[1], device=targets.labels.device).expand(
+        targets.labels.shape
+    )
     return criterion.match(anchors, replace(targets, labels=positions)).labels
 
 
 def add_losses(
-    shares: Shares, logits: list[Tensor], anchors: list[Tensor], targets: Targets, owners: Tensor, criterion: Criterion
+    shares: Shares,
+    logits: list[Tensor],
+    anchors: list[Tensor],
+    targets: Targets,
+    owners: Tensor,
+    criterion: Criterion,
 ) -> Tensor:
     """Add a batch to the shares; returns the class loss of each anchor [B, A]."""
     labels = owners
@@ -186,7 +234,8 @@ def add_losses(
     counts = [level.shape[1] for level in logits]
     parts = zip(logits, labels.split(counts, dim=1), anchors, strict=True)
     losses = [
-        shares.add(level, x, label, inside(anchor, targets.sizes), weights, criterion) for level, (x, label, anchor) in enumerate(parts)
+        shares.add(level, x, label, inside(anchor, targets.sizes), weights, criterion)
+        for level, (x, label, anchor) in enumerate(parts)
     ]
     return torch.cat(losses, dim=1)
 
@@ -205,7 +254,9 @@ def by_owner(losses: Tensor, owners: Tensor, boxes: int) -> tuple[Floats, Flags]
 def best_answers(
     detector: Detector, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each picture the boxes [N, 4], in pixels of the batch, and probabilities [N, K] of its best anchors, before NMS; on the CPU."""
+    """Of each picture the boxes [N, 4], in pixels of the batch, and probabilities [N, K] of its best anchors,
+    before NMS; on the CPU.
+    """
     there = sizes.to(detector.device)
     boxes, scores = [], []
     for x, offset, anchor in zip(logits, offsets, anchors, strict=True):
@@ -214,7 +265,9 @@ def best_answers(
         chosen = offset.gather(1, kept[..., None].expand(-1, -1, 4))
         boxes.append(clip(decode(chosen, anchor[kept]), there))
         hidden = best.gather(1, kept)[..., None] == -torch.inf
-        scores.append(x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])).float().sigmoid().masked_fill(hidden, 0))
+        scores.append(
+            x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])).float().sigmoid().masked_fill(hidden, 0)
+        )
     for found, p in zip(torch.cat(boxes, dim=1).cpu(), torch.cat(scores, dim=1).cpu(), strict=True):
         says = (p.amax(dim=1) >= LOWEST) & found.isfinite().all(dim=1)
         yield found[says], p[says]
@@ -225,7 +278,10 @@ def summary(found: Anatomy, data: Dataset) -> dict[str, Any]:
     single = ~data.crowd
     image_of = data.image_of_box()
     total, of_boxes = max(float(found.image_losses.sum()), 1e-300), found.box_losses
-    heavy_boxes, heavy_images = np.argsort(-of_boxes, kind="stable"), np.argsort(-found.image_losses, kind="stable")
+    heavy_boxes, heavy_images = (
+        np.argsort(-of_boxes, kind="stable"),
+        np.argsort(-found.image_losses, kind="stable"),
+    )
     strong = {kind: sum(one.kind == kind and one.score > STRONG for one in found.suspects) for kind in KINDS}
     return {
         "shares": found.shares.to_json(),
@@ -235,21 +291,30 @@ def summary(found: Anatomy, data: Dataset) -> dict[str, Any]:
         "boxes_without_anchor": int((single & ~found.matched).sum()),
         "strong_suspects": {"score_above": STRONG, **strong},
         "heaviest_boxes": [
-            {**place(data, int(image_of[row]), int(row)), "share": float(of_boxes[row]) / total} for row in heavy_boxes[:HEAVIEST]
+            {**place(data, int(image_of[row]), int(row)), "share": float(of_boxes[row]) / total}
+            for row in heavy_boxes[:HEAVIEST]
         ],
         "heaviest_images": [
-            {**place(data, int(index), None), "share": float(found.image_losses[index]) / total} for index in heavy_images[:HEAVIEST]
+            {**place(data, int(index), None), "share": float(found.image_losses[index]) / total}
+            for index in heavy_images[:HEAVIEST]
         ],
         "share_of_heaviest_hundredth": {
-            "boxes": float(of_boxes[heavy_boxes[: -(-len(of_boxes) // 100)]].sum()) / max(float(of_boxes.sum()), 1e-300),
+            "boxes": float(of_boxes[heavy_boxes[: -(-len(of_boxes) // 100)]].sum())
+            / max(float(of_boxes.sum()), 1e-300),
             "images": float(found.image_losses[heavy_images[: -(-len(data) // 100)]].sum()) / total,
         },
     }
 
 
 def place(data: Dataset, index: int, row: int | None) -> dict[str, Any]:
-    """Where it is: file, image, annotation; with the annotated class and box ([x, y, width, height]) if there is one."""
-    about: dict[str, Any] = {"file": str(data.files[index]), "image_id": int(data.image_ids[index]), "annotation_id": None}
+    """Where it is: file, image, annotation; with the annotated class and box ([x, y, width, height]) if there
+    is one.
+    """
+    about: dict[str, Any] = {
+        "file": str(data.files[index]),
+        "image_id": int(data.image_ids[index]),
+        "annotation_id": None,
+    }
     if row is None:
         return about
     box = {"label": data.names[data.labels[row]], "bbox": _xywh(data.boxes[row])}
@@ -260,7 +325,11 @@ def entry(data: Dataset, suspect: Suspect) -> dict[str, Any]:
     """A suspect as it stands in suspects.json."""
     answer = None
     if suspect.answer is not None and suspect.box is not None:
-        answer = {"label": data.names[suspect.answer], "probability": round(suspect.probability or 0.0, 4), "bbox": _xywh(suspect.box)}
+        answer = {
+            "label": data.names[suspect.answer],
+            "probability": round(suspect.probability or 0.0, 4),
+            "bbox": _xywh(suspect.box),
+        }
     missing = {"label": None, "bbox": None} if suspect.row is None else {}
     about = {"kind": suspect.kind, "score": round(suspect.score, 4)}
     return {**about, **place(data, suspect.image, suspect.row), **missing, "answer": answer}
@@ -269,13 +338,18 @@ def entry(data: Dataset, suspect: Suspect) -> dict[str, Any]:
 def report(found: Anatomy, data: Dataset, content: dict[str, Any]) -> str:
     """What is printed: the shares, the first suspects, and how good the list is where that is known."""
     shares, lines = content["shares"], [found.shares.table(), ""]
-    lines.append(f"{shares['anchors']['ignored']:,} of {sum(shares['anchors'].values()):,} anchors are ignored between the IoU thresholds")
     lines.append(
-        f"{content['boxes_without_anchor']} of {content['boxes']} boxes have no anchor: the model never learned them, they are not judged"
+        f"{shares['anchors']['ignored']:,} of {sum(shares['anchors'].values()):,} anchors are ignored "
+        f"between the IoU thresholds"
+    )
+    lines.append(
+        f"{content['boxes_without_anchor']} of {content['boxes']} boxes have no anchor: the model never "
+        f"learned them, they are not judged"
     )
     heaviest = content["share_of_heaviest_hundredth"]
     lines.append(
-        f"1 % of the pictures carry {heaviest['images']:.0%} of the class loss, 1 % of the boxes {heaviest['boxes']:.0%} of that of boxes"
+        f"1 % of the pictures carry {heaviest['images']:.0%} of the class loss, 1 % of the boxes "
+        f"{heaviest['boxes']:.0%} of that of boxes"
     )
     strong = ", ".join(f"{content['strong_suspects'][kind]} {kind}" for kind in KINDS)
     lines.append(f"suspects that score above {STRONG:g}, which sound labels seldom do: {strong}")

@@ -1,4 +1,6 @@
-"""What a model's answers show about each annotated box and each place without one; see `suspects` for what is made of it."""
+"""What a model's answers show about each annotated box and each place without one; see `suspects` for what is
+made of it.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ Rows = NDArray[Any]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of one picture: boxes [N, 4] in pixels, with all probabilities [N, K], or with the best [N] and its label [N]."""
+    """What a model says of one picture: boxes [N, 4] in pixels, with all probabilities [N, K], or with the
+    best [N] and its label [N].
+    """
 
     boxes: Tensor
     p: Tensor
@@ -63,7 +67,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is annotated in one picture: boxes [G, 4] and labels [G] without crowds, crowds [C, 4], the rows [G] in the data set."""
+    """What is annotated in one picture: boxes [G, 4] and labels [G] without crowds, crowds [C, 4], the rows
+    [G] in the data set.
+    """
 
     boxes: Tensor
     labels: Tensor
@@ -76,7 +82,9 @@ class Truth:
 
 
 def examine(found: Answers, truth: Truth) -> tuple[Rows, Rows]:
-    """The evidence of one picture: BOX of each annotated box [G], PEAK of the best answers that have no box."""
+    """The evidence of one picture: BOX of each annotated box [G], PEAK of the best answers that have no
+    box.
+    """
     boxes, labels = truth.boxes, truth.labels
     score, answer = found.p.max(dim=1)
     kept = nms(found.boxes.double(), score.double(), SAME)  # over all classes: one object is missing once
@@ -91,7 +99,11 @@ def examine(found: Answers, truth: Truth) -> tuple[Rows, Rows]:
         evidence["side"] = area(boxes).sqrt().numpy()
         supported, best = support(boxes, found)
         own, other, other_label = own_and_other(supported, labels)
-        evidence["own"], evidence["other"], evidence["other_label"] = own.numpy(), other.numpy(), other_label.numpy()
+        evidence["own"], evidence["other"], evidence["other_label"] = (
+            own.numpy(),
+            other.numpy(),
+            other_label.numpy(),
+        )
         if len(found.boxes):
             where = best.gather(1, other_label[:, None])[:, 0]
             evidence["answer"] = found.boxes[where].numpy()
@@ -107,16 +119,22 @@ def examine(found: Answers, truth: Truth) -> tuple[Rows, Rows]:
 
 
 def support(boxes: Tensor, found: Answers) -> tuple[Tensor, Tensor]:
-    """[G, K] how well the answers, with all their probabilities, support each class at the boxes [G, 4]; [G, K] which does best."""
+    """[G, K] how well the answers, with all their probabilities, support each class at the boxes [G, 4]; [G,
+    K] which does best.
+    """
     if not len(found.boxes):
-        return torch.zeros(len(boxes), found.p.shape[1]), torch.zeros(len(boxes), found.p.shape[1], dtype=torch.long)
+        return torch.zeros(len(boxes), found.p.shape[1]), torch.zeros(
+            len(boxes), found.p.shape[1], dtype=torch.long
+        )
     worth = (2 * iou(boxes[:, None], found.boxes[None]) - 1).clamp(min=0)  # [G, N]
     best = [(found.p * one[:, None]).max(dim=0) for one in worth]
     return torch.stack([values for values, _ in best]), torch.stack([positions for _, positions in best])
 
 
 def own_and_other(supported: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of [G, K] and labels [G]: the entry of the label, the best other entry (-1 where there is but one class), and which that is."""
+    """Of [G, K] and labels [G]: the entry of the label, the best other entry (-1 where there is but one
+    class), and which that is.
+    """
     own = supported.gather(1, labels[:, None])[:, 0]
     other, label = supported.scatter(1, labels[:, None], -1.0).max(dim=1)
     return own, other, label
@@ -130,22 +148,32 @@ def within(spots: Tensor, regions: Tensor) -> Tensor:
 
 
 def partners(boxes: Tensor, labels: Tensor, homeless: Answers) -> tuple[Tensor, Tensor]:
-    """[G] the best answer without a box that could be where a box belongs: its probability and position, or 0 and -1."""
+    """[G] the best answer without a box that could be where a box belongs: its probability and position, or 0
+    and -1.
+    """
     assert homeless.labels is not None
     if not len(homeless.boxes):
         return torch.zeros(len(boxes)), torch.full((len(boxes),), -1)
     spots = homeless.boxes
     sides, spot_sides = boxes[:, 2:] - boxes[:, :2], spots[:, 2:] - spots[:, :2]
     smaller = torch.minimum(sides[:, None], spot_sides[None]).prod(dim=2)
-    alike = smaller / (area(boxes)[:, None] + area(spots)[None] - smaller) >= SAME  # their IoU if they had one centre
-    away = ((boxes[:, None, :2] + boxes[:, None, 2:]) / 2 - (spots[None, :, :2] + spots[None, :, 2:]) / 2).abs()
+    alike = (
+        smaller / (area(boxes)[:, None] + area(spots)[None] - smaller) >= SAME
+    )  # their IoU if they had one centre
+    away = (
+        (boxes[:, None, :2] + boxes[:, None, 2:]) / 2 - (spots[None, :, :2] + spots[None, :, 2:]) / 2
+    ).abs()
     near = (away <= REACH * sides[:, None]).all(dim=2)
-    best, at = torch.where(alike & near & (homeless.labels[None] == labels[:, None]), homeless.p, 0).max(dim=1)
+    best, at = torch.where(alike & near & (homeless.labels[None] == labels[:, None]), homeless.p, 0).max(
+        dim=1
+    )
     return best, torch.where(best > 0, at, -1)
 
 
 def rename_and_move(evidence: Rows, found: Answers, truth: Truth) -> None:
-    """What the evidence would be if each box had another name, any as likely, or stood STEP away, inside the picture."""
+    """What the evidence would be if each box had another name, any as likely, or stood STEP away, inside the
+    picture.
+    """
     boxes, labels, count = truth.boxes, truth.labels, len(truth.boxes)
     rng = np.random.default_rng((truth.image, count))  # the decoys of a picture do not depend on the others
     evidence["renamed_own"] = np.nan
@@ -165,7 +193,9 @@ def rename_and_move(evidence: Rows, found: Answers, truth: Truth) -> None:
 
 
 def drop(evidence: Rows, spots: Answers, overlap: Tensor, labels: Tensor) -> None:
-    """What would be answered without a box if each were dropped; of its own class that is a moved box's partner too. overlap [G, P]"""
+    """What would be answered without a box if each were dropped; of its own class that is a moved box's
+    partner too. overlap [G, P]
+    """
     assert spots.labels is not None
     evidence["dropped_p"] = np.nan
     if len(spots.boxes):

@@ -1,4 +1,6 @@
-"""The paper's tables as data: what changes from row to row, and what the paper concludes. Nothing here knows how to train."""
+"""The paper's tables as data: what changes from row to row, and what the paper concludes. Nothing here knows
+how to train.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,19 @@ class Row:
     @property
     def name(self) -> str:
         """gamma 2, alpha 0.25; columns that are empty are left out."""
-        told = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in self.values.items() if value is not None}
+        told = {
+            key: f"{value:g}" if isinstance(value, float) else str(value)
+            for key, value in self.values.items()
+            if value is not None
+        }
         return ", ".join(f"{key} {value}" for key, value in told.items())
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper concludes, as a difference of AP: `high` beats every row of `low`. Rows are given by their values."""
+    """What the paper concludes, as a difference of AP: `high` beats every row of `low`. Rows are given by
+    their values.
+    """
 
     text: str
     high: Mapping[str, Any] = field(default_factory=dict)
@@ -90,9 +98,15 @@ PAPERS_ALPHA = {0.0: 0.75, 0.1: 0.75, 0.2: 0.75, 0.5: 0.5, 1.0: 0.25, 2.0: 0.25,
 def table1b(base: TrainConfig, alphas: str) -> list[Row]:
     """The focal loss with every gamma, each with its alpha."""
     if alphas == "paper":
-        return [Row({"gamma": gamma, "alpha": alpha}, focal(gamma, alpha)) for gamma, alpha in PAPERS_ALPHA.items()]
+        return [
+            Row({"gamma": gamma, "alpha": alpha}, focal(gamma, alpha))
+            for gamma, alpha in PAPERS_ALPHA.items()
+        ]
     grid = [(gamma, alpha) for gamma in PAPERS_ALPHA for alpha in (0.25, 0.5, 0.75)]
-    return [Row({"gamma": gamma, "alpha": alpha}, focal(gamma, alpha), group=f"gamma {gamma:g}") for gamma, alpha in grid]
+    return [
+        Row({"gamma": gamma, "alpha": alpha}, focal(gamma, alpha), group=f"gamma {gamma:g}")
+        for gamma, alpha in grid
+    ]
 
 
 def table1c(base: TrainConfig, alphas: str) -> list[Row]:
@@ -106,14 +120,21 @@ def table1c(base: TrainConfig, alphas: str) -> list[Row]:
 
 
 def table1d(base: TrainConfig, alphas: str) -> list[Row]:
-    """Hard example mining over cross entropy, beside the focal loss; random sampling, which Table 1d does not print."""
+    """Hard example mining over cross entropy, beside the focal loss; random sampling, which Table 1d does not
+    print.
+    """
     rows = []
     for kind, method, thresholds in (("ohem", "OHEM", (0.7, 0.5)), ("ohem-1:3", "OHEM 1:3", (0.5,))):
         for threshold in thresholds:
             for size in (128, 256, 512):
                 values = {"method": method, "batch_size": size, "nms_threshold": threshold}
                 rows.append(Row(values, CE | {"mining": kind, "mining_batch": size, "mining_nms": threshold}))
-    rows.append(Row({"method": "random 1:3", "batch_size": 256, "nms_threshold": None}, CE | {"mining": "random", "mining_batch": 256}))
+    rows.append(
+        Row(
+            {"method": "random 1:3", "batch_size": 256, "nms_threshold": None},
+            CE | {"mining": "random", "mining_batch": 256},
+        )
+    )
     return [*rows, Row({"method": "FL", "batch_size": None, "nms_threshold": None}, focal(2.0, 0.25))]
 
 
@@ -124,14 +145,18 @@ def table1e(base: TrainConfig, alphas: str) -> list[Row]:
     """Two depths at five scales, which are 4/6 to 8/6 of the base's as in the paper."""
     shallow = base.model.backbone
     if shallow not in DEEPER:
-        raise ConfigError(f"there is no deeper {shallow!r} to compare with; table1e takes --backbone {', '.join(DEEPER)}")
+        raise ConfigError(
+            f"there is no deeper {shallow!r} to compare with; table1e takes --backbone {', '.join(DEEPER)}"
+        )
     rows = []
     for depth, backbone, papers in (("shallower", shallow, 50), ("deeper", DEEPER[shallow], 101)):
         for sixths in (4, 5, 6, 7, 8):
             scale = max(32, round(base.model.scale * sixths / 6 / 8) * 8)
             size = {"scale": scale, "train_scale": None, "max_side": None}
             values = {"backbone": backbone, "depth": depth, "scale": scale, "sixths": sixths}
-            rows.append(Row(values, {"backbone": backbone, **size}, printed={"depth": papers, "scale": 100 * sixths}))
+            rows.append(
+                Row(values, {"backbone": backbone, **size}, printed={"depth": papers, "scale": 100 * sixths})
+            )
     return rows
 
 
@@ -156,20 +181,30 @@ def table3(base: TrainConfig, alphas: str) -> list[Row]:
 
 def prior(base: TrainConfig, alphas: str) -> list[Row]:
     """The initialisation of Sec. 3.3 and 4.1: with a last bias of 0, and with pi over two decades."""
-    rows = [Row({"loss": "CE", "pi": pi}, CE | {"prior": pi}) for pi in (NO_PRIOR, 0.1, 0.03, 0.01, 0.003, 0.001)]
+    rows = [
+        Row({"loss": "CE", "pi": pi}, CE | {"prior": pi}) for pi in (NO_PRIOR, 0.1, 0.03, 0.01, 0.003, 0.001)
+    ]
     return rows + [Row({"loss": "FL", "pi": pi}, focal(2.0, 0.25) | {"prior": pi}) for pi in (NO_PRIOR, 0.01)]
 
 
 def hinge(base: TrainConfig, alphas: str) -> list[Row]:
     """Sec. 5.1: the hinge loss on p_t, plain and balanced."""
-    rows = [Row({"loss": "hinge", "alpha": alpha}, {"loss": "hinge", "alpha": alpha, "margin": 0.5}) for alpha in (None, 0.25, 0.75)]
+    rows = [
+        Row({"loss": "hinge", "alpha": alpha}, {"loss": "hinge", "alpha": alpha, "margin": 0.5})
+        for alpha in (None, 0.25, 0.75)
+    ]
     return [*rows, Row({"loss": "FL", "alpha": 0.25}, focal(2.0, 0.25))]
 
 
 def pyramid(base: TrainConfig, alphas: str) -> list[Row]:
-    """Where objects of all sizes are found: on five levels with a top-down path, or less. One map may give as many answers as five."""
+    """Where objects of all sizes are found: on five levels with a top-down path, or less. One map may give as
+    many answers as five.
+    """
     wide = {"per_level": 5 * base.model.per_level}
-    return [Row({"pyramid": name}, {"pyramid": name, **(wide if name in ("single", "finest") else {})}) for name in PYRAMIDS]
+    return [
+        Row({"pyramid": name}, {"pyramid": name, **(wide if name in ("single", "finest") else {})})
+        for name in PYRAMIDS
+    ]
 
 
 PYRAMIDS = ("fpn", "single", "hierarchy", "finest")
@@ -177,7 +212,11 @@ PYRAMIDS = ("fpn", "single", "hierarchy", "finest")
 
 def fig7(base: TrainConfig, alphas: str) -> list[Row]:
     """FL* over gamma and beta, and cross entropy to compare with."""
-    grid = [Row({"gamma": gamma, "beta": beta}, star(gamma, beta)) for gamma in (1.0, 2.0, 4.0) for beta in (0.0, 1.0, 2.0)]
+    grid = [
+        Row({"gamma": gamma, "beta": beta}, star(gamma, beta))
+        for gamma in (1.0, 2.0, 4.0)
+        for beta in (0.0, 1.0, 2.0)
+    ]
     return [*grid, Row({"gamma": 0.0, "beta": None}, balanced(0.75))]
 
 
@@ -192,7 +231,11 @@ EXPERIMENTS = {
         table1a,
         (
             Claim("balancing helps: alpha 0.75 beats 0.5", {"alpha": 0.75}, ({"alpha": 0.5},)),
-            Claim("too small an alpha fails: 0.1 learns nothing", fails=({"alpha": 0.1},), control={"alpha": 0.75}),
+            Claim(
+                "too small an alpha fails: 0.1 learns nothing",
+                fails=({"alpha": 0.1},),
+                control={"alpha": 0.75},
+            ),
             Claim("too large an alpha hurts: 0.75 beats 0.999", {"alpha": 0.75}, ({"alpha": 0.999},)),
         ),
         "table1a",
@@ -201,7 +244,9 @@ EXPERIMENTS = {
         "Varying gamma for the focal loss",
         table1b,
         (
-            Claim("the focal loss beats cross entropy: gamma 2 over gamma 0", {"gamma": 2.0}, ({"gamma": 0.0},)),
+            Claim(
+                "the focal loss beats cross entropy: gamma 2 over gamma 0", {"gamma": 2.0}, ({"gamma": 0.0},)
+            ),
             Claim("a larger gamma is better up to 2: gamma 2 over 0.5", {"gamma": 2.0}, ({"gamma": 0.5},)),
             Claim("and then worse: gamma 2 over 5", {"gamma": 2.0}, ({"gamma": 5.0},)),
         ),
@@ -211,8 +256,16 @@ EXPERIMENTS = {
         "Varying the scales and aspect ratios of the anchors",
         table1c,
         (
-            Claim("more anchors help: 3 x 3 over 1 x 1", {"scales": 3, "aspect_ratios": 3}, ({"scales": 1, "aspect_ratios": 1},)),
-            Claim("up to 6 or 9: 2 x 3 over 4 x 3", {"scales": 2, "aspect_ratios": 3}, ({"scales": 4, "aspect_ratios": 3},)),
+            Claim(
+                "more anchors help: 3 x 3 over 1 x 1",
+                {"scales": 3, "aspect_ratios": 3},
+                ({"scales": 1, "aspect_ratios": 1},),
+            ),
+            Claim(
+                "up to 6 or 9: 2 x 3 over 4 x 3",
+                {"scales": 2, "aspect_ratios": 3},
+                ({"scales": 4, "aspect_ratios": 3},),
+            ),
         ),
         "table1c",
     ),
@@ -223,7 +276,11 @@ EXPERIMENTS = {
             Claim(
                 "the focal loss beats every OHEM",
                 {"method": "FL"},
-                tuple({"method": "OHEM", "batch_size": size, "nms_threshold": nms} for size in (128, 256, 512) for nms in (0.7, 0.5)),
+                tuple(
+                    {"method": "OHEM", "batch_size": size, "nms_threshold": nms}
+                    for size in (128, 256, 512)
+                    for nms in (0.7, 0.5)
+                ),
             ),
             Claim(
                 "the focal loss beats every OHEM 1:3",
@@ -251,7 +308,11 @@ EXPERIMENTS = {
         "RetinaNet beside a two-stage and another one-stage detector",
         table2,
         (
-            Claim("RetinaNet beats the two-stage detector", {"method": "RetinaNet"}, ({"method": "Faster R-CNN w FPN"},)),
+            Claim(
+                "RetinaNet beats the two-stage detector",
+                {"method": "RetinaNet"},
+                ({"method": "Faster R-CNN w FPN"},),
+            ),
             Claim("RetinaNet beats the one-stage detector", {"method": "RetinaNet"}, ({"method": "SSD"},)),
         ),
         "table2",
@@ -262,8 +323,12 @@ EXPERIMENTS = {
         table3,
         (
             Claim("FL beats cross entropy", {"loss": "FL"}, ({"loss": "CE"},)),
-            Claim("FL* beats cross entropy (gamma 2, beta 1)", {"loss": "FL*", "gamma": 2.0}, ({"loss": "CE"},)),
-            Claim("FL* beats cross entropy (gamma 4, beta 0)", {"loss": "FL*", "gamma": 4.0}, ({"loss": "CE"},)),
+            Claim(
+                "FL* beats cross entropy (gamma 2, beta 1)", {"loss": "FL*", "gamma": 2.0}, ({"loss": "CE"},)
+            ),
+            Claim(
+                "FL* beats cross entropy (gamma 4, beta 0)", {"loss": "FL*", "gamma": 4.0}, ({"loss": "CE"},)
+            ),
         ),
         "table3",
     ),
@@ -276,7 +341,11 @@ EXPERIMENTS = {
                 fails=({"loss": "CE", "pi": NO_PRIOR},),
                 control={"loss": "CE", "pi": 0.01},
             ),
-            Claim("with pi = 0.01 it trains: better than without", {"loss": "CE", "pi": 0.01}, ({"loss": "CE", "pi": NO_PRIOR},)),
+            Claim(
+                "with pi = 0.01 it trains: better than without",
+                {"loss": "CE", "pi": 0.01},
+                ({"loss": "CE", "pi": NO_PRIOR},),
+            ),
         ),
     ),
     "hinge": Experiment(
@@ -288,19 +357,35 @@ EXPERIMENTS = {
                 fails=tuple({"loss": "hinge", "alpha": alpha} for alpha in (None, 0.25, 0.75)),
                 control={"loss": "FL"},
             ),
-            Claim("the focal loss beats it", {"loss": "FL"}, tuple({"loss": "hinge", "alpha": alpha} for alpha in (None, 0.25, 0.75))),
+            Claim(
+                "the focal loss beats it",
+                {"loss": "FL"},
+                tuple({"loss": "hinge", "alpha": alpha} for alpha in (None, 0.25, 0.75)),
+            ),
         ),
     ),
     "pyramid": Experiment(
         "The designs of the pyramid",
         pyramid,
-        (Claim("FPN beats the other designs", {"pyramid": "fpn"}, tuple({"pyramid": name} for name in ("single", "hierarchy", "finest"))),),
+        (
+            Claim(
+                "FPN beats the other designs",
+                {"pyramid": "fpn"},
+                tuple({"pyramid": name} for name in ("single", "hierarchy", "finest")),
+            ),
+        ),
     ),
     "fig4": Experiment("Cumulative losses of a trained model", fig4, ()),
     "fig7": Experiment(
         "FL* over a grid of gamma and beta",
         fig7,
-        (Claim("FL* beats cross entropy for a range of settings: gamma 2, beta 1", {"gamma": 2.0, "beta": 1.0}, ({"gamma": 0.0},)),),
+        (
+            Claim(
+                "FL* beats cross entropy for a range of settings: gamma 2, beta 1",
+                {"gamma": 2.0, "beta": 1.0},
+                ({"gamma": 0.0},),
+            ),
+        ),
     ),
 }
 

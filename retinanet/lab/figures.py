@@ -1,8 +1,9 @@
-"""The figures of the paper, drawn for print: 3.5 inches wide (one column), text of 8 points, each as NAME.svg and NAME.png.
+"""The figures of the paper, drawn for print: 3.5 inches wide (one column), text of 8 points, each as NAME.svg
+and NAME.png.
 
-A figure takes plain values and returns the numbers that it drew, ready for JSON. Equal values give equal bytes. Lines differ in colour
-and in dashes, so that they can be told apart in grey. With y = 1 for a present class and -1 else, x the logit: x_t = y x and
-p_t = sigmoid(x_t). AP is in percent, as the paper prints it.
+A figure takes plain values and returns the numbers that it drew, ready for JSON. Equal values give equal
+bytes. Lines differ in colour and in dashes, so that they can be told apart in grey. With y = 1 for a present
+class and -1 else, x the logit: x_t = y x and p_t = sigmoid(x_t). AP is in percent, as the paper prints it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,15 @@ PRINT: Any = STYLE | {
     "svg.hashsalt": "retinanet",  # else the names inside an SVG are random
 }
 SHADE = "#eef1f5"
-LOOKS: Any = ((INK, "-"), (BLUE, "--"), (ORANGE, "-."), (GREEN, ":"), (RED, (0, (6, 1.5))), (PURPLE, (0, (4, 1, 1, 1, 1, 1))), (SKY, "-"))
+LOOKS: Any = (
+    (INK, "-"),
+    (BLUE, "--"),
+    (ORANGE, "-."),
+    (GREEN, ":"),
+    (RED, (0, (6, 1.5))),
+    (PURPLE, (0, (4, 1, 1, 1, 1, 1))),
+    (SKY, "-"),
+)
 MARKERS = "osD^vP*"
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 X_T = torch.arange(-100, 101, dtype=torch.float64) / 20
@@ -57,7 +66,8 @@ FRACTIONS = np.linspace(0, 1, 201)
 
 
 def fig1(out: Path) -> dict[str, Any]:
-    """Figure 1: FL = -(1 - p_t)^gamma log p_t against p_t, for gamma 0 (cross entropy), 0.5, 1, 2 and 5; p_t > 0.5 is well classified.
+    """Figure 1: FL = -(1 - p_t)^gamma log p_t against p_t, for gamma 0 (cross entropy), 0.5, 1, 2 and 5; p_t
+    > 0.5 is well classified.
 
     returns {"x": p_t [199], "lines": [{"label", "gamma", "y" [199]}]}
     """
@@ -65,7 +75,9 @@ def fig1(out: Path) -> dict[str, Any]:
     lines = []
     for gamma in GAMMAS:
         loss = losses.focal_loss(torch.logit(p), torch.ones_like(p), alpha=None, gamma=gamma)
-        lines.append({"label": f"γ = {gamma:g}" + (" (CE)" if gamma == 0 else ""), "gamma": gamma, "y": loss.tolist()})
+        lines.append(
+            {"label": f"γ = {gamma:g}" + (" (CE)" if gamma == 0 else ""), "gamma": gamma, "y": loss.tolist()}
+        )
     with _figure(out, "fig1", 2.5) as figure:
         axes = figure.subplots()
         axes.text(0.75, 1.25, "well-classified\nexamples", ha="center", va="center")
@@ -76,7 +88,9 @@ def fig1(out: Path) -> dict[str, Any]:
 
 
 def focal_slope(x_t: Tensor, gamma: float) -> Tensor:
-    """Eq. 10 for y = 1: dFL/dx = (1 - p_t)^gamma (gamma p_t log p_t + p_t - 1); with gamma 0 it is Eq. 9, p_t - 1."""
+    """Eq. 10 for y = 1: dFL/dx = (1 - p_t)^gamma (gamma p_t log p_t + p_t - 1); with gamma 0 it is Eq. 9, p_t
+    - 1.
+    """
     p_t = torch.sigmoid(x_t)
     return (1 - p_t) ** gamma * (gamma * p_t * p_t.log() + p_t - 1)
 
@@ -89,10 +103,20 @@ def focal_star_slope(x_t: Tensor, gamma: float, beta: float) -> Tensor:
 VARIANTS: tuple[tuple[str, Callable[..., Tensor], Curve], ...] = (
     ("CE", losses.cross_entropy, partial(focal_slope, gamma=0.0)),
     ("FL, γ = 2", partial(losses.focal_loss, alpha=None, gamma=2.0), partial(focal_slope, gamma=2.0)),
-    ("FL*, γ = 2, β = 1", partial(losses.focal_loss_star, gamma=2.0, beta=1.0), partial(focal_star_slope, gamma=2.0, beta=1.0)),
-    ("FL*, γ = 4, β = 0", partial(losses.focal_loss_star, gamma=4.0, beta=0.0), partial(focal_star_slope, gamma=4.0, beta=0.0)),
+    (
+        "FL*, γ = 2, β = 1",
+        partial(losses.focal_loss_star, gamma=2.0, beta=1.0),
+        partial(focal_star_slope, gamma=2.0, beta=1.0),
+    ),
+    (
+        "FL*, γ = 4, β = 0",
+        partial(losses.focal_loss_star, gamma=4.0, beta=0.0),
+        partial(focal_star_slope, gamma=4.0, beta=0.0),
+    ),
 )
-"""Figures 5 and 6: name; loss of (logits, targets); closed form of its derivative. FL* with the settings of Table 3."""
+"""Figures 5 and 6: name; loss of (logits, targets); closed form of its derivative. FL* with the settings of
+Table 3.
+"""
 
 
 def fig5(out: Path) -> dict[str, Any]:
@@ -101,17 +125,22 @@ def fig5(out: Path) -> dict[str, Any]:
     returns {"x": x_t [201], "lines": [{"label", "y" [201]}]}
     """
     lines = [{"label": name, "y": loss(X_T, torch.ones_like(X_T)).tolist()} for name, loss, _ in VARIANTS]
-    return _over_x_t(out, "fig5", {"x": X_T.tolist(), "lines": lines}, "upper right", ylabel="loss", ylim=(0, 5))
+    return _over_x_t(
+        out, "fig5", {"x": X_T.tolist(), "lines": lines}, "upper right", ylabel="loss", ylim=(0, 5)
+    )
 
 
 def fig6(out: Path) -> dict[str, Any]:
-    """Figure 6: the derivatives by x of the losses of Figure 5, for y = 1, from the closed forms (Eq. 9 to 11).
+    """Figure 6: the derivatives by x of the losses of Figure 5, for y = 1, from the closed forms (Eq. 9 to
+    11).
 
-    returns {"x": x_t [201], "lines": [{"label", "y" [201], "difference"}], "difference"}: how far autograd on our losses is from the
+    returns {"x": x_t [201], "lines": [{"label", "y" [201], "difference"}], "difference"}: how far autograd on
+    our losses is from the
     closed form at the worst of these x_t and for both values of y; all float64, and below 1e-10.
     """
     lines: list[dict[str, Any]] = [
-        {"label": name, "y": slope(X_T).tolist(), "difference": _apart(loss, slope)} for name, loss, slope in VARIANTS
+        {"label": name, "y": slope(X_T).tolist(), "difference": _apart(loss, slope)}
+        for name, loss, slope in VARIANTS
     ]
     difference = max(line["difference"] for line in lines)
     assert difference < 1e-10, f"our losses and the paper's derivatives differ by {difference:g}"
@@ -128,7 +157,9 @@ def _over_x_t(out: Path, name: str, drawn: dict[str, Any], corner: str, **settin
 
 
 def _apart(loss: Callable[..., Tensor], slope: Curve) -> float:
-    """The largest difference between autograd and a closed form (given for y = 1) over x_t, for y = 1 and y = -1."""
+    """The largest difference between autograd and a closed form (given for y = 1) over x_t, for y = 1 and y =
+    -1.
+    """
     worst = 0.0
     for y in (1, -1):
         x = (y * X_T).requires_grad_()
@@ -138,9 +169,13 @@ def _apart(loss: Callable[..., Tensor], slope: Curve) -> float:
     return worst
 
 
-def fig2(points: Sequence[Point], paper_points: Sequence[Point], out: Path, machine: str = "this machine") -> dict[str, Any]:
-    """Figure 2: AP against the time of an image. Ours above, timed on `machine`; the paper's below, timed on an Nvidia M40: their
-    milliseconds are not ours. The points of a series are joined, from the fastest to the slowest; without any of ours only the paper's
+def fig2(
+    points: Sequence[Point], paper_points: Sequence[Point], out: Path, machine: str = "this machine"
+) -> dict[str, Any]:
+    """Figure 2: AP against the time of an image. Ours above, timed on `machine`; the paper's below, timed on
+    an Nvidia M40: their
+    milliseconds are not ours. The points of a series are joined, from the fastest to the slowest; without any
+    of ours only the paper's
     are drawn. The legend has the first and the last label of each.
 
     returns {"ours", "paper"}, each a list of {"series", "label", "milliseconds", "AP"}
@@ -148,19 +183,37 @@ def fig2(points: Sequence[Point], paper_points: Sequence[Point], out: Path, mach
     panels = [(f"ours, on {machine}", points)] if points else []
     panels.append(("the paper, on an Nvidia M40: another machine", paper_points))
     with _figure(out, "fig2", 0.3 + 2.1 * len(panels)) as figure:
-        for axes, (title, shown) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for axes, (title, shown) in zip(
+            figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
+        ):
             best_first = sorted(shown, key=lambda point: -point[3])
             for number, name in enumerate(dict.fromkeys(point[0] for point in best_first)):
                 own = sorted((time, score, label) for kind, label, time, score in shown if kind == name)
                 ends = " … ".join(dict.fromkeys((own[0][2], own[-1][2])))
-                look = dict(zip(("color", "linestyle", "marker"), (*LOOKS[1 + number % 6], MARKERS[number % 7]), strict=True))
-                axes.plot([one[0] for one in own], [one[1] for one in own], label=f"{name}: {ends}" if ends else name, **look)
+                look = dict(
+                    zip(
+                        ("color", "linestyle", "marker"),
+                        (*LOOKS[1 + number % 6], MARKERS[number % 7]),
+                        strict=True,
+                    )
+                )
+                axes.plot(
+                    [one[0] for one in own],
+                    [one[1] for one in own],
+                    label=f"{name}: {ends}" if ends else name,
+                    **look,
+                )
             axes.margins(0.06, 0.1)
             axes.legend(loc="best")
             axes.set_title(title, wrap=True)
-            axes.set(xlabel="inference time (ms per image)", ylabel="COCO AP" if shown is paper_points else "AP")
+            axes.set(
+                xlabel="inference time (ms per image)", ylabel="COCO AP" if shown is paper_points else "AP"
+            )
     keys = ("series", "label", "milliseconds", "AP")
-    return {name: [dict(zip(keys, point, strict=True)) for point in some] for name, some in (("ours", points), ("paper", paper_points))}
+    return {
+        name: [dict(zip(keys, point, strict=True)) for point in some]
+        for name, some in (("ours", points), ("paper", paper_points))
+    }
 
 
 @torch.inference_mode()
@@ -174,35 +227,53 @@ def cumulative_losses(
     batch: int = 4,
     limit: int = 10_000_000,
 ) -> dict[str, Any]:
-    """Who holds the loss (Sec. 5.1, Fig. 4): the focal losses of a model's positive and of its negative anchors, for each gamma as if it
-    had been trained with it; divided by their sum, sorted from the lowest, summed up. alpha would cancel and is left out.
+    """Who holds the loss (Sec. 5.1, Fig. 4): the focal losses of a model's positive and of its negative
+    anchors, for each gamma as if it
+    had been trained with it; divided by their sum, sorted from the lowest, summed up. alpha would cancel and
+    is left out.
 
-    The loss of a negative anchor is summed over all classes, as in training. That of a positive is of its own class alone: the paper
-    samples one probability per window, and the absent classes of a positive are negatives by Eq. 2, which would hide its one present
+    The loss of a negative anchor is summed over all classes, as in training. That of a positive is of its own
+    class alone: the paper
+    samples one probability per window, and the absent classes of a positive are negatives by Eq. 2, which
+    would hide its one present
     class among K - 1 others.
 
     data       a validated split; classes are matched by name
     images     so many of its images, drawn by `seed`; None: all
     criterion  says which anchors are positives and negatives; None: the paper's thresholds
-    limit      of more negatives than this, so many are drawn by `seed`, whatever the batch; twice as many are held in memory
+    limit      of more negatives than this, so many are drawn by `seed`, whatever the batch; twice as many are
+               held in memory
 
-    returns {"images", "seed", "x": [201] fractions of the anchors, "positives", "negatives"}, the two each {"found": anchors,
-    "used": those of `limit`, "lines": [{"label", "gamma", "y": [201] their share of the loss, "hardest_fifth": share of the hardest
-    20 %}]}; y and hardest_fifth are None where there is no loss to share out: no anchor, or none with a finite loss above 0.
+    returns {"images", "seed", "x": [201] fractions of the anchors, "positives", "negatives"}, the two each
+    {"found": anchors,
+    "used": those of `limit`, "lines": [{"label", "gamma", "y": [201] their share of the loss,
+    "hardest_fifth": share of the hardest
+    20 %}]}; y and hardest_fifth are None where there is no loss to share out: no anchor, or none with a
+    finite loss above 0.
     """
     criterion, data = criterion or Criterion(), in_model_classes(data, detector.names)
     data = data.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:images]))
     positives: list[Tensor] = [torch.zeros(len(gammas), 0)]
-    negatives: list[tuple[Tensor, Tensor]] = [(torch.zeros(len(gammas), 0), torch.zeros(0, dtype=torch.float64))]
+    negatives: list[tuple[Tensor, Tensor]] = [
+        (torch.zeros(len(gammas), 0), torch.zeros(0, dtype=torch.float64))
+    ]
     found = 0
     for loaded in evaluation_batches(data, detector.preprocess, batch, 0, detector.device.type == "cuda"):
         levels, _, normalized = detector.forward(loaded.images, loaded.targets.sizes)
-        labels = criterion.match(detector.model.anchors(normalized), loaded.targets.to(detector.device)).labels
+        labels = criterion.match(
+            detector.model.anchors(normalized), loaded.targets.to(detector.device)
+        ).labels
         logits, present = torch.cat(levels, dim=1), labels >= 0
         own = logits[present].gather(1, labels[present][:, None])[:, 0]
-        positives.append(torch.stack([losses.focal_loss(own, torch.ones_like(own), None, gamma) for gamma in gammas]).cpu())
-        sums = torch.stack([anchor_losses(logits, labels, "focal", None, gamma) for gamma in gammas], dim=1).cpu()  # [B, G, A]
-        for row, absent, index in zip(sums, (labels == BACKGROUND).cpu(), loaded.indices.tolist(), strict=True):
+        positives.append(
+            torch.stack([losses.focal_loss(own, torch.ones_like(own), None, gamma) for gamma in gammas]).cpu()
+        )
+        sums = torch.stack(
+            [anchor_losses(logits, labels, "focal", None, gamma) for gamma in gammas], dim=1
+        ).cpu()  # [B, G, A]
+        for row, absent, index in zip(
+            sums, (labels == BACKGROUND).cpu(), loaded.indices.tolist(), strict=True
+        ):
             generator = torch.Generator().manual_seed(random_seed(seed, index))
             keys = torch.rand(len(absent), dtype=torch.float64, generator=generator)
             negatives.append((row[:, absent], keys[absent]))
@@ -211,11 +282,16 @@ def cumulative_losses(
             negatives = _drawn(negatives, limit)
     head = {"images": len(data), "seed": seed, "x": FRACTIONS.tolist()}
     some = _drawn(negatives, limit)[0][0]
-    return head | {"positives": _shares(torch.cat(positives, dim=1), gammas), "negatives": _shares(some, gammas, found)}
+    return head | {
+        "positives": _shares(torch.cat(positives, dim=1), gammas),
+        "negatives": _shares(some, gammas, found),
+    }
 
 
 def _drawn(parts: list[tuple[Tensor, Tensor]], limit: int) -> list[tuple[Tensor, Tensor]]:
-    """Values [G, n] with random keys [n], in parts -> one part, of the `limit` smallest keys: any anchors are as likely as any others."""
+    """Values [G, n] with random keys [n], in parts -> one part, of the `limit` smallest keys: any anchors are
+    as likely as any others.
+    """
     values, keys = torch.cat([values for values, _ in parts], dim=1), torch.cat([keys for _, keys in parts])
     kept = keys.argsort()[:limit]
     return [(values[:, kept], keys[kept])]
@@ -226,12 +302,21 @@ def _shares(values: Tensor, gammas: Sequence[float], found: int | None = None) -
     lines: list[dict[str, Any]] = []
     for gamma, row in zip(gammas, values, strict=True):
         y = cumulative(row.numpy())
-        lines.append({"label": f"γ = {gamma:g}", "gamma": gamma, "y": y, "hardest_fifth": None if y is None else 1 - y[160]})
+        lines.append(
+            {
+                "label": f"γ = {gamma:g}",
+                "gamma": gamma,
+                "y": y,
+                "hardest_fifth": None if y is None else 1 - y[160],
+            }
+        )
     return {"found": values.shape[1] if found is None else found, "used": values.shape[1], "lines": lines}
 
 
 def cumulative(values: NDArray[Any]) -> list[float] | None:
-    """Losses [N] -> [201]: the share of their sum that the easiest 0, 0.5, ... 100 % of them hold; None without a finite sum above 0."""
+    """Losses [N] -> [201]: the share of their sum that the easiest 0, 0.5, ... 100 % of them hold; None
+    without a finite sum above 0.
+    """
     sums = np.concatenate([[0.0], np.cumsum(np.sort(values), dtype=np.float64)])
     if not (0 < sums[-1] < math.inf):
         return None
@@ -240,35 +325,58 @@ def cumulative(values: NDArray[Any]) -> list[float] | None:
 
 
 def fig4(shares: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Figure 4: the share of the loss that the easiest anchors hold, positives left and negatives right; the hardest fifth is shaded.
+    """Figure 4: the share of the loss that the easiest anchors hold, positives left and negatives right; the
+    hardest fifth is shaded.
 
     shares, and returned: what `cumulative_losses` returns
     """
     with _figure(out, "fig4", 2.3) as figure:
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, name, what in zip(panels, ("positives", "negatives"), ("foreground", "background"), strict=True):
-            _draw(axes, shares["x"], [line for line in shares[name]["lines"] if line["y"] is not None], (0.8, 1), loc="upper left")
+        for axes, name, what in zip(
+            panels, ("positives", "negatives"), ("foreground", "background"), strict=True
+        ):
+            _draw(
+                axes,
+                shares["x"],
+                [line for line in shares[name]["lines"] if line["y"] is not None],
+                (0.8, 1),
+                loc="upper left",
+            )
             axes.set(xlabel=f"fraction of\n{what} examples", xlim=(0, 1), ylim=(0, 1))
         panels[0].set_ylabel("cumulative normalized error")
     return dict(shares)
 
 
-STAR_LOOKS: Any = {"diverged": (QUIET, ":", 1.0), "other": (ORANGE, "--", 0.8), "effective": (BLUE, "-", 1.4)}  # the last on top
+STAR_LOOKS: Any = {
+    "diverged": (QUIET, ":", 1.0),
+    "other": (ORANGE, "--", 0.8),
+    "effective": (BLUE, "-", 1.4),
+}  # the last on top
 
 
-def fig7(cells: Sequence[tuple[float, float, float | None]], out: Path, reference: float | None = None) -> dict[str, Any]:
-    """Figure 7: FL* against x_t for many settings, by whether they are effective; below, their AP over gamma and beta.
+def fig7(
+    cells: Sequence[tuple[float, float, float | None]], out: Path, reference: float | None = None
+) -> dict[str, Any]:
+    """Figure 7: FL* against x_t for many settings, by whether they are effective; below, their AP over gamma
+    and beta.
 
     cells      (gamma, beta, AP), AP None where the training diverged
-    reference  above this AP a setting is effective (33.5 in the paper); None: the best third of those that have an AP is
+    reference  above this AP a setting is effective (33.5 in the paper); None: the best third of those that
+               have an AP is
 
-    returns {"limit": `reference`, or the highest AP outside the best third, "cells": [{"gamma", "beta", "AP", "effective"}]}
+    returns {"limit": `reference`, or the highest AP outside the best third, "cells": [{"gamma", "beta", "AP",
+    "effective"}]}
     """
     scores = sorted((score for _, _, score in cells if score is not None), reverse=True)
     limit = next(iter(scores[math.ceil(len(scores) / 3) :]), 0.0) if reference is None else reference
-    kinds = ["diverged" if score is None else "effective" if score > limit else "other" for _, _, score in cells]
+    kinds = [
+        "diverged" if score is None else "effective" if score > limit else "other" for _, _, score in cells
+    ]
     keys = ("gamma", "beta", "AP", "effective")
-    drawn = [dict(zip(keys, (*cell, kind == "effective"), strict=True)) for cell, kind in zip(cells, kinds, strict=True)]
+    drawn = [
+        dict(zip(keys, (*cell, kind == "effective"), strict=True))
+        for cell, kind in zip(cells, kinds, strict=True)
+    ]
     with _figure(out, "fig7", 4.4) as figure:
         top, bottom = figure.subplots(2, 1, height_ratios=(1.15, 1))
         for kind, (colour, dashes, width) in STAR_LOOKS.items():
@@ -285,7 +393,9 @@ def fig7(cells: Sequence[tuple[float, float, float | None]], out: Path, referenc
 
 
 def _draw_grid(axes: Any, cells: Sequence[tuple[float, float, float | None]], kinds: Sequence[str]) -> None:
-    """AP by gamma (rows) and beta (columns), brighter where higher; the effective are bold, the diverged crosses."""
+    """AP by gamma (rows) and beta (columns), brighter where higher; the effective are bold, the diverged
+    crosses.
+    """
     gammas, betas = sorted({gamma for gamma, _, _ in cells}), sorted({beta for _, beta, _ in cells})
     grid = np.full((len(gammas), len(betas)), np.nan)
     for gamma, beta, score in cells:
@@ -295,32 +405,64 @@ def _draw_grid(axes: Any, cells: Sequence[tuple[float, float, float | None]], ki
     for (gamma, beta, score), kind in zip(cells, kinds, strict=True):
         text, colour = ("×", INK) if score is None else (f"{score:.1f}", INK if score > middle else "white")
         weight = "bold" if kind == "effective" else "normal"
-        axes.text(betas.index(beta), gammas.index(gamma), text, ha="center", va="center", color=colour, weight=weight)
+        axes.text(
+            betas.index(beta),
+            gammas.index(gamma),
+            text,
+            ha="center",
+            va="center",
+            color=colour,
+            weight=weight,
+        )
     axes.set_xticks(range(len(betas)), [f"{beta:g}".replace("-", "−") for beta in betas])
     axes.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
     axes.grid(False)
     axes.set(title="AP; bold: effective, ×: diverged", xlabel="β", ylabel="γ")
 
 
-def curves(named_rows: Mapping[str, Sequence[Mapping[str, Any]]], out: Path, name: str, key: str = "loss") -> dict[str, Any]:
-    """Training loss against the iteration of several runs, smoothed over a fiftieth of each; a cross where a loss is no number.
+def curves(
+    named_rows: Mapping[str, Sequence[Mapping[str, Any]]], out: Path, name: str, key: str = "loss"
+) -> dict[str, Any]:
+    """Training loss against the iteration of several runs, smoothed over a fiftieth of each; a cross where a
+    loss is no number.
 
-    named_rows  run -> rows of its metrics.jsonl, of which those of kind "train" count; a curve ends at its first row without a finite loss
+    named_rows  run -> rows of its metrics.jsonl, of which those of kind "train" count; a curve ends at its
+                first row without a finite loss
     returns {run: {"x": iterations, "y": smoothed losses, "cut": iteration of that row, or None}}
     """
-    drawn = {run: _until_cut([row for row in rows if row.get("kind") == "train"], key) for run, rows in named_rows.items()}
+    drawn = {
+        run: _until_cut([row for row in rows if row.get("kind") == "train"], key)
+        for run, rows in named_rows.items()
+    }
     heights = [value for line in drawn.values() for value in line["y"]]
     columns = 1 if max(map(len, drawn), default=0) > 18 else 2
     with _figure(out, name, 2.2 + 0.15 * -(-len(drawn) // columns)) as figure:
         axes = figure.subplots()
         for number, (run, line) in enumerate(drawn.items()):
             colour, dashes = LOOKS[number % len(LOOKS)]
-            axes.plot(line["x"], line["y"], color=colour, linestyle=dashes, label=run, marker="o" if len(line["x"]) == 1 else None)
+            axes.plot(
+                line["x"],
+                line["y"],
+                color=colour,
+                linestyle=dashes,
+                label=run,
+                marker="o" if len(line["x"]) == 1 else None,
+            )
             if line["cut"] is not None and line["x"]:
-                axes.plot(line["x"][-1], line["y"][-1], color=colour, marker="X", markersize=8, markeredgecolor="white", clip_on=False)
+                axes.plot(
+                    line["x"][-1],
+                    line["y"][-1],
+                    color=colour,
+                    marker="X",
+                    markersize=8,
+                    markeredgecolor="white",
+                    clip_on=False,
+                )
         if heights and 0 < 20 * min(heights) < max(heights):
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")  # its own would need the mathematics that a run's name must not be read as
+            axes.yaxis.set_major_formatter(
+                "{x:g}"
+            )  # its own would need the mathematics that a run's name must not be read as
             axes.yaxis.set_minor_formatter("")
         axes.set(xlabel="iteration", ylabel="training loss")
         if drawn:
@@ -332,11 +474,25 @@ def _until_cut(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     values = [float(row[key]) if isinstance(row.get(key), int | float) else math.nan for row in rows]
     end = next((i for i, value in enumerate(values) if not math.isfinite(value)), len(values))
     window = np.ones(end // 50 + 1)
-    y = [] if end == 0 else (np.convolve(values[:end], window, "same") / np.convolve(np.ones(end), window, "same")).tolist()
-    return {"x": [int(row["iteration"]) for row in rows[:end]], "y": y, "cut": int(rows[end]["iteration"]) if end < len(rows) else None}
+    y = (
+        []
+        if end == 0
+        else (np.convolve(values[:end], window, "same") / np.convolve(np.ones(end), window, "same")).tolist()
+    )
+    return {
+        "x": [int(row["iteration"]) for row in rows[:end]],
+        "y": y,
+        "cut": int(rows[end]["iteration"]) if end < len(rows) else None,
+    }
 
 
-def _draw(axes: Any, x: Sequence[float], lines: Sequence[Mapping[str, Any]], shade: tuple[float, float], **legend: Any) -> None:
+def _draw(
+    axes: Any,
+    x: Sequence[float],
+    lines: Sequence[Mapping[str, Any]],
+    shade: tuple[float, float],
+    **legend: Any,
+) -> None:
     """Lines of {"label", "y"} over one x, each with its look, and a part of x shaded."""
     axes.axvspan(*shade, color=SHADE, linewidth=0, zorder=0)
     for line, (colour, dashes) in zip(lines, LOOKS, strict=False):
@@ -347,13 +503,17 @@ def _draw(axes: Any, x: Sequence[float], lines: Sequence[Mapping[str, Any]], sha
 
 @contextmanager
 def _figure(out: Path, name: str, height: float) -> Iterator[Any]:
-    """A figure as wide as a column and so many inches high, written in the end as NAME.svg and NAME.png; the folder is made."""
+    """A figure as wide as a column and so many inches high, written in the end as NAME.svg and NAME.png; the
+    folder is made.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(PRINT), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # a run's name in any script
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from", category=UserWarning
+        )  # a run's name in any script
         figure = Figure(figsize=(3.5, height), layout="constrained")
         yield figure
         figure.savefig(out / f"{name}.svg", metadata={"Date": None})

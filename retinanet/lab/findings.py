@@ -1,4 +1,6 @@
-"""What a study's results say: a table of ours beside the paper's, and a verdict on each of the paper's conclusions. No judgement by eye."""
+"""What a study's results say: a table of ours beside the paper's, and a verdict on each of the paper's
+conclusions. No judgement by eye.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Line:
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether a claim means this row."""
-        return self.chosen and all(name in self.values and self.values[name] == value for name, value in values.items())
+        return self.chosen and all(
+            name in self.values and self.values[name] == value for name, value in values.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -64,25 +68,38 @@ def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
     """A study's NAME.json and its rows; of a group only the best is chosen."""
     try:
         content = json.loads(path.read_text())
-        lines = [Line(row["values"], row["results"], row["paper"], row["group"], row.get("milliseconds")) for row in content["rows"]]
+        lines = [
+            Line(row["values"], row["results"], row["paper"], row["group"], row.get("milliseconds"))
+            for row in content["rows"]
+        ]
         if not all(line.results for line in lines):
             raise ValueError("a row without results")
         best: dict[str, int] = {}
         for place, line in enumerate(lines):
-            if line.group and (line.group not in best or line.average().value > lines[best[line.group]].average().value):
+            if line.group and (
+                line.group not in best or line.average().value > lines[best[line.group]].average().value
+            ):
                 best[line.group] = place
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} is no result of retinanet lab ({type(error).__name__}: {error})") from error
-    return content, [replace(line, chosen=not line.group or best[line.group] == place) for place, line in enumerate(lines)]
+        raise CheckpointError(
+            f"{path} is no result of retinanet lab ({type(error).__name__}: {error})"
+        ) from error
+    return content, [
+        replace(line, chosen=not line.group or best[line.group] == place) for place, line in enumerate(lines)
+    ]
 
 
 def verdicts(name: str, lines: Sequence[Line]) -> list[Verdict]:
     """All that the paper concludes from this table."""
-    return [failing(claim, lines) if claim.fails else beating(claim, lines) for claim in EXPERIMENTS[name].claims]
+    return [
+        failing(claim, lines) if claim.fails else beating(claim, lines) for claim in EXPERIMENTS[name].claims
+    ]
 
 
 def beating(claim: Claim, lines: Sequence[Line]) -> Verdict:
-    """Whether `high` beats every row of `low`: each difference is paired by seed, and its 95 % interval must lie on one side of 0."""
+    """Whether `high` beats every row of `low`: each difference is paired by seed, and its 95 % interval must
+    lie on one side of 0.
+    """
     signs, told = [], []
     for low in claim.low:
         difference = paired(scores(claim.high, lines), scores(low, lines))
@@ -90,13 +107,20 @@ def beating(claim: Claim, lines: Sequence[Line]) -> Verdict:
             signs.append(0)
             continue
         signs.append(difference.sign)
-        told.append((difference.value, f"{shown(difference, '+.1f')} AP" + ("" if len(claim.low) == 1 else f" over {words(low)}")))
+        told.append(
+            (
+                difference.value,
+                f"{shown(difference, '+.1f')} AP" + ("" if len(claim.low) == 1 else f" over {words(low)}"),
+            )
+        )
     word = HOLDS if signs and min(signs) == 1 else CONTRADICTED if -1 in signs else OPEN
     return Verdict(claim.text, word, min(told)[1] if told else "not all rows were run")
 
 
 def failing(claim: Claim, lines: Sequence[Line]) -> Verdict:
-    """Whether the rows diverge or learn nothing at every seed, of two or more, while the control trains at each."""
+    """Whether the rows diverge or learn nothing at every seed, of two or more, while the control trains at
+    each.
+    """
     meant = [line for line in lines if any(line.fits(values) for values in claim.fails)]
     control = [line for line in lines if line.fits(claim.control)]
     states = [state for line in meant for state in line.failed]
@@ -107,7 +131,9 @@ def failing(claim: Claim, lines: Sequence[Line]) -> Verdict:
     if len(meant[0].results) < 2:
         return Verdict(claim.text, OPEN, f"{told}, at one seed")
     word = HOLDS if len(states) == total else OPEN if states else CONTRADICTED
-    return Verdict(claim.text, word, f"{told}; the best row reaches AP {max(line.average().value for line in meant):.1f}")
+    return Verdict(
+        claim.text, word, f"{told}; the best row reaches AP {max(line.average().value for line in meant):.1f}"
+    )
 
 
 def scores(values: Mapping[str, Any], lines: Sequence[Line]) -> dict[int, float]:
@@ -117,7 +143,9 @@ def scores(values: Mapping[str, Any], lines: Sequence[Line]) -> dict[int, float]
 
 
 def table(content: Mapping[str, Any], lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells, as text: what the rows are, ours with the half width of the 95 % interval, the paper's AP."""
+    """Head and cells, as text: what the rows are, ours with the half width of the 95 % interval, the paper's
+    AP.
+    """
     names = list(lines[0].values)
     timed = any(line.milliseconds is not None for line in lines)
     head = [*names, "AP", "AP50", "AP75", *(["ms"] if timed else []), "paper's AP", "remarks"]
@@ -136,14 +164,29 @@ def text(content: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """The table and the verdicts for a terminal."""
     head, rows = table(content, lines)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    drawn = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
-    return "\n".join([f"{content['title']}, {conditions(content, lines)}", "", *drawn, "", *map(str, verdicts(content["name"], lines))])
+    drawn = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(
+        [
+            f"{content['title']}, {conditions(content, lines)}",
+            "",
+            *drawn,
+            "",
+            *map(str, verdicts(content["name"], lines)),
+        ]
+    )
 
 
 def conditions(content: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """On what, for how long, how often."""
     seeds = max(len(line.results) for line in lines)
-    often = f"{seeds} seeds, with 95 % intervals" if seeds > 1 else "one seed, so nothing can be told from differences"
+    often = (
+        f"{seeds} seeds, with 95 % intervals"
+        if seeds > 1
+        else "one seed, so nothing can be told from differences"
+    )
     return f"{content['data']}: {content['iterations']} iterations a row, {often}"
 
 

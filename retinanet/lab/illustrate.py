@@ -1,4 +1,6 @@
-"""From an experiment's name to what the user sees: the table printed, its figures drawn, everything kept in the study's folder."""
+"""From an experiment's name to what the user sees: the table printed, its figures drawn, everything kept in
+the study's folder.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +78,13 @@ def speed(folder: Path, out: Path) -> tuple[str, dict[str, Any]]:
                 if line.milliseconds is not None:
                     machine = content["machine"]
                     series = str(line.values.get("backbone", line.values.get("method")))
-                    points.append((series, str(line.values.get("scale", "")), line.milliseconds, line.average().value))
+                    points.append(
+                        (series, str(line.values.get("scale", "")), line.milliseconds, line.average().value)
+                    )
     if not points:
-        raise ConfigError(f"{folder} holds neither table1e nor table2; run one of them with --out {folder} first")
+        raise ConfigError(
+            f"{folder} holds neither table1e nor table2; run one of them with --out {folder} first"
+        )
     caption = "Milliseconds of a picture, batch 1, against AP. The paper's were measured on another machine and data set."
     return caption, figures.fig2(points, speed_points(), out, machine)
 
@@ -92,19 +98,32 @@ def cumulated(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, st
         raise ConfigError("the weights of this seed were not kept; a study keeps those of its first seed")
     detector = load(folder / "rows" / result["key"])
     config = from_json(TrainConfig, result["config"])
-    shares = figures.cumulative_losses(detector, open_training(source, config)[1], criterion=Criterion(**asdict(config.criterion)))
+    shares = figures.cumulative_losses(
+        detector, open_training(source, config)[1], criterion=Criterion(**asdict(config.criterion))
+    )
     figures.fig4(shares, folder / "figures")
     told = []
     for kind in ("negatives", "positives"):
-        fifths = [f"{100 * line['hardest_fifth']:.0f} %" for line in shares[kind]["lines"] if line["hardest_fifth"] is not None]
-        told.append(f"the hardest fifth of the {shares[kind]['found']:,} {kind} holds {', '.join(fifths)} of their loss")
+        fifths = [
+            f"{100 * line['hardest_fifth']:.0f} %"
+            for line in shares[kind]["lines"]
+            if line["hardest_fifth"] is not None
+        ]
+        told.append(
+            f"the hardest fifth of the {shares[kind]['found']:,} {kind} holds {', '.join(fifths)} of their "
+            f"loss"
+        )
     gammas = ", ".join(f"{line['gamma']:g}" for line in shares["negatives"]["lines"])
     return EXPERIMENTS["fig4"].title, f"For gamma {gammas}: {'; '.join(told)}. {concentrated(shares)}", shares
 
 
 def concentrated(shares: Mapping[str, Any]) -> str:
-    """Figure 4's two findings as numbers of this one model: "nearly all" is taken as 95 %, "hardly" as less than 15 points."""
-    negatives, positives = ([line["hardest_fifth"] for line in shares[kind]["lines"]] for kind in ("negatives", "positives"))
+    """Figure 4's two findings as numbers of this one model: "nearly all" is taken as 95 %, "hardly" as less
+    than 15 points.
+    """
+    negatives, positives = (
+        [line["hardest_fifth"] for line in shares[kind]["lines"]] for kind in ("negatives", "positives")
+    )
     if None in (negatives[-1], positives[0], positives[-1]):
         return "There is too little to judge the paper's findings."
     nearly, hardly = negatives[-1] >= 0.95, abs(positives[-1] - positives[0]) < 0.15
@@ -116,7 +135,14 @@ def grid(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, str, di
     """Figure 7: FL* over gamma and beta, beside cross entropy."""
     reference = next((line.average().value for line in lines if line.values["beta"] is None), None)
     stars = [line for line in lines if line.values["beta"] is not None]
-    cells = [(line.values["gamma"], line.values["beta"], None if "diverged" in line.failed else line.average().value) for line in stars]
+    cells = [
+        (
+            line.values["gamma"],
+            line.values["beta"],
+            None if "diverged" in line.failed else line.average().value,
+        )
+        for line in stars
+    ]
     numbers = figures.fig7(cells, folder / "figures", reference)
     better = sum(score is not None and reference is not None and score > reference for _, _, score in cells)
     caption = f"{better} of {len(cells)} settings of FL* reach a higher AP than balanced cross entropy (AP {reference or 0:.1f})."
@@ -133,7 +159,11 @@ def losses(name: str) -> Callable[[Path, str, Sequence[Line]], tuple[str, str, d
             if record.exists():
                 title = ", ".join(f"{key} {value}" for key, value in line.values.items())
                 named[title] = [json.loads(row) for row in record.read_text().splitlines()]
-        return f"{EXPERIMENTS[name].title}: losses", "Training loss against iterations.", figures.curves(named, folder / "figures", name)
+        return (
+            f"{EXPERIMENTS[name].title}: losses",
+            "Training loss against iterations.",
+            figures.curves(named, folder / "figures", name),
+        )
 
     return draw
 

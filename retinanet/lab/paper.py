@@ -1,4 +1,5 @@
-"""The numbers that the paper prints: Lin, Goyal, Girshick, He, Dollar, "Focal Loss for Dense Object Detection", 2017.
+"""The numbers that the paper prints: Lin, Goyal, Girshick, He, Dollar, "Focal Loss for Dense Object
+Detection", 2017.
 
 COCO box AP in percent, milliseconds per image on an Nvidia M40, both as printed.
 """
@@ -23,7 +24,9 @@ class Table:
     source: str
     """Where it is printed."""
     where: Mapping[str, str | int]
-    """What all its rows share, as far as they do: the backbone, the scale (short side in pixels) and the split of COCO."""
+    """What all its rows share, as far as they do: the backbone, the scale (short side in pixels) and the
+    split of COCO.
+    """
     columns: tuple[str, ...]
     """[C] AP, AP50 ... are answers; what stands before them says which experiment the row is."""
     rows: tuple[tuple[Value, ...], ...]
@@ -165,12 +168,18 @@ TABLES = {table.name: table for table in (TABLE_1A, TABLE_1B, TABLE_1C, TABLE_1D
 EFFECTIVE_AP = 33.5
 """Above it the paper calls a setting of FL* effective (Appendix A, Fig. 7)."""
 FASTER_RCNN_MILLISECONDS = 172.0
-"""Faster R-CNN with FPN on ResNet-101, against 122 ms for RetinaNet-101-600 (Sec. 5.2); the only other detector with a time."""
+"""Faster R-CNN with FPN on ResNet-101, against 122 ms for RetinaNet-101-600 (Sec. 5.2); the only other
+detector with a time.
+"""
 FACTS = (
     Fact("cross entropy without the prior pi", "diverges", "Lin et al. 2017, Sec. 5.1"),
     Fact("cross entropy with pi = 0.01, ResNet-50", 30.2, "Lin et al. 2017, Sec. 5.1"),
     Fact("hinge loss on p_t", "unstable, no meaningful result", "Lin et al. 2017, Sec. 5.1"),
-    Fact("RetinaNet-101-600 against Faster R-CNN with FPN, ResNet-101, both 36.2 AP", "122 ms against 172 ms", "Lin et al. 2017, Sec. 5.2"),
+    Fact(
+        "RetinaNet-101-600 against Faster R-CNN with FPN, ResNet-101, both 36.2 AP",
+        "122 ms against 172 ms",
+        "Lin et al. 2017, Sec. 5.2",
+    ),
     Fact(
         "figure 4, positives",
         "the hardest fifth holds about half of the loss, for every gamma",
@@ -181,19 +190,29 @@ FACTS = (
         "gamma 2 puts nearly all of the loss on a small hard fraction",
         "Lin et al. 2017, Sec. 5.1 and Fig. 4",
     ),
-    Fact("figure 7", "FL* settings with alpha 0.25 are called effective above 33.5 AP", "Lin et al. 2017, Appendix A and Fig. 7"),
+    Fact(
+        "figure 7",
+        "FL* settings with alpha 0.25 are called effective above 33.5 AP",
+        "Lin et al. 2017, Appendix A and Fig. 7",
+    ),
     Fact(
         "training",
-        "SGD, 16 images on 8 GPUs, 90k iterations, lr 0.01 divided by 10 at 60k and 80k, momentum 0.9, weight decay 0.0001, "
+        "SGD, 16 images on 8 GPUs, 90k iterations, lr 0.01 divided by 10 at 60k and 80k, momentum 0.9, "
+        "weight decay 0.0001, "
         "horizontal flips only; 10 to 35 hours",
         "Lin et al. 2017, Sec. 4.1",
     ),
-    Fact("table 2 training", "scale jitter and 1.5 times longer than table 1e, +1.3 AP", "Lin et al. 2017, Table 2"),
+    Fact(
+        "table 2 training",
+        "scale jitter and 1.5 times longer than table 1e, +1.3 AP",
+        "Lin et al. 2017, Table 2",
+    ),
 )
 
 
 def ap(table: str, **columns: Value) -> float | None:
-    """The printed AP, in percent, of the row that has these values, such as ap("table1b", gamma=2, alpha=0.25); None when no row has.
+    """The printed AP, in percent, of the row that has these values, such as ap("table1b", gamma=2,
+    alpha=0.25); None when no row has.
 
     ConfigError for an unknown table or column, and where several rows have them.
     """
@@ -206,14 +225,27 @@ def ap(table: str, **columns: Value) -> float | None:
     rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
     scores = [row["AP"] for row in rows if all(row[name] == value for name, value in columns.items())]
     if len(scores) > 1:
-        raise ConfigError(f"{len(scores)} rows of {table} have {columns}; name more of its columns: {', '.join(found.columns)}")
+        raise ConfigError(
+            f"{len(scores)} rows of {table} have {columns}; name more of its columns: "
+            f"{', '.join(found.columns)}"
+        )
     return float(scores[0]) if scores and scores[0] is not None else None
 
 
 def speed_points() -> list[tuple[str, str, float, float]]:
-    """(series, label, milliseconds on an M40, AP in percent) of all detectors that have a time: Table 1e, and the sentence of Sec. 5.2."""
+    """(series, label, milliseconds on an M40, AP in percent) of all detectors that have a time: Table 1e, and
+    the sentence of Sec. 5.2.
+    """
     rows = [dict(zip(TABLE_1E.columns, row, strict=True)) for row in TABLE_1E.rows]
-    points = [(f"RetinaNet-{row['depth']}", str(row["scale"]), float(row["milliseconds"] or 0), float(row["AP"] or 0)) for row in rows]
+    points = [
+        (
+            f"RetinaNet-{row['depth']}",
+            str(row["scale"]),
+            float(row["milliseconds"] or 0),
+            float(row["AP"] or 0),
+        )
+        for row in rows
+    ]
     faster = ap("table2", method="Faster R-CNN w FPN")
     assert faster is not None
     return [*points, ("Faster R-CNN w FPN", "", FASTER_RCNN_MILLISECONDS, faster)]

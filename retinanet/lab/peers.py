@@ -1,7 +1,9 @@
-"""torchvision's detectors with our backbone in them: the two-stage and the other one-stage detector of Table 2, and its own RetinaNet.
+"""torchvision's detectors with our backbone in them: the two-stage and the other one-stage detector of Table
+2, and its own RetinaNet.
 
-They take our batches as they are (`Pictures`) and answer in their pixels. Pyramids are as wide as ours and anchors begin at the same
-`anchor_size`; everything else, heads, losses and sampling, is torchvision's default.
+They take our batches as they are (`Pictures`) and answer in their pixels. Pyramids are as wide as ours and
+anchors begin at the same `anchor_size`; everything else, heads, losses and sampling, is torchvision's
+default.
 """
 
 from __future__ import annotations
@@ -27,24 +29,33 @@ from ..model.folding import freeze_folded
 from ..model.pyramid import halved
 
 SSD_SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
-"""Sides of SSD300's default boxes by level, in sides of the padded picture (torchvision's, for COCO); the last serves the sixth level."""
+"""Sides of SSD300's default boxes by level, in sides of the padded picture (torchvision's, for COCO); the
+last serves the sixth level.
+"""
 SSD_RATIOS = ([2], [2, 3], [2, 3], [2, 3], [2], [2])
 SSD_EXTRA = (512, 256, 256)
 """Widths of the maps at 1/64, 1/128 and 1/256."""
 
 
 class Pictures(ImageList):
-    """A padded and normalised batch [B, 3, H, W] in the place of a list of pictures; `sizes` [B, 2] are theirs without the padding."""
+    """A padded and normalised batch [B, 3, H, W] in the place of a list of pictures; `sizes` [B, 2] are
+    theirs without the padding.
+    """
 
     def __init__(self, images: Tensor, sizes: Tensor) -> None:
         super().__init__(images, [(int(height), int(width)) for height, width in sizes.tolist()])
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (image[:, :height, :width] for image, (height, width) in zip(self.tensors, self.image_sizes, strict=True))
+        return (
+            image[:, :height, :width]
+            for image, (height, width) in zip(self.tensors, self.image_sizes, strict=True)
+        )
 
 
 class Untouched(nn.Module):
-    """In the place of torchvision's transform: `Pictures` are resized, normalised and padded, and answers stay in their pixels."""
+    """In the place of torchvision's transform: `Pictures` are resized, normalised and padded, and answers
+    stay in their pixels.
+    """
 
     def forward(self, pictures: Pictures, targets: Any = None) -> tuple[Pictures, Any]:
         """Both as they are."""
@@ -56,16 +67,27 @@ class Untouched(nn.Module):
 
 
 class FinerBackbone(Backbone):
-    """`Backbone` with C2, the map at 1/4, before the others, and with the same first weights: the pyramid of Faster R-CNN begins there."""
+    """`Backbone` with C2, the map at 1/4, before the others, and with the same first weights: the pyramid of
+    Faster R-CNN begins there.
+    """
 
     def __init__(self, name: str, norm: str, eps: float, stride: str) -> None:
         super().__init__(name, norm, eps, stride)
         info = self.body.feature_info
         quarters = [i for i, level in enumerate(info.info) if level["reduction"] == 4]
         if not quarters:
-            raise ConfigError(f"backbone {name!r} has no map at 1/4 of the picture, where the pyramid of Faster R-CNN begins")
+            raise ConfigError(
+                f"backbone {name!r} has no map at 1/4 of the picture, where the pyramid of Faster R-CNN "
+                f"begins"
+            )
         layers: dict[str, Any] = {"norm_layer": GroupNorm} if norm == "group" else {}
-        body = timm.create_model(name, features_only=True, out_indices=[quarters[-1], *info.out_indices], pretrained=False, **layers)
+        body = timm.create_model(
+            name,
+            features_only=True,
+            out_indices=[quarters[-1], *info.out_indices],
+            pretrained=False,
+            **layers,
+        )
         body = freeze_batch_norm_2d(body) if norm == "frozen" else body
         for layer in body.modules():
             if hasattr(layer, "running_var"):
@@ -80,7 +102,9 @@ class FinerBackbone(Backbone):
 
 
 class Maps(nn.Module):
-    """images [B, 3, H, W] -> the maps that a head sees, by name: those of `body`, through `neck`; `out_channels` tells their width."""
+    """images [B, 3, H, W] -> the maps that a head sees, by name: those of `body`, through `neck`;
+    `out_channels` tells their width.
+    """
 
     def __init__(self, body: Backbone, neck: nn.Module, out_channels: int | list[int]) -> None:
         super().__init__()
@@ -88,7 +112,9 @@ class Maps(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Finest first, named "0", "1", ... as torchvision's RoI pooling expects them."""
-        maps: dict[str, Tensor] = self.neck(OrderedDict((str(i), level) for i, level in enumerate(self.body(images))))
+        maps: dict[str, Tensor] = self.neck(
+            OrderedDict((str(i), level) for i, level in enumerate(self.body(images)))
+        )
         return maps
 
 
@@ -102,13 +128,19 @@ class P6P7(LastLevelP6P7):
 
 
 class Coarser(nn.Module):
-    """The maps of a backbone and three more, each half as fine: 1x1, ReLU, 3x3 with stride 2, ReLU, as in SSD300."""
+    """The maps of a backbone and three more, each half as fine: 1x1, ReLU, 3x3 with stride 2, ReLU, as in
+    SSD300.
+    """
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
         widths = (in_channels, *SSD_EXTRA)
-        self.narrow = nn.ModuleList(nn.Conv2d(before, after // 2, 1) for before, after in zip(widths, SSD_EXTRA, strict=False))
-        self.halve = nn.ModuleList(nn.Conv2d(after // 2, after, 3, stride=2, padding=1) for after in SSD_EXTRA)
+        self.narrow = nn.ModuleList(
+            nn.Conv2d(before, after // 2, 1) for before, after in zip(widths, SSD_EXTRA, strict=False)
+        )
+        self.halve = nn.ModuleList(
+            nn.Conv2d(after // 2, after, 3, stride=2, padding=1) for after in SSD_EXTRA
+        )
         for conv in (*self.narrow, *self.halve):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
@@ -122,18 +154,26 @@ class Coarser(nn.Module):
 
 
 def faster_rcnn_fpn(config: ModelConfig, classes: int) -> nn.Module:
-    """Faster R-CNN on P2..P6. As in the FPN paper: anchors of one size a level, twice as many pixels from level to level."""
+    """Faster R-CNN on P2..P6. As in the FPN paper: anchors of one size a level, twice as many pixels from
+    level to level.
+    """
     body = FinerBackbone(config.backbone, config.backbone_norm, config.backbone_eps, config.backbone_stride)
     neck = FeaturePyramidNetwork(body.channels, config.channels, LastLevelMaxPool())
     # 32 px on P2 where ours are 32 px on P3
-    anchors = AnchorGenerator(tuple((config.anchor_size * 8 * 2**level,) for level in range(5)), (config.anchor_ratios,) * 5)
+    anchors = AnchorGenerator(
+        tuple((config.anchor_size * 8 * 2**level,) for level in range(5)), (config.anchor_ratios,) * 5
+    )
     answers = {"box_score_thresh": config.score_threshold, "box_detections_per_img": config.max_detections}
-    model: nn.Module = FasterRCNN(Maps(body, neck, config.channels), classes + 1, rpn_anchor_generator=anchors, **answers)
+    model: nn.Module = FasterRCNN(
+        Maps(body, neck, config.channels), classes + 1, rpn_anchor_generator=anchors, **answers
+    )
     return model
 
 
 def ssd(config: ModelConfig, classes: int) -> nn.Module:
-    """SSD on C3..C5 and three coarser maps, with the default boxes of SSD300: shares of the padded picture, whatever `anchor_size` is."""
+    """SSD on C3..C5 and three coarser maps, with the default boxes of SSD300: shares of the padded picture,
+    whatever `anchor_size` is.
+    """
     body = Backbone(config.backbone, config.backbone_norm, config.backbone_eps, config.backbone_stride)
     maps = Maps(body, Coarser(body.channels[-1]), [*body.channels, *SSD_EXTRA])
     boxes = DefaultBoxGenerator(list(SSD_RATIOS), scales=list(SSD_SCALES))
@@ -143,14 +183,21 @@ def ssd(config: ModelConfig, classes: int) -> nn.Module:
 
 
 def retinanet_torchvision(config: ModelConfig, classes: int) -> nn.Module:
-    """torchvision's own RetinaNet on P3..P7: four convolutions a subnet, L1, each picture divided by its own positives."""
+    """torchvision's own RetinaNet on P3..P7: four convolutions a subnet, L1, each picture divided by its own
+    positives.
+    """
     body = Backbone(config.backbone, config.backbone_norm, config.backbone_eps, config.backbone_stride)
     neck = FeaturePyramidNetwork(body.channels, config.channels, P6P7(body.channels[-1], config.channels))
-    sizes = tuple(tuple(config.anchor_size * 8 * 2**level * scale for scale in config.anchor_scales) for level in range(5))
+    sizes = tuple(
+        tuple(config.anchor_size * 8 * 2**level * scale for scale in config.anchor_scales)
+        for level in range(5)
+    )
     anchors = AnchorGenerator(sizes, (config.anchor_ratios,) * 5)
     answers = {"score_thresh": config.score_threshold, "detections_per_img": config.max_detections}
     # its head is all sigmoids, so that the labels 0..K-1 need no background class
-    model: nn.Module = RetinaNet(Maps(body, neck, config.channels), classes, anchor_generator=anchors, **answers)
+    model: nn.Module = RetinaNet(
+        Maps(body, neck, config.channels), classes, anchor_generator=anchors, **answers
+    )
     return model
 
 
@@ -164,14 +211,17 @@ BACKGROUND = {"faster_rcnn_fpn": 1, "ssd": 1, "retinanet_torchvision": 0}
 
 
 def build_rival(name: str, config: ModelConfig, classes: int) -> nn.Module:
-    """A rival with fresh weights that takes `Pictures` and answers in their pixels; ConfigError for an unknown name."""
+    """A rival with fresh weights that takes `Pictures` and answers in their pixels; ConfigError for an
+    unknown name.
+    """
     if name not in RIVALS:
         raise unknown("rival", name, RIVALS)
     model = RIVALS[name](config, classes)
     model.transform = Untouched()
     heads = ("rpn.head", "roi_heads.box_predictor") if name == "faster_rcnn_fpn" else ("head",)
     for part in map(model.get_submodule, ("backbone", *heads)):
-        # torchvision makes anchors in the number format of the maps and boxes in that of the offsets: bf16 would round them to 2 px
+        # torchvision makes anchors in the number format of the maps and boxes in that of the offsets: bf16
+        # would round them to 2 px
         part.register_forward_hook(in_fp32)
     return model
 

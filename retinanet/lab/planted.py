@@ -1,4 +1,6 @@
-"""Errors planted in sound annotations, and how many of them a list of suspects finds: what `lab anatomy` is tested with."""
+"""Errors planted in sound annotations, and how many of them a list of suspects finds: what `lab anatomy` is
+tested with.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ FILE = "planted.json"
 """The truth about a planted data set, in its folder."""
 KINDS = ("moved", "dropped", "renamed")
 FARTHEST = 0.5
-"""A moved box overlaps the place where it was by less IoU than this: at more, annotators disagree by as much."""
+"""A moved box overlaps the place where it was by less IoU than this: at more, annotators disagree by as
+much.
+"""
 STEP = (0.6, 1.2)
 """How far a box is moved, in its own width and height."""
 
@@ -45,14 +49,19 @@ class Planted:
     """Where it truly is: xyxy in pixels."""
 
 
-def plant(content: Mapping[str, Any], share: float = 0.05, seed: int = 0) -> tuple[dict[str, Any], list[Planted]]:
-    """A COCO file's content with `share` of its boxes spoilt, a third in each of the KINDS, and what was done to which.
+def plant(
+    content: Mapping[str, Any], share: float = 0.05, seed: int = 0
+) -> tuple[dict[str, Any], list[Planted]]:
+    """A COCO file's content with `share` of its boxes spoilt, a third in each of the KINDS, and what was done
+    to which.
 
-    moved    by STEP of its own sides in any direction, inside the picture, to an IoU below FARTHEST with where it was
+    moved    by STEP of its own sides in any direction, inside the picture, to an IoU below FARTHEST with
+             where it was
     dropped  the annotation is gone
     renamed  one of the other classes, each as likely
 
-    Crowds stay as they are. A box that fills its picture cannot be moved; the next one of a random order is taken then.
+    Crowds stay as they are. A box that fills its picture cannot be moved; the next one of a random order is
+    taken then.
     """
     rng = np.random.default_rng(seed)
     spoilt: dict[str, Any] = copy.deepcopy(dict(content))
@@ -67,7 +76,9 @@ def plant(content: Mapping[str, Any], share: float = 0.05, seed: int = 0) -> tup
         kind = KINDS[number * len(KINDS) // total]
         for one in (boxes[position] for position in order):
             x, y, wide, tall = one["bbox"]
-            truth = Planted(kind, one["image_id"], one["id"], names[one["category_id"]], (x, y, x + wide, y + tall))
+            truth = Planted(
+                kind, one["image_id"], one["id"], names[one["category_id"]], (x, y, x + wide, y + tall)
+            )
             if kind == "moved":
                 place = _elsewhere(rng, (x, y, wide, tall), sizes[one["image_id"]])
                 if place is None:
@@ -76,7 +87,9 @@ def plant(content: Mapping[str, Any], share: float = 0.05, seed: int = 0) -> tup
             elif kind == "dropped":
                 dropped.add(one["id"])
             else:
-                one["category_id"] = int(rng.choice([other for other in names if other != one["category_id"]]))
+                one["category_id"] = int(
+                    rng.choice([other for other in names if other != one["category_id"]])
+                )
             done.append(truth)
             break
     spoilt["annotations"] = [one for one in spoilt["annotations"] if one["id"] not in dropped]
@@ -100,8 +113,12 @@ def read_truth(file: Path) -> list[Planted]:
         raise DataError(f"{file} is no list of planted errors: {error}") from error
 
 
-def _elsewhere(rng: np.random.Generator, box: Sequence[float], size: tuple[float, float]) -> tuple[float, float] | None:
-    """Left and top of a new place for a box [x, y, width, height] in a picture (width, height); None where there is none."""
+def _elsewhere(
+    rng: np.random.Generator, box: Sequence[float], size: tuple[float, float]
+) -> tuple[float, float] | None:
+    """Left and top of a new place for a box [x, y, width, height] in a picture (width, height); None where
+    there is none.
+    """
     x, y, wide, tall = box
     for _ in range(50):
         angle, step = rng.uniform(0, 2 * np.pi), rng.uniform(*STEP)
@@ -114,9 +131,11 @@ def _elsewhere(rng: np.random.Generator, box: Sequence[float], size: tuple[float
 
 
 def scores(suspects: Sequence[Suspect], data: Dataset, truth: Sequence[Planted]) -> dict[str, Any]:
-    """How good a list is, the worst suspect first: precision and recall of its first k/2, k and 2k, where k errors were planted.
+    """How good a list is, the worst suspect first: precision and recall of its first k/2, k and 2k, where k
+    errors were planted.
 
-    A suspect is right when it names the annotation of an error, or when its answer lies where a moved or dropped box truly is (IoU 0.5).
+    A suspect is right when it names the annotation of an error, or when its answer lies where a moved or
+    dropped box truly is (IoU 0.5).
     Two that find the same error are both right; for the recall it is found once.
     """
     found = hits(suspects, data, truth)
@@ -156,5 +175,8 @@ def text(found: Mapping[str, Any]) -> str:
     lines = [f"{found['planted']} errors were planted:"]
     for count, row in found["first"].items():
         kinds = ", ".join(f"{kind} {share:.2f}" for kind, share in row["recall_by_kind"].items())
-        lines.append(f"  first {count} suspects: precision {row['precision']:.2f}, recall {row['recall']:.2f} ({kinds})")
+        lines.append(
+            f"  first {count} suspects: precision {row['precision']:.2f}, recall {row['recall']:.2f} "
+            f"({kinds})"
+        )
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""A study as one page: every table and figure that was run, ours beside the paper's, and whether the paper's conclusions hold here."""
+"""A study as one page: every table and figure that was run, ours beside the paper's, and whether the paper's
+conclusions hold here.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,30 @@ log = logging.getLogger("retinanet")
 FIGURES = ("fig1", "fig2", "fig4", "fig5", "fig6", "fig7", "prior", "hinge")
 """In the paper's order, then the curves of ours."""
 INTRODUCTION = (
-    "The experiments of Lin, Goyal, Girshick, He and Dollar, Focal Loss for Dense Object Detection (2017), repeated. AP is COCO's, in "
-    "percent; the paper's is for COCO and its own training length, so what can be compared is the order of the rows, not their height. "
-    "Differences are paired by seed; a conclusion holds, or does not, where the whole 95 % interval lies on one side of 0. A training that "
+    "The experiments of Lin, Goyal, Girshick, He and Dollar, Focal Loss for Dense Object Detection (2017), "
+    "repeated. AP is COCO's, in "
+    "percent; the paper's is for COCO and its own training length, so what can be compared is the order of "
+    "the rows, not their height. "
+    "Differences are paired by seed; a conclusion holds, or does not, where the whole 95 % interval lies on "
+    "one side of 0. A training that "
     "diverged counts as AP 0 and is not repeated."
 )
 
 
 def run(folder: Path) -> Path:
-    """Write report.html and report.md into a study's folder; returns the page. ConfigError when nothing has been run there."""
+    """Write report.html and report.md into a study's folder; returns the page. ConfigError when nothing has
+    been run there.
+    """
     tables = [name for name in EXPERIMENTS if (folder / f"{name}.json").exists()]
     figures = [name for name in FIGURES if (folder / "figures" / f"{name}.json").exists()]
     if not tables and not figures:
-        raise ConfigError(f"{folder} holds no results of retinanet lab; run an experiment with --out {folder} first")
+        raise ConfigError(
+            f"{folder} holds no results of retinanet lab; run an experiment with --out {folder} first"
+        )
     parts = [part(folder, name) for name in tables] + [figure(folder, name) for name in figures]
-    title = f"Focal loss, studied on {data(folder, tables)}" if tables else "Focal loss: the figures of formulas"
+    title = (
+        f"Focal loss, studied on {data(folder, tables)}" if tables else "Focal loss: the figures of formulas"
+    )
     intro = f"{INTRODUCTION} retinanet {__version__}."
     body = "\n".join(f"<section><h2>{escape(one['title'])}</h2>{one['html']}</section>" for one in parts)
     page = folder / "report.html"
@@ -49,7 +60,9 @@ def run(folder: Path) -> Path:
 
 def data(folder: Path, tables: list[str]) -> str:
     """The names of the data sets, for a title."""
-    return " and ".join(sorted({json.loads((folder / f"{name}.json").read_text())["data"] for name in tables}))
+    return " and ".join(
+        sorted({json.loads((folder / f"{name}.json").read_text())["data"] for name in tables})
+    )
 
 
 def part(folder: Path, name: str) -> dict[str, str]:
@@ -62,11 +75,15 @@ def part(folder: Path, name: str) -> dict[str, str]:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     html = f"<p>{escape(about)}</p><table><thead><tr>{top}</tr></thead><tbody>{cells}</tbody></table>"
     html += "".join(f"<p>{escape(line)}.</p>" for line in found)
-    drawn = markdown.table([markdown.escaped(cell) for cell in head], [[markdown.escaped(cell) for cell in row] for row in rows])
+    drawn = markdown.table(
+        [markdown.escaped(cell) for cell in head], [[markdown.escaped(cell) for cell in row] for row in rows]
+    )
     return {
         "title": f"{label(name)}: {content['title']}",
         "html": html,
-        "markdown": "\n\n".join([markdown.escaped(about), drawn, *(f"- {markdown.escaped(line)}." for line in found)]),
+        "markdown": "\n\n".join(
+            [markdown.escaped(about), drawn, *(f"- {markdown.escaped(line)}." for line in found)]
+        ),
     }
 
 
@@ -77,7 +94,8 @@ def figure(folder: Path, name: str) -> dict[str, str]:
     caption, title = escape(about["caption"]), escape(about["title"])
     return {
         "title": f"{label(name)}: {about['title']}",
-        "html": f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{picture}" />\n<figcaption>{caption}</figcaption></figure>',
+        "html": f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{picture}" '
+        f"/>\n<figcaption>{caption}</figcaption></figure>",
         "markdown": f"![{markdown.escaped(about['title'])}](figures/{name}.png)\n\n{markdown.escaped(about['caption'])}",
     }
 

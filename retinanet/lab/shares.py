@@ -1,4 +1,6 @@
-"""Who produces the class loss and its gradient: easy and hard, positive and negative, of every class and pyramid level."""
+"""Who produces the class loss and its gradient: easy and hard, positive and negative, of every class and
+pyramid level.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,13 @@ from ..ops.fused import anchor_losses, class_loss
 EASY = 0.6
 """p_t above which an example is well classified (Fig. 1)."""
 GROUPS = ("hard positives", "easy positives", "hard negatives", "easy negatives")
-"""Of examples, each an anchor and a class: positive where the anchor answers for a box of the class, hard up to p_t = EASY."""
+"""Of examples, each an anchor and a class: positive where the anchor answers for a box of the class, hard up
+to p_t = EASY.
+"""
 ANCHORS = ("positive", "negative", "ignored", "outside")
-"""Of anchors: ignored are those between the two IoU thresholds, outside those centred in the padding of a batch."""
+"""Of anchors: ignored are those between the two IoU thresholds, outside those centred in the padding of a
+batch.
+"""
 QUANTITIES = ("examples", "loss", "gradient")
 MOST_CLASSES = 20
 
@@ -25,7 +31,8 @@ MOST_CLASSES = 20
 class Shares:
     """Sums over a whole split, batch by batch.
 
-    sums     [3, L, K, 4]  the QUANTITIES of the GROUPS of every level and class: their number, the class loss, and |dL/dx| (Eq. 10)
+    sums     [3, L, K, 4]  the QUANTITIES of the GROUPS of every level and class: their number, the class
+             loss, and |dL/dx| (Eq. 10)
     anchors  [L, 4]        how many there are of each kind in ANCHORS
     """
 
@@ -34,10 +41,20 @@ class Shares:
         self.sums = np.zeros((len(QUANTITIES), len(levels), len(names), len(GROUPS)))
         self.anchors = np.zeros((len(levels), len(ANCHORS)), dtype=np.int64)
 
-    def add(self, level: int, logits: Tensor, labels: Tensor, inside: Tensor, weights: Tensor, criterion: Criterion) -> Tensor:
-        """Add a level of a batch; returns the class loss of each anchor, summed over classes and weighted: [B, A], float32.
+    def add(
+        self,
+        level: int,
+        logits: Tensor,
+        labels: Tensor,
+        inside: Tensor,
+        weights: Tensor,
+        criterion: Criterion,
+    ) -> Tensor:
+        """Add a level of a batch; returns the class loss of each anchor, summed over classes and weighted:
+        [B, A], float32.
 
-        logits [B, A, K], labels [B, A] with BACKGROUND and IGNORE, inside [B, A], weights [B]: what the loss of each picture counts
+        logits [B, A, K], labels [B, A] with BACKGROUND and IGNORE, inside [B, A], weights [B]: what the loss
+        of each picture counts
         """
         ignored = labels == IGNORE
         kinds = (labels >= 0, labels == BACKGROUND, ignored & inside, ignored & ~inside)
@@ -52,7 +69,9 @@ class Shares:
             sums += loss
             group = group_of(x[:, k], present)
             for quantity, values in enumerate((None, loss.double(), gradient.double())):
-                self.sums[quantity, level, k] += torch.bincount(group, values, minlength=len(GROUPS)).cpu().numpy()
+                self.sums[quantity, level, k] += (
+                    torch.bincount(group, values, minlength=len(GROUPS)).cpu().numpy()
+                )
         total = torch.zeros(labels.shape, device=labels.device)
         total[counted] = sums
         return total
@@ -64,7 +83,10 @@ class Shares:
             "easy_above": EASY,
             "groups": [self._row({"group": name}, (..., g)) for g, name in enumerate(GROUPS)],
             "levels": [
-                self._row({"level": name, "anchors": dict(zip(ANCHORS, self.anchors[index].tolist(), strict=True))}, (index,))
+                self._row(
+                    {"level": name, "anchors": dict(zip(ANCHORS, self.anchors[index].tolist(), strict=True))},
+                    (index,),
+                )
                 for index, name in enumerate(self.levels)
             ],
             "classes": [self._row({"class": name}, (slice(None), k)) for k, name in enumerate(self.names)],
@@ -81,23 +103,42 @@ class Shares:
         if "group" not in row:
             groups = part.reshape(len(QUANTITIES), -1, len(GROUPS)).sum(axis=1)
             row["groups"] = {
-                name: {"examples": int(groups[0, g]), "loss": _ratio(groups[1, g], whole[1]), "gradient": _ratio(groups[2, g], whole[2])}
+                name: {
+                    "examples": int(groups[0, g]),
+                    "loss": _ratio(groups[1, g], whole[1]),
+                    "gradient": _ratio(groups[2, g], whole[2]),
+                }
                 for g, name in enumerate(GROUPS)
             }
         return row
 
     def table(self) -> str:
-        """The shares as aligned text: by group, by level, and by class, of which the MOST_CLASSES with the greatest loss."""
+        """The shares as aligned text: by group, by level, and by class, of which the MOST_CLASSES with the
+        greatest loss.
+        """
         content = self.to_json()
         by_group = [[row["group"], *_numbers(row)] for row in content["groups"]]
-        by_level = [[row["level"], *_numbers(row), *_parts(row), *map(_count, row["anchors"].values())] for row in content["levels"]]
+        by_level = [
+            [row["level"], *_numbers(row), *_parts(row), *map(_count, row["anchors"].values())]
+            for row in content["levels"]
+        ]
         order = sorted(content["classes"], key=lambda row: -row["loss"])
         by_class = [[row["class"], *_numbers(row), *_parts(row)] for row in order[:MOST_CLASSES]]
         head = ["examples", "loss", "gradient"]
         parts = ["loss: hard +", "easy +", "hard -", "easy -"]
         tables = [
             aligned([["", *head], *by_group]),
-            aligned([["level", *head, *parts, *(f"{kind} anchors" if kind == ANCHORS[0] else kind for kind in ANCHORS)], *by_level]),
+            aligned(
+                [
+                    [
+                        "level",
+                        *head,
+                        *parts,
+                        *(f"{kind} anchors" if kind == ANCHORS[0] else kind for kind in ANCHORS),
+                    ],
+                    *by_level,
+                ]
+            ),
             aligned([["class", *head, *parts], *by_class]),
         ]
         left = len(order) - MOST_CLASSES
@@ -105,7 +146,8 @@ class Shares:
 
 
 def examples(logits: Tensor, present: Tensor, criterion: Criterion, k: int) -> tuple[Tensor, Tensor]:
-    """The class loss of examples of class k, without normaliser, and its derivative by the logit, in closed form (`ops.fused`).
+    """The class loss of examples of class k, without normaliser, and its derivative by the logit, in closed
+    form (`ops.fused`).
 
     logits and present [n] -> [n] and [n], float32
     """
@@ -127,7 +169,13 @@ def group_of(logits: Tensor, present: Tensor) -> Tensor:
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as lines of text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))] for row in rows)
+    lines = (
+        [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
+        for row in rows
+    )
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 

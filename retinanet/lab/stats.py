@@ -27,7 +27,9 @@ T_975 = (
     2.101,
     2.093,
 )
-"""97.5 % points of Student's t for 1 to 19 degrees of freedom; the last is kept for more, where it is a little too wide."""
+"""97.5 % points of Student's t for 1 to 19 degrees of freedom; the last is kept for more, where it is a
+little too wide.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Running an experiment: every row at every seed once, kept under the hash of what it is, and a table of what came out.
+"""Running an experiment: every row at every seed once, kept under the hash of what it is, and a table of what
+came out.
 
-A study's folder holds rows/KEY/ (the runs and their result.json, shared by all experiments), NAME.json (a table and its verdicts) and
-figures/.
+A study's folder holds rows/KEY/ (the runs and their result.json, shared by all experiments), NAME.json (a
+table and its verdicts) and figures/.
 """
 
 from __future__ import annotations
@@ -38,7 +39,19 @@ log = logging.getLogger("retinanet")
 
 BUDGET = "10min"
 """Of a row, when none is given."""
-NEVER = {"out", "device", "workers", "micro_batch", "log_every", "save_every", "tensorboard", "layout", "images", "max_pixels", "compile"}
+NEVER = {
+    "out",
+    "device",
+    "workers",
+    "micro_batch",
+    "log_every",
+    "save_every",
+    "tensorboard",
+    "layout",
+    "images",
+    "max_pixels",
+    "compile",
+}
 NEVER |= {"budget", "validations", "seed"}
 """Settings that are no part of what a row is; its length and seed are written beside."""
 FORMAT = 1
@@ -64,17 +77,34 @@ def run(name: str, source: str, config: LabConfig) -> Path:
     study = begin(source, config)
     rows = found.rows(study.base, config.alphas)
     seeds = range(study.base.seed, study.base.seed + config.seeds)
-    log.info("%s: %d rows x %d seeds of %d iterations, in %s", found.title, len(rows), len(seeds), study.iterations, study.folder)
-    if study.base.init is not None and any(row.rival or row.changes.keys() & set(NETWORK + ANCHORS) - {"prior"} for row in rows):
+    log.info(
+        "%s: %d rows x %d seeds of %d iterations, in %s",
+        found.title,
+        len(rows),
+        len(seeds),
+        study.iterations,
+        study.folder,
+    )
+    if study.base.init is not None and any(
+        row.rival or row.changes.keys() & set(NETWORK + ANCHORS) - {"prior"} for row in rows
+    ):
         raise ConfigError(f"{name} changes the network from row to row, so its rows cannot begin from --init")
     path = study.folder / f"{name}.json"
     results: list[list[dict[str, Any]]] = [[] for _ in rows]
     for seed in seeds:  # all rows of one seed first, so that a study which is stopped has a table
         with quiet():
-            data = open_training(source, replace(study.base, seed=seed))  # without a validation split the seed draws one
+            data = open_training(
+                source, replace(study.base, seed=seed)
+            )  # without a validation split the seed draws one
         for row, kept in zip(rows, results, strict=True):
             kept.append(once(study, row, seed, data))
-        about = {"name": name, "title": found.title, "iterations": study.iterations, "alphas": config.alphas, "data": Path(source).name}
+        about = {
+            "name": name,
+            "title": found.title,
+            "iterations": study.iterations,
+            "alphas": config.alphas,
+            "data": Path(source).name,
+        }
         entries = [
             {"values": dict(row.values), "group": row.group, "paper": printed(found, row), "results": kept}
             for row, kept in zip(rows, results, strict=True)
@@ -92,9 +122,13 @@ def timed(study: Study, results: list[dict[str, Any]], validation: Dataset) -> l
     """Milliseconds of a picture for each row, the rows taking turns; None for one that left no weights."""
     detectors: list[Any] = []
     for result in results:
-        rival, ours = (study.folder / "rows" / result["key"] / name for name in ("rival.pt", "model.safetensors"))
+        rival, ours = (
+            study.folder / "rows" / result["key"] / name for name in ("rival.pt", "model.safetensors")
+        )
         there = rival if rival.exists() else ours if ours.exists() else None
-        detectors.append(None if there is None else (load_rival if there is rival else load)(there, study.base.device))
+        detectors.append(
+            None if there is None else (load_rival if there is rival else load)(there, study.base.device)
+        )
     found = iter(timings([detector for detector in detectors if detector is not None], validation))
     return [None if detector is None else next(found) for detector in detectors]
 
@@ -105,7 +139,9 @@ def printed(found: Experiment, row: Row) -> float | None:
 
 
 def begin(source: str, config: LabConfig) -> Study:
-    """The base row's settings and length: minutes become iterations here, once for all rows and for all later runs of this study."""
+    """The base row's settings and length: minutes become iterations here, once for all rows and for all later
+    runs of this study.
+    """
     if config.seeds < 1:
         raise ConfigError(f"seeds must be at least 1, not {config.seeds}")
     if config.train.batch == "auto" or world() > 1:
@@ -129,7 +165,8 @@ def begin(source: str, config: LabConfig) -> Study:
 
 
 def once(study: Study, row: Row, seed: int, data: tuple[Dataset, Dataset]) -> dict[str, Any]:
-    """The result of a row with a seed: read when it is there, else trained, or gone on with when it was stopped.
+    """The result of a row with a seed: read when it is there, else trained, or gone on with when it was
+    stopped.
 
     Of the weights those of the study's first seed are kept, and no state: the row is finished.
     """
@@ -142,19 +179,42 @@ def once(study: Study, row: Row, seed: int, data: tuple[Dataset, Dataset]) -> di
         told(row, seed, result, "kept")
     else:
         started = time.perf_counter()
-        result = trained(study, replace(config, out=folder, budget=f"{study.iterations}it"), row, folder, data)
-        result |= {"seconds": time.perf_counter() - started, "seed": seed, "iterations": study.iterations, "key": key}
-        result |= {"data_hash": data[0].fingerprint(), "validation_hash": data[1].fingerprint(), "versions": versions()}
-        result |= {"config": to_json(config), "machine": describe(pick_device(config.device)), "rival": row.rival}
+        result = trained(
+            study, replace(config, out=folder, budget=f"{study.iterations}it"), row, folder, data
+        )
+        result |= {
+            "seconds": time.perf_counter() - started,
+            "seed": seed,
+            "iterations": study.iterations,
+            "key": key,
+        }
+        result |= {
+            "data_hash": data[0].fingerprint(),
+            "validation_hash": data[1].fingerprint(),
+            "versions": versions(),
+        }
+        result |= {
+            "config": to_json(config),
+            "machine": describe(pick_device(config.device)),
+            "rival": row.rival,
+        }
         write_whole(path, json.dumps(result, indent=1, default=str).encode())
-        for name in ("state.pt", "best.safetensors", *(["model.safetensors", "rival.pt"] if seed != study.base.seed else [])):
+        for name in (
+            "state.pt",
+            "best.safetensors",
+            *(["model.safetensors", "rival.pt"] if seed != study.base.seed else []),
+        ):
             (folder / name).unlink(missing_ok=True)
         told(row, seed, result, duration(result["seconds"]))
     return result
 
 
-def trained(study: Study, config: TrainConfig, row: Row, folder: Path, data: tuple[Dataset, Dataset]) -> dict[str, Any]:
-    """Train a row, and say what became of it: trained, stalled (AP below 0.001), or diverged, which is never tried again."""
+def trained(
+    study: Study, config: TrainConfig, row: Row, folder: Path, data: tuple[Dataset, Dataset]
+) -> dict[str, Any]:
+    """Train a row, and say what became of it: trained, stalled (AP below 0.001), or diverged, which is never
+    tried again.
+    """
     try:
         with quiet():
             if row.rival is not None:
@@ -163,26 +223,46 @@ def trained(study: Study, config: TrainConfig, row: Row, folder: Path, data: tup
             else:
                 if not (folder / "metrics.json").exists():
                     if (folder / "config.json").exists() and (folder / "state.pt").exists():
-                        go_on(folder, ResumeConfig(Path(study.source), config.images, config.device, config.workers))
+                        go_on(
+                            folder,
+                            ResumeConfig(Path(study.source), config.images, config.device, config.workers),
+                        )
                     else:
                         train(study.source, config)
                 result, numbers = {}, json.loads((folder / "metrics.json").read_text())
     except DivergenceError as error:
         return {"state": "diverged", "reason": str(error).splitlines()[0], "metrics": {}}
     metrics = {name: numbers.get(name) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
-    return {**result, "state": "trained" if (metrics["AP"] or 0.0) >= STALLED else "stalled", "metrics": metrics}
+    return {
+        **result,
+        "state": "trained" if (metrics["AP"] or 0.0) >= STALLED else "stalled",
+        "metrics": metrics,
+    }
 
 
-def identity(config: TrainConfig, seed: int, iterations: int, data: tuple[Dataset, Dataset], rival: str | None = None) -> str:
-    """The key of a row: a hash of its settings, seed, length and data. Two experiments that train the same share it.
+def identity(
+    config: TrainConfig, seed: int, iterations: int, data: tuple[Dataset, Dataset], rival: str | None = None
+) -> str:
+    """The key of a row: a hash of its settings, seed, length and data. Two experiments that train the same
+    share it.
 
-    Settings at their defaults are left out, so that a new setting of a later version does not make old rows strangers.
+    Settings at their defaults are left out, so that a new setting of a later version does not make old rows
+    strangers.
     """
     usual, hashes = flat(TrainConfig()), [split.fingerprint() for split in data]
-    settings = {name: value for name, value in flat(config).items() if name not in NEVER and value != usual[name]}
+    settings = {
+        name: value for name, value in flat(config).items() if name not in NEVER and value != usual[name]
+    }
     if config.init is not None:  # its content, not its name
         settings["init"] = sha256(find_model(config.init))
-    content = {"format": FORMAT, "config": settings, "seed": seed, "iterations": iterations, "data": hashes, "rival": rival}
+    content = {
+        "format": FORMAT,
+        "config": settings,
+        "seed": seed,
+        "iterations": iterations,
+        "data": hashes,
+        "rival": rival,
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

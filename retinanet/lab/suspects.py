@@ -1,25 +1,30 @@
 """Which labels are probably wrong: what a model answers, held against what is annotated.
 
-Each kind of error has its evidence in the model's answers. An answer of probability p supports a box by p x (2 IoU - 1), nothing below
-IoU 0.5: so much of it as is at this place.
+Each kind of error has its evidence in the model's answers. An answer of probability p supports a box by p x
+(2 IoU - 1), nothing below IoU 0.5: so much of it as is at this place.
 
     renamed    `own` and `other`: the best support of a box by answers of its own class, and of any other
-    misplaced  `own`, and `partner`: the best answer nearby that has the box's class and size, and no box; the box was moved from there, or
+    misplaced  `own`, and `partner`: the best answer nearby that has the box's class and size, and no box; the
+               box was moved from there, or
                it has no business here
     missing    `p`: the best answer of a place that no box overlaps by IoU 0.3
 
-How much evidence is much? A tiny object is often found by no answer though its label is right, and a model after minutes is unsure of
-everything. So nothing is set by hand: in thought every box of the set is renamed, moved and dropped itself. What the model shows then are
-the decoys: what an error of that kind looks like to this model on this data. The score of a suspect is the log of (how many decoys look
-like it) / (how many of the real boxes or answers do), by a logistic regression of the one against the other, made isotonic. It is in nats
-and means the same for all kinds: where the share e of all boxes is spoilt in one way, the odds that a suspect is one of these are about
-e x exp(score). The errors themselves count among the real ones, so scores end near -log e.
+How much evidence is much? A tiny object is often found by no answer though its label is right, and a model
+after minutes is unsure of everything. So nothing is set by hand: in thought every box of the set is renamed,
+moved and dropped itself. What the model shows then are the decoys: what an error of that kind looks like to
+this model on this data. The score of a suspect is the log of (how many decoys look like it) / (how many of
+the real boxes or answers do), by a logistic regression of the one against the other, made isotonic. It is in
+nats and means the same for all kinds: where the share e of all boxes is spoilt in one way, the odds that a
+suspect is one of these are about e x exp(score). The errors themselves count among the real ones, so scores
+end near -log e.
 
-Measured (the slow test of `lab anatomy`: 600 generated scenes, 5 % of the boxes spoilt, a tiny model trained on them for 700 steps): of
-the first 123 suspects, as many as errors were planted, 79 % are errors, and the first 246 find 95 % of them. By the loss of each box it is
-49 % and 60 %, and by plain log odds (logit other - logit own, -logit own, logit p) 44 % and 63 %: the tiny and the hard come first.
+Measured (the slow test of `lab anatomy`: 600 generated scenes, 5 % of the boxes spoilt, a tiny model trained
+on them for 700 steps): of the first 123 suspects, as many as errors were planted, 79 % are errors, and the
+first 246 find 95 % of them. By the loss of each box it is 49 % and 60 %, and by plain log odds (logit other -
+logit own, -logit own, logit p) 44 % and 63 %: the tiny and the hard come first.
 
-A box or answer is listed once, as what it most resembles; a misplaced box and the answer where it should be are one suspect.
+A box or answer is listed once, as what it most resembles; a misplaced box and the answer where it should be
+are one suspect.
 """
 
 from __future__ import annotations
@@ -35,7 +40,9 @@ from .evidence import PEAK, Rows
 
 KINDS = ("renamed", "misplaced", "missing")
 STRONG = 3.0
-"""A score that sound labels seldom reach: 17 suspects in the set above, of 2,468 boxes, before it was spoilt, and 108 after."""
+"""A score that sound labels seldom reach: 17 suspects in the set above, of 2,468 boxes, before it was spoilt,
+and 108 after.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,11 @@ def rank(boxes: Rows, peaks: Sequence[Rows]) -> list[Suspect]:
     for box, as_renamed, as_misplaced in zip(boxes, renamed.tolist(), misplaced.tolist(), strict=True):
         image, row = int(box["image"]), int(box["row"])
         if as_renamed >= as_misplaced:
-            answer = (int(box["other_label"]), float(box["answer_p"]), _corners(box["answer"])) if box["answer_p"] > 0 else NOTHING
+            answer = (
+                (int(box["other_label"]), float(box["answer_p"]), _corners(box["answer"]))
+                if box["answer_p"] > 0
+                else NOTHING
+            )
             suspects.append(Suspect("renamed", as_renamed, image, row, *answer))
             continue
         answer = NOTHING
@@ -81,7 +92,15 @@ def rank(boxes: Rows, peaks: Sequence[Rows]) -> list[Suspect]:
     for spot, score in zip(spots, missing.tolist(), strict=True):
         if score > -np.inf:
             suspects.append(
-                Suspect("missing", score, int(spot["image"]), None, int(spot["label"]), float(spot["p"]), _corners(spot["box"]))
+                Suspect(
+                    "missing",
+                    score,
+                    int(spot["image"]),
+                    None,
+                    int(spot["label"]),
+                    float(spot["p"]),
+                    _corners(spot["box"]),
+                )
             )
     suspects = [one for one in suspects if one.score > -np.inf]
     return sorted(suspects, key=lambda one: (-one.score, one.image, -1 if one.row is None else one.row))
@@ -96,7 +115,9 @@ def score_renamed(boxes: Rows) -> Floats:
     def features(own: Floats, other: Floats) -> Floats:
         return np.stack([other - own, logit(other), logit(own)], axis=1)
 
-    return log_ratio(features(boxes["renamed_own"], boxes["renamed_other"]), features(boxes["own"], boxes["other"]))
+    return log_ratio(
+        features(boxes["renamed_own"], boxes["renamed_other"]), features(boxes["own"], boxes["other"])
+    )
 
 
 def score_misplaced(boxes: Rows) -> Floats:
@@ -106,7 +127,9 @@ def score_misplaced(boxes: Rows) -> Floats:
     def features(own: Floats, partner: Floats) -> Floats:
         return np.stack([logit(own), side, logit(own) * side, logit(partner)], axis=1)
 
-    return log_ratio(features(boxes["moved_own"], boxes["moved_partner"]), features(boxes["own"], boxes["partner"]))
+    return log_ratio(
+        features(boxes["moved_own"], boxes["moved_partner"]), features(boxes["own"], boxes["partner"])
+    )
 
 
 def score_missing(boxes: Rows, spots: Rows) -> Floats:
@@ -120,9 +143,11 @@ def score_missing(boxes: Rows, spots: Rows) -> Floats:
 
 
 def log_ratio(decoys: Floats, real: Floats, ridge: float = 1.0) -> Floats:
-    """Log of how many decoys there are to one of the real [N, F], at the features of each of the real: [N]. Decoys with a NaN do not count.
+    """Log of how many decoys there are to one of the real [N, F], at the features of each of the real: [N].
+    Decoys with a NaN do not count.
 
-    A logistic regression tells the two apart; its score, made isotonic, is what share of those that look alike are decoys.
+    A logistic regression tells the two apart; its score, made isotonic, is what share of those that look
+    alike are decoys.
     """
     decoys = decoys[np.isfinite(decoys).all(axis=1)]
     if not len(real) or not len(decoys):
@@ -130,7 +155,13 @@ def log_ratio(decoys: Floats, real: Floats, ridge: float = 1.0) -> Floats:
     everything = np.concatenate([decoys, real]).astype(np.float64)
     is_decoy = np.concatenate([np.ones(len(decoys)), np.zeros(len(real))])
     scale = everything.std(axis=0)
-    x = np.concatenate([(everything - everything.mean(axis=0)) / np.where(scale > 0, scale, 1), np.ones((len(everything), 1))], axis=1)
+    x = np.concatenate(
+        [
+            (everything - everything.mean(axis=0)) / np.where(scale > 0, scale, 1),
+            np.ones((len(everything), 1)),
+        ],
+        axis=1,
+    )
     weights, penalty = np.zeros(x.shape[1]), ridge * np.eye(x.shape[1])
     for _ in range(30):  # Newton's method
         share = 1 / (1 + np.exp(-(x @ weights)))

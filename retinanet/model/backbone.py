@@ -14,7 +14,9 @@ from ..online import reachable
 from .folding import freeze_folded
 
 REDUCTIONS = (8, 16, 32)
-PINNED = {name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d")}
+PINNED = {
+    name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d")
+}
 """Which of timm's weights a bare name means: those behind the published COCO figures, not the newest."""
 NORMS = ("frozen", "batch", "group")
 STRIDES = ("3x3", "1x1")
@@ -24,14 +26,19 @@ HOST = "huggingface.co"
 class Backbone(nn.Module):
     """images [B, 3, H, W] -> [C3, C4, C5], maps at strides 8, 16 and 32; `channels` tells their widths.
 
-    name   a timm model; ConfigError with the nearest names when there is none, or when it lacks one of the three maps
-    norm   frozen: batch norm with fixed statistics (for pretrained weights), folded into the convolutions (`model.folding`); batch: live
+    name   a timm model; ConfigError with the nearest names when there is none, or when it lacks one of the
+           three maps
+    norm   frozen: batch norm with fixed statistics (for pretrained weights), folded into the convolutions
+           (`model.folding`); batch: live
            batch norm; group: group norm of 32
     eps    added to the variance of batch norm
-    stride  which convolution of a bottleneck halves the map: 3x3, as timm and torchvision have it, or 1x1, as Caffe had
+    stride  which convolution of a bottleneck halves the map: 3x3, as timm and torchvision have it, or 1x1, as
+            Caffe had
     """
 
-    def __init__(self, name: str = "resnet50", norm: str = "frozen", eps: float = 1e-5, stride: str = "3x3") -> None:
+    def __init__(
+        self, name: str = "resnet50", norm: str = "frozen", eps: float = 1e-5, stride: str = "3x3"
+    ) -> None:
         super().__init__()
         if norm not in NORMS:
             raise unknown("backbone norm", norm, NORMS)
@@ -42,7 +49,9 @@ class Backbone(nn.Module):
         indices, self.first_stage = probe(name)
         layers: dict[str, Any] = {"norm_layer": GroupNorm} if norm == "group" else {}
         try:
-            body = timm.create_model(name, features_only=True, out_indices=indices, pretrained=False, **layers)
+            body = timm.create_model(
+                name, features_only=True, out_indices=indices, pretrained=False, **layers
+            )
         except TypeError as error:  # timm's constructors do not all take a norm layer
             raise ConfigError(f"backbone {name!r} cannot be built with {norm} norm: {error}") from error
         self.body = freeze_batch_norm_2d(body) if norm == "frozen" else body
@@ -62,29 +71,48 @@ class Backbone(nn.Module):
 
     def _stride_first(self) -> None:
         """Move the stride of every bottleneck from its 3x3 convolution to the 1x1 before it."""
-        halving = [block for block in self.body.modules() if getattr(getattr(block, "conv2", None), "stride", None) == (2, 2)]
-        if not halving or any(block.conv1.kernel_size != (1, 1) or block.conv2.kernel_size != (3, 3) for block in halving):
-            raise ConfigError(f"backbone {self.name!r} has no bottlenecks of 1x1 and 3x3, so no --backbone-stride 1x1")
+        halving = [
+            block
+            for block in self.body.modules()
+            if getattr(getattr(block, "conv2", None), "stride", None) == (2, 2)
+        ]
+        if not halving or any(
+            block.conv1.kernel_size != (1, 1) or block.conv2.kernel_size != (3, 3) for block in halving
+        ):
+            raise ConfigError(
+                f"backbone {self.name!r} has no bottlenecks of 1x1 and 3x3, so no --backbone-stride 1x1"
+            )
         for block in halving:
             block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
 
     def freeze(self) -> None:
-        """Stop training the stem and the first stage, all that comes before the map at 1/4 (as FPN does, which Sec. 4.1 follows)."""
+        """Stop training the stem and the first stage, all that comes before the map at 1/4 (as FPN does,
+        which Sec. 4.1 follows).
+        """
         names = [name for name, _ in self.body.named_parameters()]
         stage = [i for i, name in enumerate(names) if self.first_stage and name.startswith(self.first_stage)]
         for name in names[: stage[-1] + 1] if stage else []:
             self.body.get_parameter(name).requires_grad_(False)
 
     def load_imagenet(self) -> None:
-        """Fill in timm's ImageNet weights; CheckpointError within seconds when there is neither a network nor a cached copy."""
+        """Fill in timm's ImageNet weights; CheckpointError within seconds when there is neither a network nor
+        a cached copy.
+        """
         if self.norm == "group":
-            raise ConfigError("ImageNet weights belong to batch norm; use --backbone-norm frozen or batch, or --weights none")
+            raise ConfigError(
+                "ImageNet weights belong to batch norm; use --backbone-norm frozen or batch, or --weights "
+                "none"
+            )
         name = PINNED.get(self.name, self.name)
         source = timm.get_pretrained_cfg(name).to_dict().get("hf_hub_id")
         if not source:
-            raise ConfigError(f"timm has no ImageNet weights for {name!r}; train from scratch with --weights none")
+            raise ConfigError(
+                f"timm has no ImageNet weights for {name!r}; train from scratch with --weights none"
+            )
         check_network(str(source))
-        donor = timm.create_model(name, features_only=True, out_indices=self.body.feature_info.out_indices, pretrained=True)
+        donor = timm.create_model(
+            name, features_only=True, out_indices=self.body.feature_info.out_indices, pretrained=True
+        )
         missing, unexpected = self.body.load_state_dict(donor.state_dict(), strict=False)
         strangers = [key for key in (*missing, *unexpected) if not key.endswith("num_batches_tracked")]
         if strangers:
@@ -92,24 +120,40 @@ class Backbone(nn.Module):
 
 
 def probe(name: str) -> tuple[list[int], str | None]:
-    """Positions of the maps at 1/8, 1/16 and 1/32 among timm's, and the parameters' prefix of the stage at 1/4.
+    """Positions of the maps at 1/8, 1/16 and 1/32 among timm's, and the parameters' prefix of the stage at
+    1/4.
 
-    The network is built and run on the meta device, which costs no arithmetic: some timm models claim a reduction that their
+    The network is built and run on the meta device, which costs no arithmetic: some timm models claim a
+    reduction that their
     maps do not have (no padding, tokens, channels last), and would fail in the middle of the first step.
     """
     if name.split(".")[0] not in timm.list_models():
         raise unknown("backbone", name, timm.list_models())
     try:
         with torch.device("meta"):
-            body = timm.create_model(name, features_only=True, pretrained=False).eval()  # batch norm of one value cannot train
+            body = timm.create_model(
+                name, features_only=True, pretrained=False
+            ).eval()  # batch norm of one value cannot train
             levels = body.feature_info.get_dicts()
-            indices = [max(i for i, level in enumerate(levels) if level["reduction"] == want) for want in REDUCTIONS]
+            indices = [
+                max(i for i, level in enumerate(levels) if level["reduction"] == want) for want in REDUCTIONS
+            ]
             maps = body(torch.empty(1, 3, 256, 320))
         shapes = [tuple(maps[i].shape[1:]) for i in indices]
-        expected = [(levels[i]["num_chs"], 256 // want, 320 // want) for i, want in zip(indices, REDUCTIONS, strict=True)]
+        expected = [
+            (levels[i]["num_chs"], 256 // want, 320 // want)
+            for i, want in zip(indices, REDUCTIONS, strict=True)
+        ]
         if shapes != expected:
             raise ValueError(f"its maps are {shapes}")
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, NotImplementedError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:
         raise ConfigError(
             f"backbone {name!r} has no maps [C, H, W] at 1/8, 1/16 and 1/32 of the picture ({error}); "
             "resnet18, resnet50, resnext101_32x8d and convnext_tiny are some that do"
@@ -131,6 +175,8 @@ def check_network(source: str) -> None:
     reason = reachable(HOST)
     if reason is not None:
         raise CheckpointError(
-            f"no network ({reason}), so the ImageNet weights {source} cannot be fetched. Either put model.safetensors of "
-            f"https://{HOST}/{source} into this machine's Hugging Face cache (hf download {source}), or train from scratch: --weights none."
+            f"no network ({reason}), so the ImageNet weights {source} cannot be fetched. Either put "
+            f"model.safetensors of "
+            f"https://{HOST}/{source} into this machine's Hugging Face cache (hf download {source}), or "
+            f"train from scratch: --weights none."
         )

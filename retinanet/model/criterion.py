@@ -1,4 +1,6 @@
-"""From predictions and targets to losses (Sec. 3 and 4.1). The fp32 island: it reads bf16 and computes in float32."""
+"""From predictions and targets to losses (Sec. 3 and 4.1). The fp32 island: it reads bf16 and computes in
+float32.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +47,25 @@ class Matched:
 class Criterion:
     """Class loss over all anchors plus box loss over the positives, both divided by the number of positives.
 
-    loss            cross_entropy, balanced (alpha), focal (alpha, gamma), focal_star (alpha, gamma, beta), hinge (alpha, margin)
+    loss            cross_entropy, balanced (alpha), focal (alpha, gamma), focal_star (alpha, gamma, beta),
+                    hinge (alpha, margin)
     alpha           weight of the positives: a number, one for each class [K], or None for 1 and 1
-    mining          none: the class loss is over all anchors; ohem, ohem-1:3, random: over a minibatch of each picture (`ops.mining`)
-    mining_batch, mining_nms   anchors of a minibatch; IoU above which OHEM leaves out the easier of two anchors, or None
-    box_loss        smooth_l1 (over offsets; the paper's), l1 (over offsets) or giou (over boxes), times box_weight
+    mining          none: the class loss is over all anchors; ohem, ohem-1:3, random: over a minibatch of each
+                    picture (`ops.mining`)
+    mining_batch, mining_nms   anchors of a minibatch; IoU above which OHEM leaves out the easier of two
+                               anchors, or None
+    box_loss        smooth_l1 (over offsets; the paper's), l1 (over offsets) or giou (over boxes), times
+                    box_weight
     positive, negative, force_above   see `ops.assign`
-    normalize       step: by the positives of the whole step, at least 1; image: each picture by its own (the paper's text), averaged
+    normalize       step: by the positives of the whole step, at least 1; image: each picture by its own (the
+                    paper's text), averaged
 
-    With mining the class loss, whatever `normalize` says, is the mean over each picture's minibatch, averaged over the pictures of the
-    step. The paper is silent; Fast R-CNN and OHEM take means over the minibatch. How many anchors NMS leaves is known only after the
-    forward pass, too late for a step of several micro-batches to share it; where all minibatches are full, as they are but for
+    With mining the class loss, whatever `normalize` says, is the mean over each picture's minibatch, averaged
+    over the pictures of the
+    step. The paper is silent; Fast R-CNN and OHEM take means over the minibatch. How many anchors NMS leaves
+    is known only after the
+    forward pass, too late for a step of several micro-batches to share it; where all minibatches are full, as
+    they are but for
     ohem-1:3, it is the mean over those of the whole step.
     """
 
@@ -78,11 +88,17 @@ class Criterion:
         normalize: str = "step",
     ) -> None:
         names = (("class loss", loss, LOSSES), ("mining", mining, MINING))
-        for kind, name, known in (*names, ("box loss", box_loss, BOX_LOSSES), ("normalize", normalize, NORMALIZERS)):
+        for kind, name, known in (
+            *names,
+            ("box loss", box_loss, BOX_LOSSES),
+            ("normalize", normalize, NORMALIZERS),
+        ):
             if name not in known:
                 raise unknown(kind, name, known)
         if mining_batch < 4:
-            raise ConfigError(f"mining_batch must be at least 4, a positive and three negatives, not {mining_batch}")
+            raise ConfigError(
+                f"mining_batch must be at least 4, a positive and three negatives, not {mining_batch}"
+            )
         self.loss, self.gamma, self.beta, self.margin = loss, gamma, beta, margin
         self.mining, self.mining_batch, self.mining_nms = mining, mining_batch, mining_nms
         self.alpha = torch.tensor(alpha) if isinstance(alpha, Sequence) else alpha
@@ -92,7 +108,9 @@ class Criterion:
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """The losses that are divided by the positives of the whole step, so that parts of it need their number."""
+        """The losses that are divided by the positives of the whole step, so that parts of it need their
+        number.
+        """
         if self.normalize == "image":
             return ()
         return ("class_loss", "box_loss") if self.mining == "none" else ("box_loss",)
@@ -101,17 +119,34 @@ class Criterion:
     def match(self, anchors: list[Tensor], targets: Targets) -> Matched:
         """Per level anchors [HWA, 4] and the targets of B pictures -> what every anchor should say."""
         flat = torch.cat(anchors)
-        index = assign_near(anchors, targets.boxes, inside(flat, targets.sizes), self.positive, self.negative, self.force_above)
+        index = assign_near(
+            anchors,
+            targets.boxes,
+            inside(flat, targets.sizes),
+            self.positive,
+            self.negative,
+            self.force_above,
+        )
         drawn = self._drawn(index, targets.seeds) if self.mining == "random" else None
         if targets.labels.shape[1] == 0:
-            return Matched(index, flat.expand(len(targets), -1, -1), index.new_zeros(len(targets), dtype=torch.float32), drawn)
+            return Matched(
+                index,
+                flat.expand(len(targets), -1, -1),
+                index.new_zeros(len(targets), dtype=torch.float32),
+                drawn,
+            )
         matched = index >= 0
         labels = torch.where(matched, targets.labels.gather(1, index.clamp(min=0)), index)
-        # one copy of [B, A, 4] instead of two: out of a table of the boxes of all pictures and, below them, the anchors
+        # one copy of [B, A, 4] instead of two: out of a table of the boxes of all pictures and, below them,
+        # the anchors
         batch, count = targets.labels.shape
         own = torch.arange(batch * count, batch * count + len(flat), device=flat.device)
         row = torch.where(matched, index + torch.arange(batch, device=flat.device)[:, None] * count, own)
-        boxes = torch.cat([targets.boxes.flatten(0, 1), flat]).index_select(0, row.flatten()).unflatten(0, row.shape)
+        boxes = (
+            torch.cat([targets.boxes.flatten(0, 1), flat])
+            .index_select(0, row.flatten())
+            .unflatten(0, row.shape)
+        )
         return Matched(labels, boxes, matched.sum(dim=1).float(), drawn)
 
     def __call__(
@@ -144,7 +179,8 @@ class Criterion:
         anchors     per level [HWA, 4]
         matched     what `match` said about the same pictures
         normalizer  positives to divide by, and
-        pictures    how many pictures there are, when these are but a part of a step: those of the whole step. None: those of these
+        pictures    how many pictures there are, when these are but a part of a step: those of the whole step.
+                    None: those of these
         """
         batch = len(matched.positives)
         if self.normalize == "image":
@@ -156,12 +192,16 @@ class Criterion:
         labels = matched.labels.split(counts, dim=1)
         boxes = matched.boxes.split(counts, dim=1)
         if self.mining == "none":
-            class_losses = [self._class_loss(x, label, weights) for x, label in zip(logits, labels, strict=True)]
+            class_losses = [
+                self._class_loss(x, label, weights) for x, label in zip(logits, labels, strict=True)
+            ]
         else:
             chosen = self._minibatches(logits, anchors, matched)
             means = 1 / (chosen.sum(dim=1).clamp(min=1) * (pictures or batch))  # [B]
             parts = zip(logits, labels, chosen.split(counts, dim=1), strict=True)
-            class_losses = [self._by_picture(picked(x, which), picked(label, which), means) for x, label, which in parts]
+            class_losses = [
+                self._by_picture(picked(x, which), picked(label, which), means) for x, label, which in parts
+            ]
         return {
             "class_loss": class_losses,
             "box_loss": [
@@ -185,7 +225,10 @@ class Criterion:
     def _by_picture(self, logits: Iterable[Tensor], labels: Iterable[Tensor], weights: Tensor) -> Tensor:
         """Over some anchors of each picture: logits B x [n, K], labels B x [n], weights [B]."""
         settings = self._settings(weights.device)
-        parts = [class_loss(x, label, *settings) * weight for x, label, weight in zip(logits, labels, weights, strict=True)]
+        parts = [
+            class_loss(x, label, *settings) * weight
+            for x, label, weight in zip(logits, labels, weights, strict=True)
+        ]
         return torch.stack(parts).sum()
 
     @torch.no_grad()
@@ -196,23 +239,30 @@ class Criterion:
             return matched.drawn
         labels = matched.labels.split([level.shape[1] for level in logits], dim=1)
         settings = self._settings(logits[0].device)
-        scores = torch.cat([anchor_losses(x, label, *settings) for x, label in zip(logits, labels, strict=True)], dim=1)
+        scores = torch.cat(
+            [anchor_losses(x, label, *settings) for x, label in zip(logits, labels, strict=True)], dim=1
+        )
         flat, chosen = torch.cat(anchors), torch.zeros_like(matched.labels, dtype=torch.bool)
         for row, score, label in zip(chosen, scores, matched.labels, strict=True):
             row[HARD[self.mining](score, label, flat, self.mining_batch, self.mining_nms)] = True
         return chosen
 
     def _drawn(self, labels: Tensor, seeds: Tensor | None) -> Tensor:
-        """[B, A]: the random minibatch of each picture, which its seed decides: not when it is drawn, nor with which others."""
+        """[B, A]: the random minibatch of each picture, which its seed decides: not when it is drawn, nor
+        with which others.
+        """
         chosen = torch.zeros_like(labels, dtype=torch.bool)
         for picture, (row, label) in enumerate(zip(chosen, labels, strict=True)):
             generator = None if seeds is None else torch.Generator().manual_seed(int(seeds[picture]))
             row[random_sample(label, self.mining_batch, generator)] = True
         return chosen
 
-    def _box_loss(self, offsets: Tensor, anchors: Tensor, boxes: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def _box_loss(
+        self, offsets: Tensor, anchors: Tensor, boxes: Tensor, labels: Tensor, weights: Tensor
+    ) -> Tensor:
         positive = (labels >= 0)[..., None]
-        # `where` on the inputs, not on the loss: an unmatched anchor's offsets may be anything, and 0 x inf is NaN
+        # `where` on the inputs, not on the loss: an unmatched anchor's offsets may be anything, and 0 x inf
+        # is NaN
         offsets = torch.where(positive, losses.wide(offsets), 0)
         if self.box_loss == "giou":
             loss = losses.giou_loss(decode(offsets, anchors), boxes)
@@ -226,7 +276,9 @@ class Criterion:
 
 
 def picked(values: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-    """values [B, N, ...] -> of each picture those that are `chosen` [B, N]. One gather for all, since its gradient is of the full size."""
+    """values [B, N, ...] -> of each picture those that are `chosen` [B, N]. One gather for all, since its
+    gradient is of the full size.
+    """
     parts: tuple[Tensor, ...] = values[chosen].split(chosen.sum(dim=1).tolist())
     return parts
 

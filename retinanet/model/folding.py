@@ -1,4 +1,6 @@
-"""Batch norm with fixed statistics is a multiplication and an addition for each channel, which the convolution before it can do."""
+"""Batch norm with fixed statistics is a multiplication and an addition for each channel, which the
+convolution before it can do.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class FrozenNorm(nn.Module):
-    """Batch norm whose statistics and factors are fixed, what is left of it after `FrozenConv`: its numbers, and its activation."""
+    """Batch norm whose statistics and factors are fixed, what is left of it after `FrozenConv`: its numbers,
+    and its activation.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -24,7 +28,11 @@ class FrozenNorm(nn.Module):
         for name in ("weight", "bias", "running_mean", "running_var"):
             value = getattr(norm, name)
             if value is None:  # without factors of its own
-                value = torch.ones_like(norm.running_mean) if name == "weight" else torch.zeros_like(norm.running_mean)  # type: ignore[arg-type]
+                value = (
+                    torch.ones_like(norm.running_mean)
+                    if name == "weight"
+                    else torch.zeros_like(norm.running_mean)
+                )  # type: ignore[arg-type]
             self.register_buffer(name, value.detach())
         self.num_features, self.eps = len(self.running_mean), norm.eps
         self.act = after(norm)
@@ -36,7 +44,9 @@ class FrozenNorm(nn.Module):
 
 
 class FrozenConv(nn.Conv2d):
-    """A convolution that does the work of the `FrozenNorm` after it. Its weight is trained as it was, and saved under its name."""
+    """A convolution that does the work of the `FrozenNorm` after it. Its weight is trained as it was, and
+    saved under its name.
+    """
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenNorm) -> None:
         super().__init__(**shape_of(conv), bias=False)
@@ -50,7 +60,8 @@ class FrozenConv(nn.Conv2d):
 
 
 def pairs(body: nn.Module) -> list[tuple[str, str]]:
-    """Names of the convolutions and batch norms of which each norm sees one convolution's output and nobody else does.
+    """Names of the convolutions and batch norms of which each norm sees one convolution's output and nobody
+    else does.
 
     Found by tracing, so none is found in a network that cannot be traced: it is then computed as it stands.
     """
@@ -64,14 +75,23 @@ def pairs(body: nn.Module) -> list[tuple[str, str]]:
     for node in nodes:
         source = node.args[0] if node.args else None
         if is_norm(modules[node.target]) and isinstance(source, fx.Node) and source.op == "call_module":
-            plain = type(modules[source.target]) in (nn.Conv2d, FrozenConv)  # others may change their weights before they use them
-            if plain and len(source.users) == 1 and calls.count(source.target) == calls.count(node.target) == 1:
+            plain = type(modules[source.target]) in (
+                nn.Conv2d,
+                FrozenConv,
+            )  # others may change their weights before they use them
+            if (
+                plain
+                and len(source.users) == 1
+                and calls.count(source.target) == calls.count(node.target) == 1
+            ):
                 found.append((str(source.target), str(node.target)))
     return found
 
 
 def freeze_folded(body: nn.Module) -> None:
-    """For training with fixed statistics: every norm that can be is folded, at each step anew; parameters and their names stay."""
+    """For training with fixed statistics: every norm that can be is folded, at each step anew; parameters and
+    their names stay.
+    """
     for conv_name, norm_name in pairs(body):
         conv, norm = body.get_submodule(conv_name), body.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
@@ -82,7 +102,8 @@ def freeze_folded(body: nn.Module) -> None:
 
 @torch.no_grad()
 def folded(model: Network, body: str = "backbone.body", precision: str = "fp32") -> Network:
-    """A copy for answering, in eval mode: batch norms of `body` folded for good, and with bf16 the weights of convolutions in bf16.
+    """A copy for answering, in eval mode: batch norms of `body` folded for good, and with bf16 the weights of
+    convolutions in bf16.
 
     Run it under autocast when it is bf16. Weights that do not change are shared with `model`.
     """
@@ -106,8 +127,12 @@ def folded(model: Network, body: str = "backbone.body", precision: str = "fp32")
 
 
 def folded_weights(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The weight [C, ...] and bias [C] of a convolution that does its norm's work: w x scale, and b x scale + shift."""
-    weight, bias, mean, variance = (getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var"))
+    """The weight [C, ...] and bias [C] of a convolution that does its norm's work: w x scale, and b x scale +
+    shift.
+    """
+    weight, bias, mean, variance = (
+        getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var")
+    )
     scale = (variance + norm.eps).rsqrt() if weight is None else weight * (variance + norm.eps).rsqrt()
     start = 0 - mean if conv.bias is None else conv.bias - mean
     shift = start * scale if bias is None else bias + start * scale
@@ -116,7 +141,16 @@ def folded_weights(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def shape_of(conv: nn.Conv2d) -> dict[str, Any]:
     """What makes another convolution alike, which has no memory of its own yet."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    names = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    )
     return {name: getattr(conv, name) for name in names} | {"device": "meta"}
 
 
@@ -126,8 +160,15 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def after(norm: nn.Module) -> nn.Module:
-    """What a norm of timm's does besides: it may have an activation (and drop blocks, which answer nothing in eval mode)."""
-    layers = [layer for name in ("drop", "act") for layer in [getattr(norm, name, None)] if isinstance(layer, nn.Module)]
+    """What a norm of timm's does besides: it may have an activation (and drop blocks, which answer nothing in
+    eval mode).
+    """
+    layers = [
+        layer
+        for name in ("drop", "act")
+        for layer in [getattr(norm, name, None)]
+        if isinstance(layer, nn.Module)
+    ]
     layers = [layer for layer in layers if not isinstance(layer, nn.Identity)]
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 

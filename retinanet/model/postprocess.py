@@ -55,13 +55,16 @@ class Postprocess:
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         # logits are compared, not probabilities: the sigmoid is computed for the survivors only
-        self.logit_threshold = math.log(score_threshold / (1 - score_threshold)) if score_threshold > 0 else -math.inf
+        self.logit_threshold = (
+            math.log(score_threshold / (1 - score_threshold)) if score_threshold > 0 else -math.inf
+        )
 
     @torch.no_grad()
     def __call__(
         self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Per picture boxes [N, 4], scores [N] and labels [N], best first; boxes in pixels of the batch, cut at the picture's border.
+        """Per picture boxes [N, 4], scores [N] and labels [N], best first; boxes in pixels of the batch, cut
+        at the picture's border.
 
         logits   per level [B, HWA, K]
         offsets  per level [B, HWA, 4]
@@ -74,15 +77,21 @@ class Postprocess:
     def candidates(
         self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pairs of all levels: boxes [B, P, 4] in pixels of the batch, logits [B, P], labels [B, P]. Arguments as above."""
+        """The best pairs of all levels: boxes [B, P, 4] in pixels of the batch, logits [B, P], labels [B, P].
+        Arguments as above.
+        """
         levels = [self._candidates(*level, sizes) for level in zip(logits, offsets, anchors, strict=True)]
         x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
         boxes = decode(chosen, bases, self.shrink_limit)
         return clip(boxes, sizes) if self.clip_boxes == "before" else boxes, x, labels
 
     @torch.no_grad()
-    def suppress(self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Candidates -> per picture what a call returns; boxes and sizes [B, 2] may be in any pixels, as long as they are in the same."""
+    def suppress(
+        self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Candidates -> per picture what a call returns; boxes and sizes [B, 2] may be in any pixels, as long
+        as they are in the same.
+        """
         alive = (x > self.logit_threshold) & boxes.isfinite().all(dim=2)
         if self.clip_boxes == "before" and self.empty_boxes == "dropped":
             alive &= area(boxes) > 0
@@ -93,8 +102,12 @@ class Postprocess:
         pictures = zip(boxes, x, labels, sizes, counts, strict=True)
         return [self._suppress(boxes[:n], x[:n], labels[:n], size) for boxes, x, labels, size, n in pictures]
 
-    def _candidates(self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best pairs of one level: logits and labels [B, P], offsets and anchors [B, P, 4]. No Python loop over pictures or classes."""
+    def _candidates(
+        self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best pairs of one level: logits and labels [B, P], offsets and anchors [B, P, 4]. No Python
+        loop over pictures or classes.
+        """
         _, count, classes = logits.shape
         best = best_class(logits)
         outside = None if self.padding_anchors == "kept" else padding(anchors, sizes)
@@ -109,8 +122,12 @@ class Postprocess:
         anchor = kept.gather(1, index // classes)
         return x, index % classes, rows(offsets, anchor), anchors[anchor]
 
-    def _suppress(self, boxes: Tensor, x: Tensor, labels: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One picture of `size` [2] = height, width, best first. In pixels of the original overlaps are alike: areas keep their ratios."""
+    def _suppress(
+        self, boxes: Tensor, x: Tensor, labels: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One picture of `size` [2] = height, width, best first. In pixels of the original overlaps are
+        alike: areas keep their ratios.
+        """
         kept = survivors(boxes, labels, self.nms_threshold, self.max_detections)
         boxes, x, labels = boxes[kept], x[kept], labels[kept]
         if self.clip_boxes == "after":
@@ -122,7 +139,9 @@ class Postprocess:
 
 
 def best_class(logits: Tensor) -> Tensor:
-    """[B, HWA, K] -> [B, HWA] float32: the highest logit of each anchor, in one pass over what is the largest tensor of all."""
+    """[B, HWA, K] -> [B, HWA] float32: the highest logit of each anchor, in one pass over what is the largest
+    tensor of all.
+    """
     if logits.dtype == torch.float32 or logits.device.type != "cpu":
         return logits.amax(dim=2).float()
     # a CPU finds the largest of bf16 numbers slower than it converts them, as long as they stay in its cache
@@ -131,14 +150,18 @@ def best_class(logits: Tensor) -> Tensor:
 
 
 def padding(anchors: Tensor, sizes: Tensor) -> Tensor | None:
-    """[B, HWA]: the anchors that are centred in the padding; None where a look at the smallest picture shows that there are none."""
+    """[B, HWA]: the anchors that are centred in the padding; None where a look at the smallest picture shows
+    that there are none.
+    """
     if sizes.device.type == "cpu" and len(sizes) and inside(anchors, sizes.amin(dim=0, keepdim=True)).all():
         return None
     return ~inside(anchors, sizes)
 
 
 def rows(values: Tensor, anchor: Tensor) -> Tensor:
-    """Of values [B, HWA, N] those of the anchors [B, P]: [B, P, N]. A row is copied whole, several times faster than by gather."""
+    """Of values [B, HWA, N] those of the anchors [B, P]: [B, P, N]. A row is copied whole, several times
+    faster than by gather.
+    """
     first = torch.arange(values.shape[0], device=anchor.device)[:, None] * values.shape[1]
     found: Tensor = values.flatten(0, 1).index_select(0, (first + anchor).flatten())
     return found.view(*anchor.shape, values.shape[2])

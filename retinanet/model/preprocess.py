@@ -1,4 +1,6 @@
-"""What happens to a picture before the network: resize, normalise, pad. A property of the model, the same in training and answering."""
+"""What happens to a picture before the network: resize, normalise, pad. A property of the model, the same in
+training and answering.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ class Preprocess:
     """Pictures [3, H, W] uint8 RGB -> a batch.
 
     scale     pixels of the short side after resizing (Sec. 4.1: 600 or 800) ...
-    max_side  ... unless the long side would exceed this: then that one decides. None: 5/3 of the scale (1333 for 800)
+    max_side  ... unless the long side would exceed this: then that one decides. None: 5/3 of the scale (1333
+              for 800)
     pixel_mean, pixel_std   of red, green and blue in 0..1
     padding_multiple        batches are padded to a multiple of this
     resize       antialias, plain, pillow or opencv: see `model.resize`
     pixel_order  rgb or bgr: in which order the network is given the colours
-    canvas       height and width of every batch, into which each picture is fitted, whatever `scale` says; None: as large as is needed
+    canvas       height and width of every batch, into which each picture is fitted, whatever `scale` says;
+                 None: as large as is needed
     """
 
     scale: int = 600
@@ -38,7 +42,9 @@ class Preprocess:
     canvas: tuple[int, int] | None = None
 
     def size(self, height: int, width: int, scale: float | None = None) -> tuple[int, int]:
-        """Height and width after resizing; `scale` overrides the short side (scale jitter), the long limit going along."""
+        """Height and width after resizing; `scale` overrides the short side (scale jitter), the long limit
+        going along.
+        """
         if self.canvas is not None:
             factor = min(self.canvas[0] / height, self.canvas[1] / width)
             return max(1, round(height * factor)), max(1, round(width * factor))
@@ -58,20 +64,25 @@ class Preprocess:
         return round_up(height, self.padding_multiple), round_up(width, self.padding_multiple)
 
     def stack(self, images: Sequence[Tensor], shape: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Pictures [3, h, w] -> a batch [B, 3, H, W] of their kind, padded right and below, and their sizes [B, 2] (height, width).
+        """Pictures [3, h, w] -> a batch [B, 3, H, W] of their kind, padded right and below, and their sizes
+        [B, 2] (height, width).
 
         The batch is channels_last, as pictures come from their decoder: rows are copied as they lie.
         """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        batch = torch.zeros(len(images), *(shape or self.padded(sizes)), 3, dtype=images[0].dtype).permute(0, 3, 1, 2)
+        batch = torch.zeros(len(images), *(shape or self.padded(sizes)), 3, dtype=images[0].dtype).permute(
+            0, 3, 1, 2
+        )
         for row, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
             batch[row, :, :height, :width] = image
         return batch, torch.tensor(sizes, dtype=torch.float32)
 
     def normalize(self, batch: Tensor, sizes: Tensor) -> Tensor:
-        """[B, 3, H, W] RGB of 0..255 -> float32, channels_last, in the network's order; the padding becomes 0, the mean colour.
+        """[B, 3, H, W] RGB of 0..255 -> float32, channels_last, in the network's order; the padding becomes
+        0, the mean colour.
 
-        (images - mean) / std, in place and by whole rows of memory: by pixels of three colours, each operation into memory of its own, it
+        (images - mean) / std, in place and by whole rows of memory: by pixels of three colours, each
+        operation into memory of its own, it
         took 3 to 6 times as long.
         """
         mean, std = _statistics(self.pixel_mean, self.pixel_std, batch.device)
@@ -88,7 +99,9 @@ class Preprocess:
 
 
 @cache
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Mean and deviation [3] of bytes; kept, since a copy to a GPU makes the step wait."""
     with torch.inference_mode(False):
         made = [torch.tensor([255 * value for value in values], device=device) for values in (mean, std)]

@@ -1,4 +1,6 @@
-"""Four ways of making a picture another size. They differ by a few grey levels or one pixel; a model wants the one it was trained with."""
+"""Four ways of making a picture another size. They differ by a few grey levels or one pixel; a model wants
+the one it was trained with.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,15 @@ from torchvision.transforms.v2 import functional as transforms
 RESIZES = ("antialias", "plain", "pillow", "opencv")
 
 
-def target_size(height: int, width: int, short: float, limit: float, kind: str = "antialias") -> tuple[int, int]:
-    """Height and width with the short side `short`, unless the long one would exceed `limit`: then that one decides. Rounded.
+def target_size(
+    height: int, width: int, short: float, limit: float, kind: str = "antialias"
+) -> tuple[int, int]:
+    """Height and width with the short side `short`, unless the long one would exceed `limit`: then that one
+    decides. Rounded.
 
     plain   cut instead of rounded (torchvision's GeneralizedRCNNTransform)
-    pillow  the second factor on top of the first, whose rounding shows in one size of 7,000 (Detectron2's ResizeShortestEdge)
+    pillow  the second factor on top of the first, whose rounding shows in one size of 7,000 (Detectron2's
+            ResizeShortestEdge)
     """
     low, high = min(height, width), max(height, width)
     if kind == "pillow":
@@ -47,7 +53,11 @@ def resize(image: Tensor, size: tuple[int, int], kind: str = "antialias") -> Ten
         return opencv(image, size)
     if kind == "pillow":
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        return torch.from_numpy(np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR))).permute(2, 0, 1).contiguous()
+        return (
+            torch.from_numpy(np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR)))
+            .permute(2, 0, 1)
+            .contiguous()
+        )
     smooth: Tensor = transforms.resize(image, list(size), antialias=True)
     return smooth
 
@@ -55,7 +65,8 @@ def resize(image: Tensor, size: tuple[int, int], kind: str = "antialias") -> Ten
 def opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
     """cv2.resize of bytes by INTER_LINEAR, [3, H, W] -> [3, h, w], in the same whole numbers.
 
-    Weights are of 1/2048, sums are cut by 4 and 16 bits (OpenCV's imgproc/src/resize.cpp; the same in 4.14 and 5.0).
+    Weights are of 1/2048, sums are cut by 4 and 16 bits (OpenCV's imgproc/src/resize.cpp; the same in 4.14
+    and 5.0).
     """
     left, right, near, far = _taps(size[1], image.shape[-1], inside=True)
     values = image.int()
@@ -68,7 +79,8 @@ def opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
 def _taps(length: int, source: int, inside: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each of `length` pixels: the two source pixels that it lies between, and their weights in 1/2048.
 
-    inside  beyond the first and last centre the whole weight is on one pixel; else it is split between two that are the same one, which
+    inside  beyond the first and last centre the whole weight is on one pixel; else it is split between two
+            that are the same one, which
             rounds otherwise
     """
     place = ((torch.arange(length, dtype=torch.float64) + 0.5) * (source / length) - 0.5).float()

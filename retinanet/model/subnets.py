@@ -1,4 +1,6 @@
-"""The class subnet and the box subnet (Sec. 4): a few 3x3 convolutions, the same weights on every pyramid level."""
+"""The class subnet and the box subnet (Sec. 4): a few 3x3 convolutions, the same weights on every pyramid
+level.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from ..errors import ConfigError, unknown
 NORMS = ("none", "group")
 
 
-def subnet(outputs: int, channels: int = 256, depth: int = 4, norm: str = "none", prior: float | None = None) -> nn.Sequential:
+def subnet(
+    outputs: int, channels: int = 256, depth: int = 4, norm: str = "none", prior: float | None = None
+) -> nn.Sequential:
     """`depth` times (3x3 conv of `channels`, norm, ReLU), then a 3x3 conv to `outputs` channels.
 
     norm   none (the paper's) or group (32 groups, fewer below 128 channels)
-    prior  pi of Sec. 3.3: the last bias starts at -log((1 - pi) / pi), so that every anchor first says "class" with
+    prior  pi of Sec. 3.3: the last bias starts at -log((1 - pi) / pi), so that every anchor first says
+           "class" with
            probability pi; None leaves it at 0
     All convolutions start from N(0, 0.01), biases from 0 (Sec. 4.1, "Initialization").
     """
@@ -23,7 +28,9 @@ def subnet(outputs: int, channels: int = 256, depth: int = 4, norm: str = "none"
         raise unknown("subnet norm", norm, NORMS)
     if norm == "group" and channels % 8:
         raise ConfigError(f"group norm needs channels that divide by 8, not {channels}")
-    groups = math.gcd(32, channels // 4)  # at least four channels each: a group of one value, on a map of one cell, has no variance
+    groups = math.gcd(
+        32, channels // 4
+    )  # at least four channels each: a group of one value, on a map of one cell, has no variance
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))

@@ -14,7 +14,9 @@ from .windows import around, found, windows
 BACKGROUND = -1
 IGNORE = -2
 CANDIDATES = 1 << 20
-"""`assign_near` compares so many pairs of a box and an anchor at a time, at most (but with as many anchors as one box needs)."""
+"""`assign_near` compares so many pairs of a box and an anchor at a time, at most (but with as many anchors as
+one box needs).
+"""
 LEAST = 1e-6
 """Below such an overlap a threshold keeps no anchor away."""
 LOW = (1 << 32) - 1
@@ -36,11 +38,14 @@ def assign(
     valid        [B, A]     false where the anchor lies outside the picture: IGNORE
     positive     IoU >= positive: the anchor is matched with the box it overlaps most
     negative     IoU < negative: background; what lies between is ignored
-    force_above  a box's best anchors (all that tie) become positive when their IoU is at least this: 0.4 is Detectron's rule,
-                 0 forces at any overlap, None never forces. A forced anchor still answers for the box that it overlaps most.
+    force_above  a box's best anchors (all that tie) become positive when their IoU is at least this: 0.4 is
+                 Detectron's rule,
+                 0 forces at any overlap, None never forces. A forced anchor still answers for the box that it
+                 overlaps most.
     returns      [B, A] int64
 
-    An IoU of 0 never matches. Elsewhere one box that touches no anchor makes every anchor a positive: all tie at its best IoU, 0.
+    An IoU of 0 never matches. Elsewhere one box that touches no anchor makes every anchor a positive: all tie
+    at its best IoU, 0.
     Ground truths are streamed, so memory is O(B A) whatever G is; no [A, G] matrix exists.
     """
     batch, count = boxes.shape[:2]
@@ -70,21 +75,26 @@ def assign_near(
     negative: float = 0.4,
     force_above: float | None = 0.4,
 ) -> Tensor:
-    """What `assign` says, bit for bit, but given per level anchors [HWA, 4], and sooner where they stand on grids.
+    """What `assign` says, bit for bit, but given per level anchors [HWA, 4], and sooner where they stand on
+    grids.
 
-    An overlap below both `negative` and `force_above` decides nothing, so a box is compared only with the anchors that may overlap it
-    more (`ops.windows`). Memory is O(B A + CANDIDATES). Anchors without grids, and rules by which any overlap counts, go to `assign`.
+    An overlap below both `negative` and `force_above` decides nothing, so a box is compared only with the
+    anchors that may overlap it
+    more (`ops.windows`). Memory is O(B A + CANDIDATES). Anchors without grids, and rules by which any overlap
+    counts, go to `assign`.
     """
     flat = torch.cat(anchors)
     least = negative if force_above is None else min(negative, force_above)
-    if not isinstance(anchors, GridAnchors) or not least >= LEAST or flat.device.type == "mps":  # which has no float64
+    if (
+        not isinstance(anchors, GridAnchors) or not least >= LEAST or flat.device.type == "mps"
+    ):  # which has no float64
         return assign(flat, boxes, valid, positive, negative, force_above)
     near = windows(anchors.grids, least, flat.device)
     find = found if flat.device.type == "cpu" else around
     batch, count = boxes.shape[:2]
     rows = boxes.reshape(-1, 4)
-    # for each anchor the bits of its best IoU, which sort as the numbers do, and below them those of LOW - g: of several boxes that
-    # reach the best the first has the greatest key
+    # for each anchor the bits of its best IoU, which sort as the numbers do, and below them those of LOW - g:
+    # of several boxes that reach the best the first has the greatest key
     keys = torch.zeros(batch * len(flat), dtype=torch.long, device=flat.device)
     forced = torch.zeros(len(keys) + 1, dtype=torch.bool, device=flat.device)  # the last is nobody
     chunk = max(1, CANDIDATES // near.most)
@@ -96,7 +106,9 @@ def assign_near(
         place = anchor + (row // count * len(flat))[box]
         if valid is not None:
             overlap = overlap.masked_fill(~valid.flatten()[place], 0)
-        keys.scatter_reduce_(0, place, (overlap.view(torch.int32).long() << 32) + (LOW - row % count)[box], "amax")
+        keys.scatter_reduce_(
+            0, place, (overlap.view(torch.int32).long() << 32) + (LOW - row % count)[box], "amax"
+        )
         if force_above is not None:  # all that can be a box's best is in this part
             top = overlap.new_zeros(len(part)).scatter_reduce_(0, box, overlap, "amax")
             best = (overlap == top[box]) & (overlap >= force_above)

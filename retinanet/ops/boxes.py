@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = math.log(1000 / 16)
-"""dw and dh are clamped here before exp (Detectron): a wild prediction on a 16 px anchor stays a box of 1000 px."""
+"""dw and dh are clamped here before exp (Detectron): a wild prediction on a 16 px anchor stays a box of 1000
+px.
+"""
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -18,7 +20,9 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def iou(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of boxes that broadcast, [..., 4] and [..., 4] -> [...]; 0 where the union is empty."""
+    """Intersection over union of boxes that broadcast, [..., 4] and [..., 4] -> [...]; 0 where the union is
+    empty.
+    """
     corner = torch.maximum(one[..., :2], other[..., :2])
     sides = (torch.minimum(one[..., 2:], other[..., 2:]) - corner).clamp(min=0)
     overlap = sides[..., 0] * sides[..., 1]
@@ -27,7 +31,9 @@ def iou(one: Tensor, other: Tensor) -> Tensor:
 
 
 def giou(one: Tensor, other: Tensor, eps: float = 1e-7) -> Tensor:
-    """Generalised IoU (Rezatofighi et al., 2019) of boxes that broadcast, [..., 4] and [..., 4] -> [...] in -1..1."""
+    """Generalised IoU (Rezatofighi et al., 2019) of boxes that broadcast, [..., 4] and [..., 4] -> [...] in
+    -1..1.
+    """
     corner = torch.maximum(one[..., :2], other[..., :2])
     sides = (torch.minimum(one[..., 2:], other[..., 2:]) - corner).clamp(min=0)
     overlap = sides[..., 0] * sides[..., 1]
@@ -38,7 +44,9 @@ def giou(one: Tensor, other: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """The offsets (dx, dy, dw, dh) that turn `anchors` [..., 4] into `boxes` [..., 4] (R-CNN, weights 1). Inverse of `decode`."""
+    """The offsets (dx, dy, dw, dh) that turn `anchors` [..., 4] into `boxes` [..., 4] (R-CNN, weights 1).
+    Inverse of `decode`.
+    """
     sides = anchors[..., 2:] - anchors[..., :2]
     centers = anchors[..., :2] + sides / 2
     box_sides = boxes[..., 2:] - boxes[..., :2]
@@ -54,7 +62,9 @@ def decode(offsets: Tensor, anchors: Tensor, shrink_limit: bool = False) -> Tens
     offsets = offsets if offsets.dtype == torch.float64 else offsets.float()
     sides = anchors[..., 2:] - anchors[..., :2]
     centers = anchors[..., :2] + sides / 2 + offsets[..., :2] * sides
-    half = sides * torch.exp(offsets[..., 2:].clamp(-MAX_LOG_RATIO if shrink_limit else None, MAX_LOG_RATIO)) / 2
+    half = (
+        sides * torch.exp(offsets[..., 2:].clamp(-MAX_LOG_RATIO if shrink_limit else None, MAX_LOG_RATIO)) / 2
+    )
     return torch.cat([centers - half, centers + half], dim=-1)
 
 

@@ -1,6 +1,8 @@
-"""Functions through torch.compile where that works. Where it does not, one line in the log says so and the plain path does the work.
+"""Functions through torch.compile where that works. Where it does not, one line in the log says so and the
+plain path does the work.
 
-Compiling costs seconds and may fail, so whoever comes here has a plain path too, and takes it where little is to be done.
+Compiling costs seconds and may fail, so whoever comes here has a plain path too, and takes it where little is
+to be done.
 """
 
 from __future__ import annotations
@@ -22,15 +24,20 @@ Function = Callable[..., Tensor]
 
 
 def attempt(function: Function, name: str, rows: tuple[Tensor, ...], *others: Tensor | None) -> Tensor | None:
-    """function(*rows, *others), compiled; None where compiling fails, has failed in this process, or is under way already.
+    """function(*rows, *others), compiled; None where compiling fails, has failed in this process, or is under
+    way already.
 
-    function  takes and returns tensors, and is the same object from call to call: a new one would be compiled anew
+    function  takes and returns tensors, and is the same object from call to call: a new one would be compiled
+              anew
     name      what the log calls it; of several made by one `def`, each has its own
-    rows      [N, ...] each, N may vary from call to call without a further compilation, other dimensions rarely should; None below 2
+    rows      [N, ...] each, N may vary from call to call without a further compilation, other dimensions
+              rarely should; None below 2
 
     After None, what the function may have written to its arguments is not to be relied on.
     """
-    if not COMPILER["works"] or torch.compiler.is_compiling() or min(map(len, rows)) < 2:  # 0 and 1 would be graphs of their own
+    if (
+        not COMPILER["works"] or torch.compiler.is_compiling() or min(map(len, rows)) < 2
+    ):  # 0 and 1 would be graphs of their own
         return None
     try:
         rows = tuple(tensor.detach() for tensor in rows)  # the marks are left on these, not on the caller's
@@ -48,7 +55,9 @@ def attempt(function: Function, name: str, rows: tuple[Tensor, ...], *others: Te
 
 @cache
 def _compiled(function: Function, name: str) -> Function:
-    """Through torch.compile, which counts graphs, and learns which numbers vary, by code object: so each function has one of its own."""
+    """Through torch.compile, which counts graphs, and learns which numbers vary, by code object: so each
+    function has one of its own.
+    """
 
     assert isinstance(function, FunctionType)
     code = function.__code__.replace(co_name=name)

@@ -1,8 +1,9 @@
 """The class loss of training: from integer labels, value and closed-form gradient in one pass.
 
-Equal to summing the dense losses of `losses` over one-hot targets (a test holds it so), without the one-hot targets and
-without autograd's intermediate tensors: one gradient tensor is all that is made. A large call that needs the gradient goes through
-torch.compile, as one loop over memory; the others, and all where there is no compiler, take the same steps chunk by chunk.
+Equal to summing the dense losses of `losses` over one-hot targets (a test holds it so), without the one-hot
+targets and without autograd's intermediate tensors: one gradient tensor is all that is made. A large call
+that needs the gradient goes through torch.compile, as one loop over memory; the others, and all where there
+is no compiler, take the same steps chunk by chunk.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from .losses import check_margin
 
 LOSSES = ("cross_entropy", "balanced", "focal", "focal_star", "hinge")
 COMPILE_FROM = {"cpu": 1 << 19, "cuda": 1 << 20}
-"""Logits of a call from which on it is compiled. On two cores such a call is then 2.5 ms faster, but each loss costs 2 s with a warm cache
-of torch.compile and 10 s or more with an empty one: a training repays that. On a GPU the number is a guess, not measured. Only the call
-decides: a rule that counted earlier calls would let a resumed training differ, in the last bits, from one that was never stopped."""
+"""Logits of a call from which on it is compiled. On two cores such a call is then 2.5 ms faster, but each
+loss costs 2 s with a warm cache
+of torch.compile and 10 s or more with an empty one: a training repays that. On a GPU the number is a guess,
+not measured. Only the call decides: a rule that counted earlier calls would let a resumed training differ, in
+the last bits, from one that was never stopped."""
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 25}
-"""Logits worked on at a time, on a CPU by each thread: there they fit its second-level cache, so that the dozen steps below cost one trip
+"""Logits worked on at a time, on a CPU by each thread: there they fit its second-level cache, so that the
+dozen steps below cost one trip
 to memory; on a GPU every chunk costs a dozen launches, so they are as many as memory bears."""
 
 Curve = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -49,9 +53,11 @@ def class_loss(
 
     logits  [..., K]  any float type; computed in float32 (float64 stays)
     labels  [...]     0..K-1, BACKGROUND (-1): all classes absent, or IGNORE (-2): no loss
-    loss    cross_entropy (Eq. 1), balanced (Eq. 3: alpha), focal (Eq. 5: alpha, gamma), focal_star (Eq. 8: alpha, gamma, beta),
+    loss    cross_entropy (Eq. 1), balanced (Eq. 3: alpha), focal (Eq. 5: alpha, gamma), focal_star (Eq. 8:
+            alpha, gamma, beta),
             hinge (Sec. 5.1: alpha, margin)
-    alpha   weight of the positives, 1 - alpha that of the negatives: a number, a tensor [K], or None for 1 and 1
+    alpha   weight of the positives, 1 - alpha that of the negatives: a number, a tensor [K], or None for 1
+            and 1
     """
     weight, settings = _weight(loss, alpha, logits), (loss, gamma, beta, margin)
     if not (torch.is_grad_enabled() and logits.requires_grad):
@@ -70,7 +76,9 @@ def anchor_losses(
     beta: float = 1.0,
     margin: float = 0.5,
 ) -> Tensor:
-    """The class loss of each anchor, summed over classes: [...], float32 (float64 stays), no gradient. Arguments as in `class_loss`."""
+    """The class loss of each anchor, summed over classes: [...], float32 (float64 stays), no gradient.
+    Arguments as in `class_loss`.
+    """
     curve, weight = _curve(loss, gamma, beta, margin), _weight(loss, alpha, logits)
     sums = [_of_a_chunk(x, label, weight, curve)[0].sum(dim=1) for x, label in _chunks(logits, labels)]
     return torch.cat(sums).reshape(labels.shape)
@@ -78,7 +86,9 @@ def anchor_losses(
 
 class _ClassLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings
+    ) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.others = labels, weight, settings
         total, ctx.gradient = _value_and_gradient(logits, labels, weight, settings)
@@ -91,12 +101,18 @@ class _ClassLoss(torch.autograd.Function):
         if gradient is None:  # the graph was retained, and the first gradient is in other hands
             _, gradient = _value_and_gradient(*ctx.saved_tensors, *ctx.others)
         if upstream.device.type != "cpu" or upstream != 1:  # to look at it would make the step wait for a GPU
-            gradient.mul_(upstream)  # in place, or there would be two; one number, it stays float32 in the product
+            gradient.mul_(
+                upstream
+            )  # in place, or there would be two; one number, it stays float32 in the product
         return gradient, None, None, None
 
 
-def _value_and_gradient(logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The sum of the loss, and its derivative by the logits in their own type. Compiled where that pays and works."""
+def _value_and_gradient(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """The sum of the loss, and its derivative by the logits in their own type. Compiled where that pays and
+    works.
+    """
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if logits.numel() >= COMPILE_FROM.get(logits.device.type, math.inf) and logits.dtype != torch.float64:
         total = _compiled(logits, labels, weight, settings, gradient)
@@ -105,7 +121,9 @@ def _value_and_gradient(logits: Tensor, labels: Tensor, weight: Tensor | None, s
     return _chunk_by_chunk(logits, labels, weight, settings, gradient), gradient
 
 
-def _compiled(logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings, gradient: Tensor) -> Tensor | None:
+def _compiled(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings, gradient: Tensor
+) -> Tensor | None:
     """The sum of the loss in one loop, which also writes the gradient; None where compiling fails."""
     if weight is not None:
         weight = weight.expand(logits.shape[-1]).contiguous()  # a number and one for each class share a graph
@@ -125,7 +143,9 @@ def _one_loop(settings: Settings) -> Callable[[Tensor, Tensor, Tensor, Tensor | 
 
     def value_and_gradient(logits: Tensor, labels: Tensor, gradient: Tensor, weight: Tensor | None) -> Tensor:
         if not torch.compiler.is_compiling():
-            raise RuntimeError("torch.compile is switched off")  # or memory for every step of it would be needed
+            raise RuntimeError(
+                "torch.compile is switched off"
+            )  # or memory for every step of it would be needed
         x = logits.float()
         label = labels.int()[:, None]
         present = label == torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
@@ -133,22 +153,32 @@ def _one_loop(settings: Settings) -> Callable[[Tensor, Tensor, Tensor, Tensor | 
         counted = torch.where(label == IGNORE, 0.0, 1.0)
         share = counted if weight is None else counted * torch.where(present, weight, 1 - weight)
         gradient.copy_(torch.where(present, -slope, slope) * share)
-        return (value * share).sum(dim=1).double().sum()  # float32 bears the sum over some classes, not that over all anchors
+        return (
+            (value * share).sum(dim=1).double().sum()
+        )  # float32 bears the sum over some classes, not that over all anchors
 
     return value_and_gradient
 
 
-def _chunk_by_chunk(logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings, gradient: Tensor | None) -> Tensor:
+def _chunk_by_chunk(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, settings: Settings, gradient: Tensor | None
+) -> Tensor:
     """The same without a compiler, in the memory of a few chunks; `gradient` None if it is not wanted."""
     curve = _curve(*settings)
     exact = logits.dtype == torch.float64
-    total = logits.new_zeros((), dtype=torch.float64 if exact or logits.device.type == "cpu" else torch.float32)
-    for x, label, *written in _chunks(logits, labels) if gradient is None else _chunks(logits, labels, gradient):
+    total = logits.new_zeros(
+        (), dtype=torch.float64 if exact or logits.device.type == "cpu" else torch.float32
+    )
+    for x, label, *written in (
+        _chunks(logits, labels) if gradient is None else _chunks(logits, labels, gradient)
+    ):
         total += _sum_of_a_chunk(x, label, weight, curve, *written)
     return total if exact else total.float()
 
 
-def _sum_of_a_chunk(x: Tensor, label: Tensor, weight: Tensor | None, curve: Curve, gradient: Tensor | None = None) -> Tensor:
+def _sum_of_a_chunk(
+    x: Tensor, label: Tensor, weight: Tensor | None, curve: Curve, gradient: Tensor | None = None
+) -> Tensor:
     value, slope = _of_a_chunk(x, label, weight, curve)
     if gradient is not None:
         gradient.copy_(slope)
@@ -183,7 +213,9 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Tensors [B, n, ...] -> views [B n, ...] of them; B times those of a picture where the first, which is large, would be copied."""
+    """Tensors [B, n, ...] -> views [B n, ...] of them; B times those of a picture where the first, which is
+    large, would be copied.
+    """
     logits = tensors[0]
     if logits.dim() == 3 and not logits.is_contiguous():
         return list(zip(*tensors, strict=True))
@@ -196,7 +228,9 @@ def _weight(loss: str, alpha: float | Tensor | None, logits: Tensor) -> Tensor |
         return None
     if isinstance(alpha, Tensor):
         return alpha.to(logits.device, torch.float32).reshape(-1)
-    return torch.full((1,), float(alpha), device=logits.device)  # made on the device; `as_tensor` would wait for a copy
+    return torch.full(
+        (1,), float(alpha), device=logits.device
+    )  # made on the device; `as_tensor` would wait for a copy
 
 
 def _curve(loss: str, gamma: float, beta: float, margin: float) -> Curve:
@@ -204,13 +238,20 @@ def _curve(loss: str, gamma: float, beta: float, margin: float) -> Curve:
     if loss not in LOSSES:
         raise unknown("class loss", loss, LOSSES)
     if gamma < 0 or (loss == "focal_star" and gamma == 0):
-        raise ConfigError(f"gamma must be {'above' if loss == 'focal_star' else 'at least'} 0 for the loss {loss}, not {gamma}")
+        raise ConfigError(
+            f"gamma must be {'above' if loss == 'focal_star' else 'at least'} 0 for the loss {loss}, not "
+            f"{gamma}"
+        )
     if loss == "hinge":
         check_margin(margin)
         return partial(_hinge, margin=margin)
     if loss == "focal_star":
         return partial(_focal_star, gamma=gamma, beta=beta)
-    return _cross_entropy if gamma == 0 or loss in ("cross_entropy", "balanced") else partial(_focal, gamma=gamma)
+    return (
+        _cross_entropy
+        if gamma == 0 or loss in ("cross_entropy", "balanced")
+        else partial(_focal, gamma=gamma)
+    )
 
 
 def _cross_entropy(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,8 +261,10 @@ def _cross_entropy(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _focal(z: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Eq. 4 and 10. 1 - p_t is computed as sigmoid(z), which does not cancel where it is small; where it is large, p_t = 1 - (1 - p_t)
-    does, but then its term is small beside the other. Nothing here is differentiated by autograd, so any gamma is safe at 1 - p_t = 0.
+    """Eq. 4 and 10. 1 - p_t is computed as sigmoid(z), which does not cancel where it is small; where it is
+    large, p_t = 1 - (1 - p_t)
+    does, but then its term is small beside the other. Nothing here is differentiated by autograd, so any
+    gamma is safe at 1 - p_t = 0.
     """
     miss, loss = _sigmoid_and_softplus(z)  # 1 - p_t and -log p_t
     focus = miss**gamma
@@ -252,7 +295,8 @@ def _log1p(small: Tensor) -> Tensor:
     """log(1 + small) for 0..1."""
     if not torch.compiler.is_compiling():
         return torch.log1p(small)
-    # 2 artanh(s) with s at most 1/3: in a compiled loop, which waits for arithmetic, twice as fast; what is left out is below 2e-8
+    # 2 artanh(s) with s at most 1/3: in a compiled loop, which waits for arithmetic, twice as fast; what is
+    # left out is below 2e-8
     s = small / (2 + small)
     series = torch.full_like(s, 1 / 13)
     for odd in (11, 9, 7, 5, 3, 1):

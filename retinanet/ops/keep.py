@@ -1,4 +1,6 @@
-"""NMS of a whole batch as one operator of torch: a traced program has it as one node, with shapes that do not depend on the boxes."""
+"""NMS of a whole batch as one operator of torch: a traced program has it as one node, with shapes that do not
+depend on the boxes.
+"""
 
 from __future__ import annotations
 

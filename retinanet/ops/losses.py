@@ -1,8 +1,10 @@
-"""The losses of the paper, each from its equation. Dense targets, any shape; see `fused` for the training path.
+"""The losses of the paper, each from its equation. Dense targets, any shape; see `fused` for the training
+path.
 
 With y = 1 where the class is present and -1 elsewhere, x the logit and x_t = y x:  p_t = sigmoid(x_t).
-All are computed in float32 (float64 stays float64) and in log space. The usual `(1 - p_t) ** gamma` has a NaN gradient for
-0 < gamma < 1 as soon as p_t rounds to 1, at a logit of 16.75 in float32 and of 6.25 in bfloat16; these are finite at +-200.
+All are computed in float32 (float64 stays float64) and in log space. The usual `(1 - p_t) ** gamma` has a NaN
+gradient for 0 < gamma < 1 as soon as p_t rounds to 1, at a logit of 16.75 in float32 and of 6.25 in bfloat16;
+these are finite at +-200.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ Alpha = float | Tensor | None
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
     """Eq. 1: CE = -log p_t, one independent sigmoid per class.
 
-    logits, targets [..., K], targets 0 or 1; returns [..., K], or a number when `reduction` is "sum" or "mean".
+    logits, targets [..., K], targets 0 or 1; returns [..., K], or a number when `reduction` is "sum" or
+    "mean".
     """
     return reduce(-F.logsigmoid(signed(logits, targets)), reduction)
 
 
-def balanced_cross_entropy(logits: Tensor, targets: Tensor, alpha: Alpha = 0.25, reduction: str = "none") -> Tensor:
+def balanced_cross_entropy(
+    logits: Tensor, targets: Tensor, alpha: Alpha = 0.25, reduction: str = "none"
+) -> Tensor:
     """Eq. 3: CE = -alpha_t log p_t, with alpha_t = alpha where the target is 1 and 1 - alpha elsewhere.
 
     alpha: a number in 0..1, a tensor [K] of them, or None for no weights. Shapes as in `cross_entropy`.
@@ -34,14 +39,17 @@ def balanced_cross_entropy(logits: Tensor, targets: Tensor, alpha: Alpha = 0.25,
     return reduce(loss * alpha_t(loss, targets, alpha), reduction)
 
 
-def focal_loss(logits: Tensor, targets: Tensor, alpha: Alpha = 0.25, gamma: float = 2.0, reduction: str = "none") -> Tensor:
+def focal_loss(
+    logits: Tensor, targets: Tensor, alpha: Alpha = 0.25, gamma: float = 2.0, reduction: str = "none"
+) -> Tensor:
     """Eq. 4 and 5: FL = -alpha_t (1 - p_t)^gamma log p_t.
 
     logits   [..., K]  raw scores x, with p = sigmoid(x)
     targets  [..., K]  1 where the anchor holds the class, else 0
     alpha    weight of the positives, 1 - alpha that of the negatives: a number, a tensor [K], or None (Eq. 4)
     gamma    >= 0, how strongly easy examples are discounted; 0 gives `balanced_cross_entropy`
-    returns  [..., K], or a number when `reduction` is "sum" or "mean". RetinaNet sums and divides by the number of
+    returns  [..., K], or a number when `reduction` is "sum" or "mean". RetinaNet sums and divides by the
+             number of
              positive anchors (Sec. 4.1).
 
     Raises ConfigError for a negative gamma or an unknown reduction.
@@ -53,9 +61,16 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: Alpha = 0.25, gamma: floa
 
 
 def focal_loss_star(
-    logits: Tensor, targets: Tensor, gamma: float = 2.0, beta: float = 1.0, alpha: Alpha = None, reduction: str = "none"
+    logits: Tensor,
+    targets: Tensor,
+    gamma: float = 2.0,
+    beta: float = 1.0,
+    alpha: Alpha = None,
+    reduction: str = "none",
 ) -> Tensor:
-    """Eq. 7 and 8 (Appendix A): FL* = -log(p_t*) / gamma, with p_t* = sigmoid(gamma x_t + beta). Shapes as in `focal_loss`; gamma > 0."""
+    """Eq. 7 and 8 (Appendix A): FL* = -log(p_t*) / gamma, with p_t* = sigmoid(gamma x_t + beta). Shapes as in
+    `focal_loss`; gamma > 0.
+    """
     if gamma <= 0:
         raise ConfigError(f"gamma must be above 0 for FL*, not {gamma}")
     loss = -F.logsigmoid(gamma * signed(logits, targets) + beta) / gamma
@@ -63,9 +78,14 @@ def focal_loss_star(
 
 
 def softmax_focal_loss(
-    logits: Tensor, targets: Tensor, alpha: float | Tensor | None = None, gamma: float = 2.0, reduction: str = "none"
+    logits: Tensor,
+    targets: Tensor,
+    alpha: float | Tensor | None = None,
+    gamma: float = 2.0,
+    reduction: str = "none",
 ) -> Tensor:
-    """Focal loss over classes that exclude each other (Sec. 3.2): p_t is the softmax probability of the true class.
+    """Focal loss over classes that exclude each other (Sec. 3.2): p_t is the softmax probability of the true
+    class.
 
     logits   [..., K], K >= 2 (a background class, if wanted, is one of them)
     targets  [..., K]  one-hot
@@ -78,15 +98,20 @@ def softmax_focal_loss(
     x, present = wide(logits), targets > 0
     total = x.logsumexp(dim=-1)
     log_p = x.masked_fill(~present, 0).sum(dim=-1) - total
-    log_rest = x.masked_fill(present, -torch.inf).logsumexp(dim=-1) - total  # log(1 - p_t) without the subtraction
+    log_rest = (
+        x.masked_fill(present, -torch.inf).logsumexp(dim=-1) - total
+    )  # log(1 - p_t) without the subtraction
     loss = -torch.exp(gamma * log_rest) * log_p
     if alpha is not None:
         loss = loss * (torch.as_tensor(alpha, dtype=x.dtype, device=x.device) * targets).sum(dim=-1)
     return reduce(loss, reduction)
 
 
-def hinge_loss(logits: Tensor, targets: Tensor, margin: float = 0.5, alpha: Alpha = None, reduction: str = "none") -> Tensor:
-    """max(0, margin - p_t): nothing is asked of the truth above that probability (Sec. 5.1, where it did not train).
+def hinge_loss(
+    logits: Tensor, targets: Tensor, margin: float = 0.5, alpha: Alpha = None, reduction: str = "none"
+) -> Tensor:
+    """max(0, margin - p_t): nothing is asked of the truth above that probability (Sec. 5.1, where it did not
+    train).
 
     margin above 0 and at most 1; the rest as in `balanced_cross_entropy`.
     """
@@ -96,7 +121,9 @@ def hinge_loss(logits: Tensor, targets: Tensor, margin: float = 0.5, alpha: Alph
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1 / 9, reduction: str = "none") -> Tensor:
-    """0.5 d^2 / beta where |d| < beta, else |d| - beta / 2 (Fast R-CNN); [..., 4] offsets against [..., 4] offsets."""
+    """0.5 d^2 / beta where |d| < beta, else |d| - beta / 2 (Fast R-CNN); [..., 4] offsets against [..., 4]
+    offsets.
+    """
     if beta == 0:
         return l1(prediction, target, reduction)
     return reduce(F.smooth_l1_loss(wide(prediction), wide(target), beta=beta, reduction="none"), reduction)
@@ -127,7 +154,9 @@ def signed(logits: Tensor, targets: Tensor) -> Tensor:
 def check(logits: Tensor, targets: Tensor, gamma: float = 0.0) -> None:
     """Targets that would broadcast, and a gamma without meaning, are ConfigErrors."""
     if logits.shape != targets.shape:
-        raise ConfigError(f"targets must be dense, of the logits' shape {list(logits.shape)}, not {list(targets.shape)}")
+        raise ConfigError(
+            f"targets must be dense, of the logits' shape {list(logits.shape)}, not {list(targets.shape)}"
+        )
     if gamma < 0:
         raise ConfigError(f"gamma must be at least 0, not {gamma}")
 

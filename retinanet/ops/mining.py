@@ -1,8 +1,10 @@
-"""Which anchors a class loss is summed over, when it is not all of them: what the paper holds against the focal loss (Sec. 5.1, Table 1d).
+"""Which anchors a class loss is summed over, when it is not all of them: what the paper holds against the
+focal loss (Sec. 5.1, Table 1d).
 
-An example is an anchor that is not ignored; its score is its class loss, and its box, where NMS compares boxes, is the anchor itself.
-On the paper's grid two anchors of one place overlap by 0.63 at most. So NMS at 0.7 only thins out equal anchors of neighbouring cells,
-28 to 32 % of 120,000 anchors, and at 0.5 it takes 86 to 89 % (measured with scores that are equal, smooth over the picture, random).
+An example is an anchor that is not ignored; its score is its class loss, and its box, where NMS compares
+boxes, is the anchor itself. On the paper's grid two anchors of one place overlap by 0.63 at most. So NMS at
+0.7 only thins out equal anchors of neighbouring cells, 28 to 32 % of 120,000 anchors, and at 0.5 it takes 86
+to 89 % (measured with scores that are equal, smooth over the picture, random).
 """
 
 from __future__ import annotations
@@ -17,24 +19,31 @@ from .assign import BACKGROUND, IGNORE
 from .boxes import iou
 
 PREFIX = 4
-"""NMS looks first at so many times the examples that are wanted: over all 120,000 it takes 5 s at 0.5 and 36 s at 0.7 on a CPU core."""
+"""NMS looks first at so many times the examples that are wanted: over all 120,000 it takes 5 s at 0.5 and 36
+s at 0.7 on a CPU core.
+"""
 
 
 def hardest(scores: Tensor, boxes: Tensor, count: int, nms_threshold: float | None) -> Tensor:
-    """The `count` examples of highest score among those that NMS leaves, hardest first; fewer where it leaves fewer.
+    """The `count` examples of highest score among those that NMS leaves, hardest first; fewer where it leaves
+    fewer.
 
     scores         [A]
     boxes          [A, 4]  compared whatever their classes are
     nms_threshold  IoU above which the lower-scored of two goes; None: no NMS
     returns        [<= count] int64, positions in `scores`; of equal scores the first counts as the higher
 
-    The result is that of NMS over all of them, exactly: what NMS decides about an example depends on those above it alone.
+    The result is that of NMS over all of them, exactly: what NMS decides about an example depends on those
+    above it alone.
     """
-    return _survivors(_by_score(scores), boxes, nms_threshold, PREFIX * count, lambda kept, seen: len(kept) >= count)[:count]
+    return _survivors(
+        _by_score(scores), boxes, nms_threshold, PREFIX * count, lambda kept, seen: len(kept) >= count
+    )[:count]
 
 
 def ohem(scores: Tensor, labels: Tensor, boxes: Tensor, count: int, nms_threshold: float | None) -> Tensor:
-    """Online hard example mining (Shrivastava et al. 2016, as Sec. 5.1 has it): the hardest after NMS, positives and negatives alike.
+    """Online hard example mining (Shrivastava et al. 2016, as Sec. 5.1 has it): the hardest after NMS,
+    positives and negatives alike.
 
     scores   [A]     class loss of each anchor
     labels   [A]     0..K-1, BACKGROUND or IGNORE
@@ -45,13 +54,19 @@ def ohem(scores: Tensor, labels: Tensor, boxes: Tensor, count: int, nms_threshol
     return examples[hardest(scores[examples], boxes[examples], count, nms_threshold)]
 
 
-def ohem_one_to_three(scores: Tensor, labels: Tensor, boxes: Tensor, count: int, nms_threshold: float | None) -> Tensor:
-    """OHEM with three negatives for each positive, as in SSD (Liu et al. 2016); takes and returns what `ohem` does.
+def ohem_one_to_three(
+    scores: Tensor, labels: Tensor, boxes: Tensor, count: int, nms_threshold: float | None
+) -> Tensor:
+    """OHEM with three negatives for each positive, as in SSD (Liu et al. 2016); takes and returns what `ohem`
+    does.
 
-    After NMS over all examples the hardest positives, up to a quarter of `count`, and three times as many of the hardest negatives.
-    Where no positive is left, as many negatives as in a full minibatch: SSD takes none, and a picture without objects would teach nothing.
+    After NMS over all examples the hardest positives, up to a quarter of `count`, and three times as many of
+    the hardest negatives.
+    Where no positive is left, as many negatives as in a full minibatch: SSD takes none, and a picture without
+    objects would teach nothing.
 
-    NMS has to come down to every positive that nothing harder suppresses: easy positives take up to the time of all anchors.
+    NMS has to come down to every positive that nothing harder suppresses: easy positives take up to the time
+    of all anchors.
     """
     examples = torch.nonzero(labels != IGNORE)[:, 0]
     boxes = boxes[examples]
@@ -78,7 +93,8 @@ HARD = {"ohem": ohem, "ohem-1:3": ohem_one_to_three}
 
 
 def random_sample(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """At random up to a quarter of `count` positives, and negatives for the rest (Fast R-CNN, Girshick 2015): [<= count] int64 positions.
+    """At random up to a quarter of `count` positives, and negatives for the rest (Fast R-CNN, Girshick 2015):
+    [<= count] int64 positions.
 
     labels     [A]  0..K-1, BACKGROUND or IGNORE
     generator  on the CPU, where all is drawn, so that devices agree; None: torch's own
@@ -96,10 +112,18 @@ def _by_score(scores: Tensor) -> Tensor:
     return scores.sort(descending=True, stable=True).indices
 
 
-def _survivors(order: Tensor, boxes: Tensor, nms_threshold: float | None, first: int, enough: Callable[[Tensor, int], bool]) -> Tensor:
-    """The examples that NMS leaves, in their `order`, hardest first, so far that `enough` of (those left, how many were seen) is true.
+def _survivors(
+    order: Tensor,
+    boxes: Tensor,
+    nms_threshold: float | None,
+    first: int,
+    enough: Callable[[Tensor, int], bool],
+) -> Tensor:
+    """The examples that NMS leaves, in their `order`, hardest first, so far that `enough` of (those left, how
+    many were seen) is true.
 
-    NMS sees the hardest `first`, then twice as many, and so on: what it decided about the first it would decide again.
+    NMS sees the hardest `first`, then twice as many, and so on: what it decided about the first it would
+    decide again.
     """
     while True:
         seen = order[:first]
@@ -112,7 +136,9 @@ def _survivors(order: Tensor, boxes: Tensor, nms_threshold: float | None, first:
 
 
 def _surely_gone(boxes: Tensor, harder: Tensor, nms_threshold: float | None) -> Tensor:
-    """[N]: which of the boxes one of the survivors `harder` suppresses, whatever NMS makes of the last bit of their overlap."""
+    """[N]: which of the boxes one of the survivors `harder` suppresses, whatever NMS makes of the last bit of
+    their overlap.
+    """
     gone = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     limit = torch.inf if nms_threshold is None else nms_threshold + 1e-5
     for some in harder.split(1024):

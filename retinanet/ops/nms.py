@@ -1,4 +1,6 @@
-"""Non-maximum suppression within each class: of two boxes that overlap too much the lower goes. Exact, and only as far down as is asked."""
+"""Non-maximum suppression within each class: of two boxes that overlap too much the lower goes. Exact, and
+only as far down as is asked.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from torch import Tensor
 from torchvision.ops import nms
 
 PREFIX = 2
-"""The fast path looks first at so many times the boxes that are wanted; its time grows with the square of what it looks at."""
+"""The fast path looks first at so many times the boxes that are wanted; its time grows with the square of
+what it looks at.
+"""
 
 
 def survivors(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Tensor:
@@ -18,7 +22,8 @@ def survivors(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Ten
     threshold  IoU above which the lower of two boxes goes
     returns    [<= most] int64, ascending positions in `boxes`: those of `all_survivors`
 
-    What NMS decides about a box depends on those above it alone, and of these on the survivors alone. So it sees the best boxes, and, while
+    What NMS decides about a box depends on those above it alone, and of these on the survivors alone. So it
+    sees the best boxes, and, while
     too few survive, the survivors with twice as many again.
     """
     apart, seen, step = _apart(boxes, labels), 0, PREFIX * most
@@ -48,5 +53,7 @@ def _apart(boxes: Tensor, labels: Tensor) -> Tensor:
 
 
 def _ranks(boxes: Tensor) -> Tensor:
-    """[N] float64, descending, for torchvision's NMS to sort by: what it makes of equal scores is not defined."""
+    """[N] float64, descending, for torchvision's NMS to sort by: what it makes of equal scores is not
+    defined.
+    """
     return torch.arange(len(boxes), 0, -1, dtype=torch.float64, device=boxes.device)

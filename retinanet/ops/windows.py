@@ -1,8 +1,10 @@
-"""Which anchors can overlap a box enough to matter, where anchors stand on grids: a few columns and rows for each shape of anchor.
+"""Which anchors can overlap a box enough to matter, where anchors stand on grids: a few columns and rows for
+each shape of anchor.
 
-Two boxes whose IoU is at least t cannot be far apart. With s = t / (1 + t) their intersection is at least s times the sum of their areas,
-so it is at least that over the lesser height wide, and as it is half the sum of the widths less the distance of the centres wide (at
-most), this bounds the distance, across; down alike. Margins keep what rounding might lose.
+Two boxes whose IoU is at least t cannot be far apart. With s = t / (1 + t) their intersection is at least s
+times the sum of their areas, so it is at least that over the lesser height wide, and as it is half the sum of
+the widths less the distance of the centres wide (at most), this bounds the distance, across; down alike.
+Margins keep what rounding might lose.
 """
 
 from __future__ import annotations
@@ -18,18 +20,23 @@ from torch import Tensor
 from .anchors import Grid
 
 ROUNDING = 2.0**-19
-"""More than the relative error of an overlap, of an anchor's coordinate or of its side, computed in float32."""
+"""More than the relative error of an overlap, of an anchor's coordinate or of its side, computed in
+float32.
+"""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What is known before any box is, of the S shapes of anchors of all levels, each on its grid; [S, 2] is across, down. Pixels.
+    """What is known before any box is, of the S shapes of anchors of all levels, each on its grid; [S, 2] is
+    across, down. Pixels.
 
     first, step, cells  [S, 2]  centre of the shape's first anchor, from one to the next, how many there are
     sides, areas        [S, 2], [S]  a little more than its sides, a little less than its area
     start, jump         [S], [S, 2]  index of the first anchor, and how much greater the next one's is
-    reach, spans        [S, 2]  how far from a box's centre anchors can matter, and how many cells that takes, at most
-    shape, offset       [M]     each cell of such a window for each shape: its shape, and its index less that of the window's first
+    reach, spans        [S, 2]  how far from a box's centre anchors can matter, and how many cells that takes,
+                        at most
+    shape, offset       [M]     each cell of such a window for each shape: its shape, and its index less that
+                        of the window's first
     share               []      of the sum of the areas, the least intersection that matters
     slack               []      how far a centre may be from its place
     """
@@ -59,16 +66,22 @@ def windows(grids: tuple[Grid, ...], least: float, device: torch.device) -> Wind
     """For overlaps of at least `least`. Kept, because a GPU would have to wait for the copy."""
     pairs = [(grid, shape) for grid in grids for shape in grid.shapes]
     firsts = accumulate((prod(grid.cells) * len(grid.shapes) for grid in grids), initial=0)
-    start = torch.tensor([first + row for first, grid in zip(firsts, grids, strict=False) for row in range(len(grid.shapes))])
+    start = torch.tensor(
+        [first + row for first, grid in zip(firsts, grids, strict=False) for row in range(len(grid.shapes))]
+    )
     jump = torch.tensor([(len(grid.shapes), len(grid.shapes) * grid.cells[0]) for grid, _ in pairs])
     cells = torch.tensor([grid.cells for grid, _ in pairs])
-    step, first = (torch.tensor(rows, dtype=torch.float64) for rows in zip(*((grid.step, grid.first) for grid, _ in pairs), strict=True))
+    step, first = (
+        torch.tensor(rows, dtype=torch.float64)
+        for rows in zip(*((grid.step, grid.first) for grid, _ in pairs), strict=True)
+    )
     corners = torch.tensor([shape for _, shape in pairs], dtype=torch.float64)
     slack = (first.abs().max() + (step * cells).max() + corners.abs().max()) * ROUNDING
     share = 1 / (1 + 1 / torch.tensor(least * (1 - ROUNDING), dtype=torch.float64))
     sides = corners[:, 2:] - corners[:, :2] + slack
     areas = (sides - 2 * slack).clamp(min=0).prod(dim=1)
-    # the box that reaches furthest across is as high as the anchor and so wide that even concentric it only just matters
+    # the box that reaches furthest across is as high as the anchor and so wide that even concentric it only
+    # just matters
     reach = (sides * (1 / share - 1 - (areas / sides.prod(dim=1))[:, None]) / 2).clamp(min=0) + slack
     spans = torch.minimum((2 * reach / step).floor().long() + 1, cells)
     shape, column, line = listed(spans)
@@ -79,7 +92,9 @@ def windows(grids: tuple[Grid, ...], least: float, device: torch.device) -> Wind
 
 
 def listed(spans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every cell of windows of spans [P, 2] columns and lines, one window after the other: its window, its column, its line [N]."""
+    """Every cell of windows of spans [P, 2] columns and lines, one window after the other: its window, its
+    column, its line [N].
+    """
     counts = spans.prod(dim=1)
     window = torch.repeat_interleave(counts)
     place = torch.arange(len(window)) - (counts.cumsum(0) - counts)[window]
@@ -89,14 +104,20 @@ def listed(spans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def found(boxes: Tensor, near: Windows) -> tuple[Tensor, Tensor]:
-    """All pairs of a box [G, 4] and an anchor that matter, and a few that do not: their indices [N]. On a CPU: N depends on the boxes."""
+    """All pairs of a box [G, 4] and an anchor that matter, and a few that do not: their indices [N]. On a
+    CPU: N depends on the boxes.
+    """
     boxes = boxes.double()
     sides, centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
     lesser = torch.minimum(sides[:, None], near.sides)  # [G, S, 2]
     least = (sides.prod(dim=1)[:, None] + near.areas) * near.share  # [G, S]: the intersection
     possible = (lesser > 0).all(dim=2) & (least <= lesser.prod(dim=2))  # were they concentric
     box, shape = possible.nonzero(as_tuple=True)  # [P]
-    reach = (sides[box] + near.sides[shape]) / 2 - least[possible][:, None] / lesser[possible].flip(1) + near.slack
+    reach = (
+        (sides[box] + near.sides[shape]) / 2
+        - least[possible][:, None] / lesser[possible].flip(1)
+        + near.slack
+    )
     center, step = centers[box] - near.first[shape], near.step[shape]
     low = ((center - reach) / step).ceil().clamp(min=0)
     high = torch.minimum(((center + reach) / step).floor(), near.cells[shape] - 1)
@@ -107,11 +128,15 @@ def found(boxes: Tensor, near: Windows) -> tuple[Tensor, Tensor]:
 
 
 def around(boxes: Tensor, near: Windows) -> tuple[Tensor, Tensor]:
-    """As `found`, but the M nearest anchors of every box, wherever and whatever it is: what a GPU finds without telling the host."""
+    """As `found`, but the M nearest anchors of every box, wherever and whatever it is: what a GPU finds
+    without telling the host.
+    """
     boxes = boxes.double()
     centers = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
     low = ((centers - near.first - near.reach) / near.step).ceil().long()
-    low = torch.minimum(low.clamp(min=0), near.cells - near.spans)  # within the grid, whose every anchor may be looked at
+    low = torch.minimum(
+        low.clamp(min=0), near.cells - near.spans
+    )  # within the grid, whose every anchor may be looked at
     origin = near.start + (low * near.jump).sum(dim=2)  # [G, S]
     anchor = origin[:, near.shape] + near.offset
     box = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(anchor)

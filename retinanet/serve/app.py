@@ -25,7 +25,11 @@ from .metrics import Metrics
 from .schema import BODY, ERRORS, PREDICT_ERRORS, About, Health, Prediction, Problem, answer
 from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Gate, Refused, busy, read_pictures
 
-PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 FAILED = "the server failed on this picture; its log says why"
 
 
@@ -33,7 +37,13 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
     """The application around a detector; it has threads of its own, which end with its lifespan."""
     metrics = Metrics()
     batcher = Batcher(
-        detector, metrics, config.max_batch, config.max_wait / 1000, config.queue, config.decoders, max_pixels=config.max_pixels
+        detector,
+        metrics,
+        config.max_batch,
+        config.max_wait / 1000,
+        config.queue,
+        config.decoders,
+        max_pixels=config.max_pixels,
     )
     gate = Gate(REQUESTS_OF_QUEUE * config.queue, REQUESTS_OF_BYTES * config.max_bytes)
 
@@ -62,7 +72,12 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         request: Request,
         threshold: Annotated[
             float | None,
-            Query(ge=0, le=1, allow_inf_nan=False, description="Least score of what is told. Without: the model's own; 0: all it has."),
+            Query(
+                ge=0,
+                le=1,
+                allow_inf_nan=False,
+                description="Least score of what is told. Without: the model's own; 0: all it has.",
+            ),
         ] = None,
     ) -> Response:
         limit = detector.threshold if threshold is None else threshold
@@ -78,7 +93,9 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         images: list[dict[str, Any]] = []
         for name, outcome in zip(names, outcomes, strict=True):
             if isinstance(outcome, BaseException):
-                images.append({"name": name, "error": str(outcome) if isinstance(outcome, DataError) else FAILED})
+                images.append(
+                    {"name": name, "error": str(outcome) if isinstance(outcome, DataError) else FAILED}
+                )
             else:
                 images.append(answer(name, outcome[1], outcome[0].above(limit), detector.category_ids))
         errors = [image["error"] for image in images if "error" in image]
@@ -88,11 +105,24 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
 
     @app.get("/model", dependencies=token, responses=ERRORS, summary="Classes, threshold and limits")
     async def model() -> About:
-        classes = [{"name": name, "category_id": number} for name, number in zip(detector.names, detector.category_ids, strict=True)]
-        limits = {"max_images": config.max_images, "max_bytes": config.max_bytes, "max_pixels": config.max_pixels}
-        return About.model_validate({"version": __version__, "classes": classes, "threshold": detector.threshold, **limits})
+        classes = [
+            {"name": name, "category_id": number}
+            for name, number in zip(detector.names, detector.category_ids, strict=True)
+        ]
+        limits = {
+            "max_images": config.max_images,
+            "max_bytes": config.max_bytes,
+            "max_pixels": config.max_pixels,
+        }
+        return About.model_validate(
+            {"version": __version__, "classes": classes, "threshold": detector.threshold, **limits}
+        )
 
-    @app.get("/healthz", responses={503: {"model": Problem, "description": "The detector has stopped."}}, summary="Alive?")
+    @app.get(
+        "/healthz",
+        responses={503: {"model": Problem, "description": "The detector has stopped."}},
+        summary="Alive?",
+    )
     async def healthz() -> Health:
         if not batcher.healthy:
             raise Refused(503, "the detector has stopped; the server's log says why")
@@ -102,7 +132,13 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         "/metrics",
         dependencies=token,
         response_class=Response,
-        responses=ERRORS | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format."}},
+        responses=ERRORS
+        | {
+            200: {
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+                "description": "Prometheus' text format.",
+            }
+        },
         summary="For Prometheus",
     )
     async def scrape() -> Response:
@@ -151,5 +187,7 @@ async def disconnect(request: Request) -> None:
 async def invalid(_: Request, error: Exception) -> JSONResponse:
     """Parameters that are not what they should be, as a sentence."""
     assert isinstance(error, RequestValidationError)
-    text = "; ".join(f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors())
+    text = "; ".join(
+        f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()
+    )
     return JSONResponse({"detail": text}, 422)

@@ -1,4 +1,6 @@
-"""Pictures of many requests as batches of one shape: a few threads decode, one runs the detector, and nobody suffers for another."""
+"""Pictures of many requests as batches of one shape: a few threads decode, one runs the detector, and nobody
+suffers for another.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from .metrics import Metrics
 log = logging.getLogger("retinanet")
 
 SICK = 10
-"""After so many pictures in a row on which the detector failed it is not healthy: a GPU that has failed once fails for ever."""
+"""After so many pictures in a row on which the detector failed it is not healthy: a GPU that has failed once
+fails for ever.
+"""
 
 Found = tuple[Detections, tuple[int, int]]
 """What was found in a picture, and its height and width."""
@@ -54,14 +58,18 @@ class Job:
 class Batcher:
     """Answers for pictures from any thread.
 
-    max_batch   pictures that the detector is given at once; only those of one padded shape, so that an answer does not depend on
+    max_batch   pictures that the detector is given at once; only those of one padded shape, so that an answer
+                does not depend on
                 its neighbours
-    wait        seconds that a batch waits for pictures that are still being decoded; nobody waits when there are none
-    queue       when so many pictures are here, from `submit` to the answer, no more are taken; the last request may go beyond it
+    wait        seconds that a batch waits for pictures that are still being decoded; nobody waits when there
+                are none
+    queue       when so many pictures are here, from `submit` to the answer, no more are taken; the last
+                request may go beyond it
     decoders    threads that decode and resize
     max_pixels  above so many a picture is refused before it is decoded
 
-    A picture that cannot be read gives its own future a DataError. When the detector fails on a batch, its pictures are tried one by
+    A picture that cannot be read gives its own future a DataError. When the detector fails on a batch, its
+    pictures are tried one by
     one, so that the error reaches only the culprit. A future that is cancelled in time is left out.
     """
 
@@ -87,17 +95,23 @@ class Batcher:
         self._threads = torch.get_num_threads()
         self._work: SimpleQueue[Job | None] = SimpleQueue()
         # daemons, since whatever keeps one busy must not keep the process
-        self._decoders = [Thread(target=self._decode_all, name="retinanet-decode", daemon=True) for _ in range(decoders)]
+        self._decoders = [
+            Thread(target=self._decode_all, name="retinanet-decode", daemon=True) for _ in range(decoders)
+        ]
         self._runner = Thread(target=self._run, name="retinanet-detect", daemon=True)
         for thread in (*self._decoders, self._runner):
             thread.start()
         metrics.watch(self)
 
     def submit(self, pictures: Sequence[tuple[str, bytes]]) -> list[Future[Found]]:
-        """Futures for (name, content of a file), all of them or none: Full when there is no room for even one."""
+        """Futures for (name, content of a file), all of them or none: Full when there is no room for even
+        one.
+        """
         jobs = [Job(name, content) for name, content in pictures]
         with self._changed:
-            if self._closed or self.held >= self.queue:  # with room wanted for all, a request of many would starve behind those of one
+            if (
+                self._closed or self.held >= self.queue
+            ):  # with room wanted for all, a request of many would starve behind those of one
                 raise Full(self.patience())
             self.held += len(jobs)
             self._decoding += len(jobs)
@@ -138,7 +152,9 @@ class Batcher:
         shape: Shape | None = None
         try:
             if not job.future.cancelled():
-                _, (job.image,), job.original = prepare(0, decode(job.name, job.content, self.max_pixels), self.detector.scales[:1])
+                _, (job.image,), job.original = prepare(
+                    0, decode(job.name, job.content, self.max_pixels), self.detector.scales[:1]
+                )
                 shape = self.detector.preprocess.padded([(job.image.shape[1], job.image.shape[2])])
         except BaseException as problem:  # whatever it is, the future must hear of it
             if not isinstance(problem, DataError):
@@ -183,7 +199,8 @@ class Batcher:
                 if groups:
                     now, due = time.perf_counter(), groups[0][1][0].ready + self.wait
                     full = [shape for shape, jobs in groups if len(jobs) >= self.max_batch]
-                    # the oldest goes first as soon as it has waited its time: a rare shape must not starve behind full batches
+                    # the oldest goes first as soon as it has waited its time: a rare shape must not starve
+                    # behind full batches
                     if full or now >= due or not self._decoding:
                         shape = full[0] if full and now < due else groups[0][0]
                         jobs = self._ready.pop(shape)
@@ -200,16 +217,22 @@ class Batcher:
         start = time.perf_counter()
         try:
             images = [job.image for job in batch if job.image is not None]
-            found = self.detector.answer(*self.detector.preprocess.stack(images), [job.original for job in batch])
+            found = self.detector.answer(
+                *self.detector.preprocess.stack(images), [job.original for job in batch]
+            )
         except Exception as error:
             log.exception("the detector failed on %s", ", ".join(repr(job.name) for job in batch))
-            return error.with_traceback(None)  # its frames hold the batch, which may be what has filled the memory
+            return error.with_traceback(
+                None
+            )  # its frames hold the batch, which may be what has filled the memory
         self.metrics.seconds.labels("detect").observe(time.perf_counter() - start)
         self.metrics.batch.observe(len(batch))
         return found
 
     def _conclude(self, batch: Sequence[Job], outcome: list[Detections] | BaseException) -> None:
-        """Tell running futures their answers, or the error. They leave first: who has an answer may send the next picture at once."""
+        """Tell running futures their answers, or the error. They leave first: who has an answer may send the
+        next picture at once.
+        """
         if isinstance(outcome, BaseException):
             unreadable = isinstance(outcome, DataError)
             self._failures += 0 if unreadable else len(batch)
@@ -230,7 +253,9 @@ class Batcher:
 
 def compute_with(threads: int) -> None:
     """Have the calling thread compute with so many OpenMP threads."""
-    torch.get_num_threads()  # only a thread that has asked keeps its own number: else its first computation takes what was set last, by any
+    # only a thread that has asked keeps its own number: else its first computation takes what was set last,
+    # by any
+    torch.get_num_threads()
     torch.set_num_threads(threads)
 
 

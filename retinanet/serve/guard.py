@@ -1,4 +1,6 @@
-"""Who may ask, and what every answer carries: host, origin and token are checked before a byte of a body is read."""
+"""Who may ask, and what every answer carries: host, origin and token are checked before a byte of a body is
+read.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ PATHS = OPEN | {"/predict", "/model", "/metrics"}
 GONE = 499
 """How a request is counted whose client has left."""
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src "
+    "'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
@@ -75,7 +78,8 @@ class Guard:
             except Refused as refused:  # left at once: its traceback holds what has arrived of the body
                 answer = JSONResponse({"detail": refused.detail}, refused.status, refused.headers)
             if answer is not None:
-                # a client that is still sending when the connection closes never sees the reason; one that asked whether to send is told no
+                # a client that is still sending when the connection closes never sees the reason; one that
+                # asked whether to send is told no
                 if not whole and "expect" not in Headers(scope=scope):
                     await drain(receive)
                 await answer(scope, receive, send_on)
@@ -88,8 +92,10 @@ class Guard:
     def check(self, scope: Scope) -> None:
         """Refused when this request may not be answered.
 
-        A page of another site can make a browser send requests to a server on the same machine, or, by a name that it resolves to 127.0.0.1
-        (DNS rebinding), even read the answers. So the Host must be one of ours, and what a browser says comes from elsewhere is not served.
+        A page of another site can make a browser send requests to a server on the same machine, or, by a name
+        that it resolves to 127.0.0.1
+        (DNS rebinding), even read the answers. So the Host must be one of ours, and what a browser says comes
+        from elsewhere is not served.
         """
         headers = Headers(scope=scope)
         host = headers.get("host", "")
@@ -101,7 +107,11 @@ class Guard:
             kind, _, token = headers.get("authorization", "").partition(" ")
             expected = self.config.token.encode()
             if kind.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), expected):
-                raise Refused(401, "a token is needed: send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+                raise Refused(
+                    401,
+                    "a token is needed: send the header Authorization: Bearer TOKEN",
+                    {"WWW-Authenticate": "Bearer"},
+                )
 
 
 def known_hosts(config: ServeConfig) -> frozenset[str] | None:
@@ -136,7 +146,8 @@ def name_of(host: str) -> str:
 def foreign(headers: Headers, host: str, named: Collection[str]) -> bool:
     """Whether a browser says that another site's page sends this.
 
-    Sec-Fetch-Site is sure and survives a proxy, but is sent over HTTPS and to loopback only. Else there is Origin, which must be the Host,
+    Sec-Fetch-Site is sure and survives a proxy, but is sent over HTTPS and to loopback only. Else there is
+    Origin, which must be the Host,
     or, since a proxy may send another Host, one of the names that the server was given.
     """
     site = headers.get("sec-fetch-site")

@@ -16,17 +16,28 @@ class Queue(Protocol):
 
 
 class Metrics:
-    """requests by path and status, pictures by what became of them, batch sizes, the queue, and where the seconds go."""
+    """requests by path and status, pictures by what became of them, batch sizes, the queue, and where the
+    seconds go.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter("retinanet_requests", "Requests that were answered.", ["path", "status"], registry=self.registry)
+        self.requests = Counter(
+            "retinanet_requests", "Requests that were answered.", ["path", "status"], registry=self.registry
+        )
         self.latency = Histogram(
-            "retinanet_request_seconds", "From the head of a request to its answer.", ["path"], buckets=SECONDS, registry=self.registry
+            "retinanet_request_seconds",
+            "From the head of a request to its answer.",
+            ["path"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.images = Counter(
-            "retinanet_images", "Pictures by outcome: answered, unreadable, failed, gone.", ["outcome"], registry=self.registry
+            "retinanet_images",
+            "Pictures by outcome: answered, unreadable, failed, gone.",
+            ["outcome"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "retinanet_stage_seconds",
@@ -41,7 +52,11 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=self.registry,
         )
-        self.queue = Gauge("retinanet_queue_length", "Pictures between their request and their answer.", registry=self.registry)
+        self.queue = Gauge(
+            "retinanet_queue_length",
+            "Pictures between their request and their answer.",
+            registry=self.registry,
+        )
 
     def watch(self, queue: Queue) -> None:
         """Read the queue's length when asked."""

@@ -15,12 +15,21 @@ BODY: dict[str, Any] = {
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "properties": {"files": {"type": "array", "items": PICTURE, "minItems": 1, "description": "one or several pictures"}},
+                "properties": {
+                    "files": {
+                        "type": "array",
+                        "items": PICTURE,
+                        "minItems": 1,
+                        "description": "one or several pictures",
+                    }
+                },
                 "required": ["files"],
                 "additionalProperties": False,
             }
         },
-        "application/octet-stream": {"schema": {**PICTURE, "description": "the bytes of one picture; any other content type will do"}},
+        "application/octet-stream": {
+            "schema": {**PICTURE, "description": "the bytes of one picture; any other content type will do"}
+        },
     },
 }
 
@@ -31,7 +40,9 @@ class Detection(BaseModel):
     class_name: str
     category_id: int = Field(description="the id that the training data used for the class")
     score: float = Field(ge=0, le=1)
-    box: tuple[float, float, float, float] = Field(description="left, top, right, bottom in pixels of the upright picture")
+    box: tuple[float, float, float, float] = Field(
+        description="left, top, right, bottom in pixels of the upright picture"
+    )
 
 
 class Answer(BaseModel):
@@ -51,7 +62,9 @@ class Failure(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The pictures of a request, in its order. Those that could not be read have an error in place of detections."""
+    """The pictures of a request, in its order. Those that could not be read have an error in place of
+    detections.
+    """
 
     threshold: float
     images: list[Answer | Failure]
@@ -61,7 +74,9 @@ class Problem(BaseModel):
     """Why there is no answer, in words."""
 
     detail: str
-    images: list[Failure] | None = Field(None, description="when no picture of the request has an answer: each with its reason")
+    images: list[Failure] | None = Field(
+        None, description="when no picture of the request has an answer: each with its reason"
+    )
 
 
 class Category(BaseModel):
@@ -76,7 +91,9 @@ class About(BaseModel):
 
     version: str
     classes: list[Category]
-    threshold: float = Field(description="the score of best F1 in validation: what /predict uses when it is told none")
+    threshold: float = Field(
+        description="the score of best F1 in validation: what /predict uses when it is told none"
+    )
     max_images: int
     max_bytes: int
     max_pixels: int
@@ -90,13 +107,19 @@ class Health(BaseModel):
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "The token is missing or wrong."},
-    403: {"model": Problem, "description": "Another site's page asks, or the server is called by a name that it does not know."},
+    403: {
+        "model": Problem,
+        "description": "Another site's page asks, or the server is called by a name that it does not know.",
+    },
 }
 PREDICT_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
     400: {"model": Problem, "description": "The form cannot be parsed."},
     408: {"model": Problem, "description": "The request did not arrive whole in time."},
     413: {"model": Problem, "description": "Too many bytes or pictures."},
-    422: {"model": Problem, "description": "No picture, none that can be read, or a threshold that is no score."},
+    422: {
+        "model": Problem,
+        "description": "No picture, none that can be read, or a threshold that is no score.",
+    },
     500: {"model": Problem, "description": "The server failed on the only picture."},
     503: {
         "model": Problem,

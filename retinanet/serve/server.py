@@ -1,4 +1,6 @@
-"""The verb `serve`: settings that make no sense or let everybody in are refused, then the model is loaded, then the port is opened."""
+"""The verb `serve`: settings that make no sense or let everybody in are refused, then the model is loaded,
+then the port is opened.
+"""
 
 from __future__ import annotations
 
@@ -28,25 +30,37 @@ def run(model: str, config: ServeConfig) -> None:
         from .connection import settings
         from .guard import is_loopback
     except ModuleNotFoundError as error:
-        raise ConfigError(f"serve needs more packages ({error.name} is missing): pip install 'retinanet[serve]'") from error
+        raise ConfigError(
+            f"serve needs more packages ({error.name} is missing): pip install 'retinanet[serve]'"
+        ) from error
     if config.token == "":
         raise ConfigError("the token is empty")
     config = checked(replace(config, token=config.token or os.environ.get("RETINANET_TOKEN") or None))
     if not is_loopback(config.host) and config.token is None and config.auth:
         raise ConfigError(
-            f"{config.host} can be reached from other machines: set a token (the variable RETINANET_TOKEN, or --token), which every "
+            f"{config.host} can be reached from other machines: set a token (the variable RETINANET_TOKEN, "
+            f"or --token), which every "
             "request must then show, or let everybody in with --no-auth"
         )
     with listen(config.host, config.port) as door:
         detector = load(model, config.device, config.precision, config.scale)
         blank = prepare(0, torch.zeros(3, 64, 64, dtype=torch.uint8), detector.scales[:1])
-        detector.answer(*detector.preprocess.stack(blank[1]), [blank[2]])  # the first picture takes longer than the others
+        detector.answer(
+            *detector.preprocess.stack(blank[1]), [blank[2]]
+        )  # the first picture takes longer than the others
         app = create_app(detector, config)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form is its sender's trouble, who is told
+        logging.getLogger("python_multipart").setLevel(
+            logging.ERROR
+        )  # a broken form is its sender's trouble, who is told
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
         who = "with the token" if config.token else "no token needed"
-        log.info("%d classes at http://%s/ (%s); POST pictures to /predict; Ctrl-C ends", len(detector.names), address(door), who)
+        log.info(
+            "%d classes at http://%s/ (%s); POST pictures to /predict; Ctrl-C ends",
+            len(detector.names),
+            address(door),
+            who,
+        )
         uvicorn.Server(settings(app)).run(sockets=[door])
 
 
@@ -69,8 +83,12 @@ def checked(config: ServeConfig) -> ServeConfig:
         wrong.append(f"port must be between 0 and 65535, not {config.port}")
     if config.token is not None and not config.auth:
         wrong.append("either a token or --no-auth, not both")
-    if config.token is not None and not (config.token.isascii() and config.token.isprintable() and " " not in config.token):
-        wrong.append("a token must be of letters, digits and signs without spaces, since it travels in a header")
+    if config.token is not None and not (
+        config.token.isascii() and config.token.isprintable() and " " not in config.token
+    ):
+        wrong.append(
+            "a token must be of letters, digits and signs without spaces, since it travels in a header"
+        )
     if wrong:
         raise ConfigError("\n".join(wrong))
     return config
@@ -79,7 +97,9 @@ def checked(config: ServeConfig) -> ServeConfig:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that has the port, before minutes are spent on anything else."""
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, _, _, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         door = socket.socket(family, socket.SOCK_STREAM)
         try:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +110,8 @@ def listen(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on port {port} of {host}: {error.strerror or error}; choose others with --port and --host"
+            f"cannot listen on port {port} of {host}: {error.strerror or error}; choose others with --port "
+            f"and --host"
         ) from error
     return door
 

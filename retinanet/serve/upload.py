@@ -1,4 +1,6 @@
-"""The pictures of a request, read within limits: what is too much is refused while it arrives and not after."""
+"""The pictures of a request, read within limits: what is too much is refused while it arrives and not
+after.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ LINGER = 5.0
 REQUESTS_OF_BYTES = 8
 """So many of the largest requests may be in memory at once."""
 REQUESTS_OF_QUEUE = 8
-"""So many times the queue's places may be arriving at once: they come slowly, and must not keep out those that come at once."""
+"""So many times the queue's places may be arriving at once: they come slowly, and must not keep out those
+that come at once.
+"""
 CHARSETS = frozenset([b"utf-8", b"utf8", b"latin-1", b"iso-8859-1", b"us-ascii", b"ascii"])
-"""Of names in a form. Python would keep every other name that it is asked for, and some of its codecs raise."""
+"""Of names in a form. Python would keep every other name that it is asked for, and some of its codecs
+raise.
+"""
 
 
 class Refused(Exception):
@@ -43,7 +49,9 @@ def busy(seconds: int) -> Refused:
 
 
 class Gate:
-    """How much is being received: requests and bytes, over all connections. What does not fit is told to come back."""
+    """How much is being received: requests and bytes, over all connections. What does not fit is told to come
+    back.
+    """
 
     def __init__(self, requests: int, size: int) -> None:
         self.requests, self.size = requests, size
@@ -83,7 +91,9 @@ class Place:
 
 
 async def read_pictures(request: Request, config: ServeConfig, place: Place) -> list[tuple[str, bytes]]:
-    """(name, content) of every file of a form, or of the one whose bytes are the body. Refused when there is none or too much."""
+    """(name, content) of every file of a form, or of the one whose bytes are the body. Refused when there is
+    none or too much.
+    """
     kind = request.headers.get("content-type", "")
     try:
         async with asyncio.timeout(PATIENCE):
@@ -95,14 +105,19 @@ async def read_pictures(request: Request, config: ServeConfig, place: Place) -> 
     except TimeoutError:
         raise Refused(408, f"the request has not arrived within {PATIENCE:.0f} s") from None
     if not body:
-        raise Refused(422, "there is no picture: send its bytes as the body, or one or several files as multipart/form-data")
+        raise Refused(
+            422,
+            "there is no picture: send its bytes as the body, or one or several files as multipart/form-data",
+        )
     return [("picture", bytes(body))]
 
 
 async def _files(request: Request, config: ServeConfig, place: Place) -> list[tuple[str, bytes]]:
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").lower()
     if charset not in CHARSETS:
-        raise Refused(400, f"the form cannot be read: its charset is {clean(charset.decode('latin-1'))!r}; take utf-8")
+        raise Refused(
+            400, f"the form cannot be read: its charset is {clean(charset.decode('latin-1'))!r}; take utf-8"
+        )
 
     async def chunks() -> AsyncGenerator[bytes, None]:
         async for chunk in _limited(request, config.max_bytes, place):
@@ -115,7 +130,9 @@ async def _files(request: Request, config: ServeConfig, place: Place) -> list[tu
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise Refused(413, f"one request may hold {config.max_images} pictures at the most; send several requests") from None
+            raise Refused(
+                413, f"one request may hold {config.max_images} pictures at the most; send several requests"
+            ) from None
         raise Refused(400, f"the form cannot be read: {error.message}") from None
     files: list[tuple[str, bytes]] = []
     try:
@@ -123,7 +140,8 @@ async def _files(request: Request, config: ServeConfig, place: Place) -> list[tu
             if not isinstance(value, UploadFile):
                 raise Refused(
                     422,
-                    f"the field {clean(field)!r} of the form is not a file; a picture needs a file name (curl -F files=@picture.jpg), and "
+                    f"the field {clean(field)!r} of the form is not a file; a picture needs a file name "
+                    f"(curl -F files=@picture.jpg), and "
                     "settings go in the address (/predict?threshold=0.3)",
                 )
             files.append((clean(value.filename or "") or f"picture {len(files) + 1}", await value.read()))
@@ -135,7 +153,9 @@ async def _files(request: Request, config: ServeConfig, place: Place) -> list[tu
 
 
 class _Form(MultiPartParser):
-    spool_max_size = sys.maxsize  # in memory: the whole request is limited already, and a disk would only be slower
+    spool_max_size = (
+        sys.maxsize
+    )  # in memory: the whole request is limited already, and a disk would only be slower
     ended = False
 
     def on_end(self) -> None:
@@ -158,12 +178,17 @@ async def _limited(request: Request, limit: int, place: Place) -> AsyncGenerator
 
 def too_much(limit: int) -> Refused:
     """413. Made where it is raised: a frame that kept it would keep itself alive, and the body with it."""
-    return Refused(413, f"a request may hold {limit} bytes at the most; send fewer or smaller pictures, or raise --max-bytes")
+    return Refused(
+        413,
+        f"a request may hold {limit} bytes at the most; send fewer or smaller pictures, or raise --max-bytes",
+    )
 
 
 def clean(name: str) -> str:
     """A name that can be written in an answer and in a log."""
-    return "".join(letter for letter in name[:255].encode("utf-8", "replace").decode() if letter.isprintable())
+    return "".join(
+        letter for letter in name[:255].encode("utf-8", "replace").decode() if letter.isprintable()
+    )
 
 
 async def drain(receive: Receive) -> None:

@@ -1,4 +1,6 @@
-"""Boxes on pictures: detections, the truth, anchors, and sheets of many pictures. Pictures are uint8 tensors [3, H, W]."""
+"""Boxes on pictures: detections, the truth, anchors, and sheets of many pictures. Pictures are uint8 tensors
+[3, H, W].
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# Twelve colours that people with any of the colour blindnesses tell apart (after M. Krzywinski), neighbours far apart.
+# Twelve colours that people with any of the colour blindnesses tell apart (after M. Krzywinski), neighbours
+# far apart.
 PALETTE = (
     "#ffc33b",
     "#008df9",
@@ -38,7 +41,9 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def colour(label: int) -> Colour:
-    """The colour of a class: the same one in every picture. Beyond twelve classes the palette returns, paler and darker."""
+    """The colour of a class: the same one in every picture. Beyond twelve classes the palette returns, paler
+    and darker.
+    """
     value = PALETTE[label % len(PALETTE)]
     red, green, blue = (int(value[i : i + 2], 16) for i in (1, 3, 5))
     if not (turn := label // len(PALETTE) % 5):
@@ -57,7 +62,8 @@ def draw(
     *,
     tags: bool = True,
 ) -> Tensor:
-    """The picture with its detections, or boxes [N, 4] with labels [N] and perhaps scores [N]; the best lies on top.
+    """The picture with its detections, or boxes [N, 4] with labels [N] and perhaps scores [N]; the best lies
+    on top.
 
     Width and text grow with the picture. `tags` writes the class and the score beside each box.
     """
@@ -65,7 +71,11 @@ def draw(
         found = boxes
         boxes, labels, scores, names = found.boxes, found.labels, found.scores, found.names
     classes = _labels(boxes, labels)
-    order = range(len(classes)) if scores is None else torch.argsort(scores.detach().cpu().float(), stable=True).tolist()
+    order = (
+        range(len(classes))
+        if scores is None
+        else torch.argsort(scores.detach().cpu().float(), stable=True).tolist()
+    )
     corners = boxes.detach().cpu().float().tolist()
     canvas = _open(image)
     pen = ImageDraw.Draw(canvas, "RGBA")
@@ -76,17 +86,35 @@ def draw(
         _frame(pen, box, colour(classes[i]), line)
     if tags:
         values = [None] * len(classes) if scores is None else scores.tolist()
-        _tags(pen, [(box, _text(classes[i], names, values[i]), colour(classes[i])) for i, box in visible], line, canvas.size)
+        _tags(
+            pen,
+            [(box, _text(classes[i], names, values[i]), colour(classes[i])) for i, box in visible],
+            line,
+            canvas.size,
+        )
     return _close(canvas)
 
 
-def draw_truth(image: Tensor, boxes: Tensor, labels: Tensor | None = None, names: Sequence[str] = (), *, tags: bool = False) -> Tensor:
-    """The picture with the annotated boxes [G, 4], dashed, so that `draw` on top of it can be told from them."""
+def draw_truth(
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor | None = None,
+    names: Sequence[str] = (),
+    *,
+    tags: bool = False,
+) -> Tensor:
+    """The picture with the annotated boxes [G, 4], dashed, so that `draw` on top of it can be told from
+    them.
+    """
     canvas = _open(image)
     pen = ImageDraw.Draw(canvas)
     line = max(1, _line(canvas.size) // 2)
     corners, classes = boxes.detach().cpu().float().tolist(), _labels(boxes, labels)
-    visible = [(box, label) for values, label in zip(corners, classes, strict=True) if (box := _inside(values, canvas.size))]
+    visible = [
+        (box, label)
+        for values, label in zip(corners, classes, strict=True)
+        if (box := _inside(values, canvas.size))
+    ]
     for box, label in visible:
         _dashes(pen, box, colour(label), line)
     if tags:
@@ -94,8 +122,12 @@ def draw_truth(image: Tensor, boxes: Tensor, labels: Tensor | None = None, names
     return _close(canvas)
 
 
-def draw_both(image: Tensor, boxes: Tensor, labels: Tensor, found: Detections, names: Sequence[str]) -> Tensor:
-    """The picture with annotated boxes [G, 4], dashed, and with detections, drawn through, each with its tag; no tag hides another."""
+def draw_both(
+    image: Tensor, boxes: Tensor, labels: Tensor, found: Detections, names: Sequence[str]
+) -> Tensor:
+    """The picture with annotated boxes [G, 4], dashed, and with detections, drawn through, each with its tag;
+    no tag hides another.
+    """
     canvas = _open(image)
     pen = ImageDraw.Draw(canvas, "RGBA")
     line = _line(canvas.size)
@@ -114,11 +146,19 @@ def draw_both(image: Tensor, boxes: Tensor, labels: Tensor, found: Detections, n
 
 
 def anchors_picture(
-    image: Tensor, boxes: Tensor, labels: Tensor, names: Sequence[str], anchors: Tensor, matches: Tensor | None = None, *, limit: int = 300
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    anchors: Tensor,
+    matches: Tensor | None = None,
+    *,
+    limit: int = 300,
 ) -> Tensor:
     """A training picture with its boxes [G, 4] (thick) and its positive anchors [P, 4] (thin).
 
-    `matches` [P] says which box each anchor answers for, and gives it that box's colour; without it anchors are white.
+    `matches` [P] says which box each anchor answers for, and gives it that box's colour; without it anchors
+    are white.
     More than `limit` anchors are thinned out evenly, since they would hide the picture.
     """
     canvas = _open(image)
@@ -127,13 +167,19 @@ def anchors_picture(
     classes = _labels(boxes, labels)
     owners = [-1] * len(anchors) if matches is None else matches.tolist()
     for values, owner in list(zip(anchors.detach().cpu().float().tolist(), owners, strict=True))[::step]:
-        if all(map(math.isfinite, values)):  # not cut to the picture: where an anchor reaches over the edge is worth seeing
+        if all(
+            map(math.isfinite, values)
+        ):  # not cut to the picture: where an anchor reaches over the edge is worth seeing
             pen.rectangle(_ordered(values), outline=(*(colour(classes[owner]) if owner >= 0 else WHITE), 150))
     return draw(_close(canvas), boxes, labels, names=names)
 
 
-def sheet(pictures: Sequence[Tensor], columns: int = 4, titles: Sequence[str] | None = None, width: int = 1600) -> Tensor:
-    """Many pictures [3, H, W] of any sizes in even cells on one sheet, row by row, each perhaps with a title below."""
+def sheet(
+    pictures: Sequence[Tensor], columns: int = 4, titles: Sequence[str] | None = None, width: int = 1600
+) -> Tensor:
+    """Many pictures [3, H, W] of any sizes in even cells on one sheet, row by row, each perhaps with a title
+    below.
+    """
     columns = max(1, min(columns, len(pictures)))
     gap = max(4, width // 150)
     cell = max(1, (width - gap * (columns + 1)) // columns)
@@ -151,14 +197,25 @@ def sheet(pictures: Sequence[Tensor], columns: int = 4, titles: Sequence[str] | 
         scale = min(cell / one.width, tall / one.height)
         size = (max(1, round(one.width * scale)), max(1, round(one.height * scale)))
         pen.rectangle((left, top, left + cell - 1, top + tall - 1), fill=(236, 238, 241))
-        page.paste(one.resize(size, Image.Resampling.LANCZOS), (left + (cell - size[0]) // 2, top + (tall - size[1]) // 2))
+        page.paste(
+            one.resize(size, Image.Resampling.LANCZOS),
+            (left + (cell - size[0]) // 2, top + (tall - size[1]) // 2),
+        )
         if titles and i < len(titles):
-            pen.text((left, top + tall + caption / 2), _fitted(titles[i], font, cell), fill=(40, 44, 52), font=font, anchor="lm")
+            pen.text(
+                (left, top + tall + caption / 2),
+                _fitted(titles[i], font, cell),
+                fill=(40, 44, 52),
+                font=font,
+                anchor="lm",
+            )
     return _close(page)
 
 
 def save(path: Path | str, image: Tensor) -> None:
-    """Write [3, H, W] uint8; the suffix says the format (.png, .jpg, .webp ...). Folders on the way are made."""
+    """Write [3, H, W] uint8; the suffix says the format (.png, .jpg, .webp ...). Folders on the way are
+    made.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
@@ -167,10 +224,14 @@ def save(path: Path | str, image: Tensor) -> None:
         _open(image).save(path)
 
 
-def place_tag(box: Box, tag: tuple[int, int], picture: tuple[int, int], taken: Sequence[Box] = ()) -> tuple[int, int]:
-    """Left and top of a tag (width, height) for a box in a picture (width, height), wholly inside the picture.
+def place_tag(
+    box: Box, tag: tuple[int, int], picture: tuple[int, int], taken: Sequence[Box] = ()
+) -> tuple[int, int]:
+    """Left and top of a tag (width, height) for a box in a picture (width, height), wholly inside the
+    picture.
 
-    On top of the box, below it, or just inside it: the first place that hides none of the tags in `taken`, else the first that fits.
+    On top of the box, below it, or just inside it: the first place that hides none of the tags in `taken`,
+    else the first that fits.
     """
     wide, tall = tag
     left = round(min(max(box[0], 0), max(picture[0] - wide, 0)))
@@ -178,15 +239,23 @@ def place_tag(box: Box, tag: tuple[int, int], picture: tuple[int, int], taken: S
     beside = [top for top in (math.floor(box[1]) - tall, math.ceil(box[3])) if 0 <= top <= lowest]
     tops = [*beside, *(min(max(top, 0), lowest) for top in (math.ceil(box[1]), math.floor(box[3]) - tall))]
     for top in tops:
-        if not any(left < x2 and x1 < left + wide and top < y2 and y1 < top + tall for x1, y1, x2, y2 in taken):
+        if not any(
+            left < x2 and x1 < left + wide and top < y2 and y1 < top + tall for x1, y1, x2, y2 in taken
+        ):
             return left, top
     return left, tops[0]
 
 
-def _tags(pen: ImageDraw.ImageDraw, wanted: Sequence[tuple[Box, str, Colour]], line: int, picture: tuple[int, int]) -> None:
-    """A text on a filled ground at each box, the last one uppermost: black or white, whichever is easier to read on the ground."""
+def _tags(
+    pen: ImageDraw.ImageDraw, wanted: Sequence[tuple[Box, str, Colour]], line: int, picture: tuple[int, int]
+) -> None:
+    """A text on a filled ground at each box, the last one uppermost: black or white, whichever is easier to
+    read on the ground.
+    """
     pad, font = max(2, line), _font(max(10, round(_extent(picture) / 38)))
-    _, rise, _, fall = font.getbbox("Ag", anchor="ls")  # the same for every text, so that tags in a row have one height
+    _, rise, _, fall = font.getbbox(
+        "Ag", anchor="ls"
+    )  # the same for every text, so that tags in a row have one height
     tall = math.ceil(fall - rise) + 2 * pad
     if tall > picture[1]:
         return
@@ -200,7 +269,13 @@ def _tags(pen: ImageDraw.ImageDraw, wanted: Sequence[tuple[Box, str, Colour]], l
             drawn.append((text, fill))
     for (left, top, right, bottom), (text, fill) in zip(reversed(placed), reversed(drawn), strict=True):
         pen.rectangle((left, top, right - 1, bottom - 1), fill=fill)
-        pen.text((left + pad, top + pad - rise), text, fill=BLACK if _luminance(fill) > 0.18 else WHITE, font=font, anchor="ls")
+        pen.text(
+            (left + pad, top + pad - rise),
+            text,
+            fill=BLACK if _luminance(fill) > 0.18 else WHITE,
+            font=font,
+            anchor="ls",
+        )
 
 
 def _text(label: int, names: Sequence[str], score: float | None = None) -> str:
@@ -212,7 +287,11 @@ def _frame(pen: ImageDraw.ImageDraw, box: Box, fill: Colour, line: int) -> None:
     """A rectangle with a shadow on either side: a yellow frame on sand stays visible."""
     left, top, right, bottom = _pixels(box)
     out = line // 2
-    pen.rectangle((left - out - 1, top - out - 1, right + out + 1, bottom + out + 1), outline=(*BLACK, 90), width=line + 2)
+    pen.rectangle(
+        (left - out - 1, top - out - 1, right + out + 1, bottom + out + 1),
+        outline=(*BLACK, 90),
+        width=line + 2,
+    )
     pen.rectangle((left - out, top - out, right + out, bottom + out), outline=fill, width=line)
 
 
@@ -241,7 +320,12 @@ def _inside(values: Sequence[float], picture: tuple[int, int]) -> Box | None:
 
 def _ordered(values: Sequence[float]) -> Box:
     """Pillow refuses a box whose corners are swapped."""
-    return min(values[0], values[2]), min(values[1], values[3]), max(values[0], values[2]), max(values[1], values[3])
+    return (
+        min(values[0], values[2]),
+        min(values[1], values[3]),
+        max(values[0], values[2]),
+        max(values[1], values[3]),
+    )
 
 
 def _pixels(box: Box) -> tuple[int, int, int, int]:
@@ -267,7 +351,9 @@ def _line(picture: tuple[int, int]) -> int:
 
 def _luminance(fill: Colour) -> float:
     """WCAG's relative luminance; above 0.18 black text has the greater contrast."""
-    red, green, blue = ((part / 255 / 12.92) if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in fill)
+    red, green, blue = (
+        (part / 255 / 12.92) if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in fill
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
@@ -289,7 +375,9 @@ def _fitted(text: str, font: Font, width: float) -> str:
 def _open(image: Tensor) -> Image.Image:
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"a picture is a uint8 tensor [3, H, W], not {image.dtype} {list(image.shape)}")
-    return Image.fromarray(np.ascontiguousarray(image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).numpy()))
+    return Image.fromarray(
+        np.ascontiguousarray(image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).numpy())
+    )
 
 
 def _close(canvas: Image.Image) -> Tensor:

@@ -1,4 +1,6 @@
-"""One HTML file that holds all it shows: what `retinanet demo` leaves behind, to be opened offline, mailed or archived."""
+"""One HTML file that holds all it shows: what `retinanet demo` leaves behind, to be opened offline, mailed or
+archived.
+"""
 
 from __future__ import annotations
 
@@ -56,18 +58,26 @@ def write_page(
     """Write the page to `path`; its folder is made.
 
     intro      paragraphs parted by an empty line
-    numbers    (label, value) as they are to be read: ("AP on 100 unseen scenes", "0.612"); the first is the headline
+    numbers    (label, value) as they are to be read: ("AP on 100 unseen scenes", "0.612"); the first is the
+               headline
     pictures   (caption, a PNG, JPEG or WebP file, or its bytes), embedded
     commands   (explanation, shell command): what to do next; a click on a command selects it whole
     """
-    paragraphs = "\n".join(f"<p>{escape(' '.join(part.split()))}</p>" for part in intro.split("\n\n") if part.strip())
+    paragraphs = "\n".join(
+        f"<p>{escape(' '.join(part.split()))}</p>" for part in intro.split("\n\n") if part.strip()
+    )
     parts = [f"<h1>{escape(title)}</h1>", paragraphs]
     if numbers:
-        cards = "\n".join(f"<div><dt>{escape(label)}</dt><dd>{escape(str(value))}</dd></div>" for label, value in numbers)
+        cards = "\n".join(
+            f"<div><dt>{escape(label)}</dt><dd>{escape(str(value))}</dd></div>" for label, value in numbers
+        )
         parts.append(f"<dl>\n{cards}\n</dl>")
     parts += [_figure(caption, picture) for caption, picture in pictures]
     if commands:
-        steps = "\n".join(f"<li><p>{escape(why)}</p><pre><code>{escape(command)}</code></pre></li>" for why, command in commands)
+        steps = "\n".join(
+            f"<li><p>{escape(why)}</p><pre><code>{escape(command)}</code></pre></li>"
+            for why, command in commands
+        )
         parts.append(f"<h2>What to do next</h2>\n<ol>\n{steps}\n</ol>")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

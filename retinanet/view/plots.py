@@ -1,4 +1,6 @@
-"""The curves of a run as pictures. Matplotlib is imported on use, without pyplot: no window, no global state, safe in threads."""
+"""The curves of a run as pictures. Matplotlib is imported on use, without pyplot: no window, no global state,
+safe in threads.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 Row = Mapping[str, Any]
 Floats = NDArray[np.float64]
 
-# Okabe and Ito's colours, distinguishable with any colour blindness and in grey print; one thing, one colour in all plots.
+# Okabe and Ito's colours, distinguishable with any colour blindness and in grey print; one thing, one colour
+# in all plots.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, QUIET = "#222831", "#6b7280"
 STYLE: Any = {
@@ -46,12 +49,18 @@ STYLE: Any = {
 
 
 def plot_losses(rows: Sequence[Row], path: Path) -> None:
-    """The parts of the loss against the iteration, raw and smoothed, with the validation loss; the learning rate below."""
+    """The parts of the loss against the iteration, raw and smoothed, with the validation loss; the learning
+    rate below.
+    """
     train, val = _kind(rows, "train"), _kind(rows, "val")
     with _figure(path, (8, 5.4)) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         shown: list[Floats] = []
-        for key, label, colour in (("loss", "total", INK), ("class_loss", "class", BLUE), ("box_loss", "box", ORANGE)):
+        for key, label, colour in (
+            ("loss", "total", INK),
+            ("class_loss", "class", BLUE),
+            ("box_loss", "box", ORANGE),
+        ):
             x, y = _column(train, key)
             if len(x):
                 top.plot(x, y, color=colour, alpha=0.22, linewidth=0.9)
@@ -65,7 +74,8 @@ def plot_losses(rows: Sequence[Row], path: Path) -> None:
         top.set(title="Loss", ylabel="loss per positive anchor")
         highest = np.concatenate([part[np.isfinite(part)] for part in shown]) if shown else np.empty(0)
         if len(highest) and highest.max() > 0:
-            # The first steps may be a hundred times higher than all that follows, which is what is to be seen.
+            # The first steps may be a hundred times higher than all that follows, which is what is to be
+            # seen.
             top.set_ylim(0, 1.1 * max(float(np.percentile(highest, 99)), float(highest[-1])))
         _legend(top)
         x, y = _column(train, "lr")
@@ -85,16 +95,37 @@ def plot_ap(rows: Sequence[Row], path: Path) -> None:
         for key, colour, width in (("AP50", SKY, 1.4), ("AP", BLUE, 2.4), ("AP75", GREEN, 1.4)):
             x, y = _column(val, key)
             if len(x):
-                axes.plot(x, y, color=colour, linewidth=width, marker="o", markersize=4, label=f"{key}   {y[-1]:.3f}")
+                axes.plot(
+                    x,
+                    y,
+                    color=colour,
+                    linewidth=width,
+                    marker="o",
+                    markersize=4,
+                    label=f"{key}   {y[-1]:.3f}",
+                )
         x, y = _column(val, "AP")
         if len(x):
             best = int(y.argmax())
-            axes.plot(x[best], y[best], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=RED, linestyle="none")
+            axes.plot(
+                x[best],
+                y[best],
+                marker="o",
+                markersize=11,
+                markerfacecolor="none",
+                markeredgecolor=RED,
+                linestyle="none",
+            )
             beside = "left" if x[best] > x.mean() else "right"
             offset = (-10, -16) if beside == "left" else (10, -16)
             text = f"best AP {y[best]:.3f} at {x[best]:.0f}"
             axes.annotate(
-                text, (x[best], y[best]), offset, textcoords="offset points", ha="right" if beside == "left" else "left", color=RED
+                text,
+                (x[best], y[best]),
+                offset,
+                textcoords="offset points",
+                ha="right" if beside == "left" else "left",
+                color=RED,
             )
         axes.set(title="Average precision on validation", xlabel="iteration", ylabel="AP")
         axes.set_ylim(0, _ceiling([_column(val, key)[1] for key in ("AP", "AP50", "AP75")]))
@@ -104,11 +135,15 @@ def plot_ap(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_precision_recall(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path, mean: tuple[ArrayLike, ArrayLike] | None = None
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    path: Path,
+    mean: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> None:
-    """Precision against recall at IoU 0.5: name -> (recall [R], precision [R]), and the mean over the classes (computed if not given).
+    """Precision against recall at IoU 0.5: name -> (recall [R], precision [R]), and the mean over the classes
+    (computed if not given).
 
-    Up to twelve classes have a colour each; of more, which no legend could hold, all lines are grey and the best and worst are named.
+    Up to twelve classes have a colour each; of more, which no legend could hold, all lines are grey and the
+    best and worst are named.
     """
     data = {name: _pair(*curve) for name, curve in curves.items()}
     data = {name: (x, y) for name, (x, y) in data.items() if len(x)}
@@ -123,25 +158,44 @@ def plot_precision_recall(
                 axes.plot(*data[name], color="#cbd0d8", linewidth=0.7, zorder=1)
         for i, name in enumerate(named):
             axes.plot(
-                *data[name], color=CYCLE[i % 6], linestyle="-" if i < 6 else "--", linewidth=1.3, label=f"{_short(name)}   {area[name]:.2f}"
+                *data[name],
+                color=CYCLE[i % 6],
+                linestyle="-" if i < 6 else "--",
+                linewidth=1.3,
+                label=f"{_short(name)}   {area[name]:.2f}",
             )
         if len(average[0]):
-            axes.plot(*average, color=INK, linewidth=2.6, label=f"mean   {float(np.mean(_at(*average, GRID))):.2f}")
-        axes.set(title="Precision and recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
+            axes.plot(
+                *average, color=INK, linewidth=2.6, label=f"mean   {float(np.mean(_at(*average, GRID))):.2f}"
+            )
+        axes.set(
+            title="Precision and recall at IoU 0.5",
+            xlabel="recall",
+            ylabel="precision",
+            xlim=(0, 1),
+            ylim=(0, 1.03),
+        )
         title = "AP50" if len(named) == len(ranked) else f"AP50, best and worst of {len(ranked)}"
         _legend(axes, title=title, loc="upper left", bbox_to_anchor=(1.01, 1))
         _nothing(axes, bool(data))
 
 
 def plot_confusion(matrix: ArrayLike, names: Sequence[str], path: Path) -> None:
-    """[K+1, K+1] counts, rows the truth, columns the prediction, the last of both the background; coloured by share of the row."""
+    """[K+1, K+1] counts, rows the truth, columns the prediction, the last of both the background; coloured by
+    share of the row.
+    """
     counts = np.nan_to_num(np.asarray(matrix, dtype=np.float64))
     if counts.shape != (len(names) + 1, len(names) + 1):
-        raise ValueError(f"a confusion matrix of {len(names)} classes is [{len(names) + 1}, {len(names) + 1}], not {list(counts.shape)}")
+        raise ValueError(
+            f"a confusion matrix of {len(names)} classes is [{len(names) + 1}, {len(names) + 1}], not "
+            f"{list(counts.shape)}"
+        )
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     labels, size = [*map(_short, names), "background"], len(counts)
     side = min(max(4.2, 0.62 * size), 17)
-    small = max(3.5, min(9.5, 0.55 * 72 * side / size / 2.2))  # points: a cell's text has to fit into the cell
+    small = max(
+        3.5, min(9.5, 0.55 * 72 * side / size / 2.2)
+    )  # points: a cell's text has to fit into the cell
     with _figure(path, (side + 1.9, side + 1.2)) as figure:
         axes = figure.subplots()
         picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="equal")
@@ -163,9 +217,18 @@ def plot_confusion(matrix: ArrayLike, names: Sequence[str], path: Path) -> None:
         axes.spines[:].set_visible(False)
         for row, column in np.argwhere(counts > 0).tolist():
             if size > 30 and share[row, column] < 0.02:
-                continue  # a rare mistake among eighty classes: its colour says as much as a number too small to read
+                # a rare mistake among eighty classes: its colour says as much as a number too small to read
+                continue
             colour = "white" if share[row, column] > 0.55 else INK
-            axes.text(column, row, _count(counts[row, column]), ha="center", va="center", color=colour, fontsize=small)
+            axes.text(
+                column,
+                row,
+                _count(counts[row, column]),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=small,
+            )
         axes.set(title="Confusion", xlabel="predicted", ylabel="true")
         bar = figure.colorbar(picture, ax=axes, shrink=0.5, aspect=18, pad=0.02)
         bar.set_label("share of the row")
@@ -185,8 +248,21 @@ def plot_f1(thresholds: ArrayLike, f1: ArrayLike, best: float | None, path: Path
             axes.plot(best, height, color=RED, marker="o", markersize=6)
             side = "right" if best > 0.55 else "left"
             text = f"F1 {height:.3f} at threshold {best:.2f}"
-            axes.annotate(text, (best, 0.04), (-8 if side == "right" else 8, 0), textcoords="offset points", ha=side, color=RED)
-        axes.set(title="F1 against the score threshold", xlabel="score threshold", ylabel="F1", xlim=(0, 1), ylim=(0, 1.03))
+            axes.annotate(
+                text,
+                (best, 0.04),
+                (-8 if side == "right" else 8, 0),
+                textcoords="offset points",
+                ha=side,
+                color=RED,
+            )
+        axes.set(
+            title="F1 against the score threshold",
+            xlabel="score threshold",
+            ylabel="F1",
+            xlim=(0, 1),
+            ylim=(0, 1.03),
+        )
         _nothing(axes, len(x) > 0)
 
 
@@ -233,7 +309,9 @@ def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _smooth(values: Floats) -> Floats:
-    """A running mean over a fiftieth of the curve, that looks both ways: a lag would show a turn later than it came."""
+    """A running mean over a fiftieth of the curve, that looks both ways: a lag would show a turn later than
+    it came.
+    """
     reach = len(values) // 50
     if not reach:
         return values
@@ -287,4 +365,13 @@ def _whole_numbers(axes: Any) -> None:
 def _nothing(axes: Any, anything: bool) -> None:
     """Say so when there is nothing to show: an empty frame looks like a fault."""
     if not anything:
-        axes.text(0.5, 0.5, "no data yet", transform=axes.transAxes, ha="center", va="center", color=QUIET, fontsize=12)
+        axes.text(
+            0.5,
+            0.5,
+            "no data yet",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color=QUIET,
+            fontsize=12,
+        )

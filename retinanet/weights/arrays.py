@@ -1,4 +1,6 @@
-"""Tensors of torch and arrays of numpy as a pickle describes them: names, shapes and bytes, none of which is believed before it fits."""
+"""Tensors of torch and arrays of numpy as a pickle describes them: names, shapes and bytes, none of which is
+believed before it fits.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ class Stored:
 
 @dataclass(eq=False)
 class Array:
-    """An array of numpy; its state, which comes later, ends in (shape, dtype, whether the first axis is the fastest, bytes)."""
+    """An array of numpy; its state, which comes later, ends in (shape, dtype, whether the first axis is the
+    fastest, bytes).
+    """
 
     state: Any = None
     tensor: Tensor | Placeholder | None = None
@@ -110,8 +114,12 @@ class Storages:
         self.bytes: dict[str, bytearray] = {}  # those that it holds,
         self.values: dict[tuple[str, torch.dtype], Tensor] = {}  # and [N] the same as numbers
 
-    def declare(self, kind: Any, key: Any, _device: Any, count: Any, view: Any = None) -> Storage | Placeholder:
-        """What torch's pickles say of a storage; a part of it is a view (key, start, count) to torch before 0.4."""
+    def declare(
+        self, kind: Any, key: Any, _device: Any, count: Any, view: Any = None
+    ) -> Storage | Placeholder:
+        """What torch's pickles say of a storage; a part of it is a view (key, start, count) to torch before
+        0.4.
+        """
         if not isinstance(kind, Placeholder) or not isinstance(key, str) or len(key) > 100:
             raise CheckpointError("its pickle refers to a storage without a type or a name")
         if kind.name not in STORAGES:
@@ -125,7 +133,10 @@ class Storages:
     def supply(self, key: str, data: bytes) -> None:
         """The bytes of a storage."""
         if len(data) < self.claims[key]:
-            raise CheckpointError(f"storage {key} should hold {self.claims[key]} bytes and holds {len(data)}; is the file truncated?")
+            raise CheckpointError(
+                f"storage {key} should hold {self.claims[key]} bytes and holds {len(data)}; is the file "
+                f"truncated?"
+            )
         self.bytes[key] = bytearray(data)
 
     def tensor(self, stored: Stored) -> Tensor:
@@ -140,7 +151,9 @@ class Storages:
         values, count = self.values[place], math.prod(size)
         last = storage.start + offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if count and (last >= values.numel() or count > values.numel()):
-            raise CheckpointError(f"a tensor of shape {size} claims more than its storage of {values.numel()} numbers")
+            raise CheckpointError(
+                f"a tensor of shape {size} claims more than its storage of {values.numel()} numbers"
+            )
         return values.as_strided(size, stride, storage.start + offset) if count else values.new_empty(size)
 
 
@@ -166,7 +179,13 @@ def numbers(data: bytearray, dtype: torch.dtype, big_endian: bool) -> Tensor:
 
 
 def whole(values: Any) -> tuple[int, ...]:
-    """A shape or the like: a few whole numbers, none negative, none so large that a product of some overflows."""
-    if not isinstance(values, tuple | list) or len(values) > 64 or not all(type(n) is int and 0 <= n < 2**48 for n in values):
+    """A shape or the like: a few whole numbers, none negative, none so large that a product of some
+    overflows.
+    """
+    if (
+        not isinstance(values, tuple | list)
+        or len(values) > 64
+        or not all(type(n) is int and 0 <= n < 2**48 for n in values)
+    ):
         raise CheckpointError("a tensor has a shape or a place that is none")
     return tuple(values)

@@ -1,4 +1,6 @@
-"""Our file: safetensors, with everything that is needed to use the weights in one JSON string beside them. Nothing is ever unpickled."""
+"""Our file: safetensors, with everything that is needed to use the weights in one JSON string beside them.
+Nothing is ever unpickled.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,18 @@ from ..model.retinanet import RetinaNet
 from ..settings import check, fits, from_json
 
 FORMAT = 1
-KEY = "retinanet"  # one key only: several are written in a random order, and the same model would give different bytes
+# one key only: several are written in a random order, and the same model would give different bytes
+KEY = "retinanet"
 BACKBONE = ("backbone", "backbone_norm", "backbone_eps", "backbone_stride")
 NETWORK = (*BACKBONE, "pyramid", "channels", "depth", "subnet_norm", "p6", "p7_relu", "prior")
-ANCHORS = ("anchor_size", "anchor_scales", "anchor_ratios", "anchor_center", "anchor_rounding", "anchor_steps")
+ANCHORS = (
+    "anchor_size",
+    "anchor_scales",
+    "anchor_ratios",
+    "anchor_center",
+    "anchor_rounding",
+    "anchor_steps",
+)
 LIMITS = ("score_threshold", "per_level", "nms_threshold", "max_detections")
 ANSWERS = (*LIMITS, "padding_anchors", "clip_boxes", "empty_boxes", "shrink_limit")
 
@@ -78,9 +88,11 @@ def save_model(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
 
 
 def load_model(path: Path) -> tuple[RetinaNet, Card]:
-    """The network with its weights, and its card. CheckpointError when the file is missing, truncated, foreign or does not fit.
+    """The network with its weights, and its card. CheckpointError when the file is missing, truncated,
+    foreign or does not fit.
 
-    It is built on the meta device first: a hostile description may ask for more memory than there is, its weights cannot.
+    It is built on the meta device first: a hostile description may ask for more memory than there is, its
+    weights cannot.
     """
     weights, card = read(path)
     try:
@@ -89,11 +101,24 @@ def load_model(path: Path) -> tuple[RetinaNet, Card]:
         wanted = outline.state_dict()
         outline.load_state_dict(weights, assign=True)
     except (ConfigError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: the weights do not fit the model that the file describes.\n{str(error)[:2000]}") from error
-    alike = {name for name, value in weights.items() if value.is_floating_point() == wanted.get(name, value).is_floating_point()}
-    odd = [name for name, value in weights.items() if name not in alike or value.is_complex() or not value.float().isfinite().all()]
+        raise CheckpointError(
+            f"{path}: the weights do not fit the model that the file describes.\n{str(error)[:2000]}"
+        ) from error
+    alike = {
+        name
+        for name, value in weights.items()
+        if value.is_floating_point() == wanted.get(name, value).is_floating_point()
+    }
+    odd = [
+        name
+        for name, value in weights.items()
+        if name not in alike or value.is_complex() or not value.float().isfinite().all()
+    ]
     if odd:
-        raise CheckpointError(f"{path}: {len(odd)} of its weights hold no finite numbers of the right kind, the first being {odd[0]}")
+        raise CheckpointError(
+            f"{path}: {len(odd)} of its weights hold no finite numbers of the right kind, the first being "
+            f"{odd[0]}"
+        )
     model = build(card.model, len(card.names))
     model.load_state_dict(weights)
     return model, card
@@ -105,12 +130,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], Card]:
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
             if text is None:
-                raise CheckpointError(f"{path} is a safetensors file, but not one of retinanet: it has no {KEY!r} entry in its metadata")
+                raise CheckpointError(
+                    f"{path} is a safetensors file, but not one of retinanet: it has no {KEY!r} entry in "
+                    f"its metadata"
+                )
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is it truncated, or another project's?") from error
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); is it truncated, or another project's?"
+        ) from error
     return weights, parse_card(path, text)
 
 
@@ -119,14 +149,23 @@ def parse_card(path: Path, text: str) -> Card:
     try:
         values = json.loads(text)
         if values.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {str(values.get('format'))[:50]}; this version of retinanet reads format {FORMAT}")
+            raise CheckpointError(
+                f"{path} has format {str(values.get('format'))[:50]}; this version of retinanet reads "
+                f"format {FORMAT}"
+            )
         names, ids, threshold = values["names"], values["category_ids"], values["threshold"]
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name and is_text(name) for name in names):
+        if (
+            not isinstance(names, list)
+            or not names
+            or not all(isinstance(name, str) and name and is_text(name) for name in names)
+        ):
             raise ValueError("names is no list of class names")
         if not isinstance(ids, list) or not all(type(one) is int and abs(one) < 2**63 for one in ids):
             raise ValueError("category_ids is no list of whole numbers")
         if not len(names) == len(ids) == len(set(names)) == len(set(ids)):
-            raise ValueError(f"the {len(names)} names and {len(ids)} category_ids are not all different, or not as many")
+            raise ValueError(
+                f"the {len(names)} names and {len(ids)} category_ids are not all different, or not as many"
+            )
         if not fits(threshold, float) or not 0 <= threshold <= 1:
             raise ValueError("threshold is no number in 0..1")
         model = from_json(ModelConfig, values["model"])
@@ -147,7 +186,9 @@ def save_plain(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_plain(path: Path, format: int) -> dict[str, Any]:
-    """What `save_plain` wrote, on the CPU. Nothing that could run code is unpickled: CheckpointError for whatever else the file holds."""
+    """What `save_plain` wrote, on the CPU. Nothing that could run code is unpickled: CheckpointError for
+    whatever else the file holds.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickles' protocols: they are refused anyway
@@ -159,14 +200,20 @@ def load_plain(path: Path, format: int) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:  # a broken or foreign file makes torch raise anything
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); is it truncated, or another program's?") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}); is it truncated, or another program's?"
+        ) from error
     if content["format"] != format:
-        raise CheckpointError(f"{path} has format {content['format']!r}; this version of retinanet reads format {format}")
+        raise CheckpointError(
+            f"{path} has format {content['format']!r}; this version of retinanet reads format {format}"
+        )
     return content
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Written aside, flushed to the disk, then renamed: a reader sees the old file or the new one, never half of one."""
+    """Written aside, flushed to the disk, then renamed: a reader sees the old file or the new one, never half
+    of one.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
@@ -179,7 +226,9 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 
 def sha256(file: Path) -> str:
-    """Of the bytes of a file: a model that was trained again is another one, whatever its name. An OpenVINO model's weights count too."""
+    """Of the bytes of a file: a model that was trained again is another one, whatever its name. An OpenVINO
+    model's weights count too.
+    """
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256")
     if file.suffix == ".xml" and (weights := file.with_suffix(".bin")).exists():

@@ -1,4 +1,6 @@
-"""The 80 classes of COCO (Lin et al., 2014): category id -> name. Weights that were trained on it know only the order."""
+"""The 80 classes of COCO (Lin et al., 2014): category id -> name. Weights that were trained on it know only
+the order.
+"""
 
 COCO = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat", 10: "traffic light",

@@ -1,4 +1,6 @@
-"""Other projects' weights as ours: a table of renames, and their conventions as settings. The model itself knows of no project."""
+"""Other projects' weights as ours: a table of renames, and their conventions as settings. The model itself
+knows of no project.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ log = logging.getLogger("retinanet")
 FOREIGN = (".pth", ".pt", ".pkl", ".bin")
 """Ours end in .safetensors."""
 V1_FILE = "eeacb38b"
-"""How the SHA-256 of torchvision's retinanet_resnet50_fpn_coco-eeacb38b.pth begins: its batch norm has an eps of 0 (`overwrite_eps`)."""
+"""How the SHA-256 of torchvision's retinanet_resnet50_fpn_coco-eeacb38b.pth begins: its batch norm has an eps
+of 0 (`overwrite_eps`).
+"""
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
@@ -47,7 +51,9 @@ def run(foreign: str | Path, config: ImportConfig) -> Path:
         raise ConfigError(f"{out} exists, and nothing is overwritten; choose another --out")
     names = None
     if config.names is not None:
-        names = [line.strip() for line in config.names.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [
+            line.strip() for line in config.names.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+        ]
     weights, card = import_weights(path, names, config.bn_eps, config.style)
     save_model(out, weights, card)
     about = f"{card.model.backbone}, {len(card.names)} classes ({', '.join(card.names[:3])} ...)"
@@ -71,10 +77,12 @@ def import_weights(
     """Another project's file -> the weights of our network, and a card with that project's conventions.
 
     names  [K] of the classes, when they are not COCO's 80, torchvision's 91 slots or those in the file
-    eps    of the backbone's batch norm, which no file tells; None: 0 for torchvision's own first file, else 1e-5
+    eps    of the backbone's batch norm, which no file tells; None: 0 for torchvision's own first file, else
+           1e-5
     style  pytorch or caffe, what the backbone's first weights came from; None: what the file tells
 
-    CheckpointError when the file cannot be read, is of no known project, or does not fit: no key is guessed, none is left over.
+    CheckpointError when the file cannot be read, is of no known project, or does not fit: no key is guessed,
+    none is left over.
     ConfigError when names or style are needed and not told.
     """
     content = read_foreign(path)
@@ -95,18 +103,31 @@ def import_weights(
         check(TrainConfig(model=config))
         slots = len(ours["class_subnet.last.bias"]) // (len(config.anchor_scales) * len(config.anchor_ratios))
         rows, ids, titles = classes(path, slots, names_in(meta) if names is None else names)
-        ours = {placed(key, config): value for key, value in reordered(ours, config, project.ratios_first, rows).items()}
-    except (IndexError, RuntimeError, OverflowError, TypeError, ValueError) as error:  # shapes and numbers that no such file has
+        ours = {
+            placed(key, config): value
+            for key, value in reordered(ours, config, project.ratios_first, rows).items()
+        }
+    except (
+        IndexError,
+        RuntimeError,
+        OverflowError,
+        TypeError,
+        ValueError,
+    ) as error:  # shapes and numbers that no such file has
         if isinstance(error, CheckpointError | ConfigError):
             raise
-        raise CheckpointError(f"{path} does not hold a RetinaNet that is known: {str(error)[:300]}") from error
+        raise CheckpointError(
+            f"{path} does not hold a RetinaNet that is known: {str(error)[:300]}"
+        ) from error
     about = {"imported_from": path.name, "sha256": digest, "project": project.name}
     card = Card(config, tuple(titles), tuple(ids), about=about)
     return fitting(path, ours, card), card
 
 
 def rename(path: Path, weights: Mapping[str, Tensor], table: Sequence[Rule]) -> dict[str, Tensor]:
-    """The same weights under our names; CheckpointError for a key without a rule, or two keys with one name."""
+    """The same weights under our names; CheckpointError for a key without a rule, or two keys with one
+    name.
+    """
     ours: dict[str, Tensor] = {}
     strangers = []
     for key, value in weights.items():
@@ -124,10 +145,16 @@ def rename(path: Path, weights: Mapping[str, Tensor], table: Sequence[Rule]) -> 
         more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
         raise CheckpointError(f"{path}: no rule for the keys {', '.join(strangers[:5])}{more}")
     needed = [f"pyramid.{level}.weight" for level in ("p6", "p7")]
-    needed += [f"{subnet}.{layer}" for subnet in ("class_subnet", "box_subnet") for layer in ("conv0.weight", "last.weight", "last.bias")]
+    needed += [
+        f"{subnet}.{layer}"
+        for subnet in ("class_subnet", "box_subnet")
+        for layer in ("conv0.weight", "last.weight", "last.bias")
+    ]
     missing = [key for key in needed if key not in ours]
     if missing:
-        raise CheckpointError(f"{path} is not the whole of a RetinaNet: {', '.join(missing)} missing (our names)")
+        raise CheckpointError(
+            f"{path} is not the whole of a RetinaNet: {', '.join(missing)} missing (our names)"
+        )
     return ours
 
 
@@ -146,19 +173,32 @@ def outline(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def resnet(path: Path, ours: Mapping[str, Tensor]) -> str:
     """timm's name of the ResNet or ResNeXt that has these weights."""
-    stages = [{key.split(".")[3] for key in ours if key.startswith(f"backbone.body.layer{stage}.")} for stage in (1, 2, 3, 4)]
+    stages = [
+        {key.split(".")[3] for key in ours if key.startswith(f"backbone.body.layer{stage}.")}
+        for stage in (1, 2, 3, 4)
+    ]
     middle = ours.get("backbone.body.layer1.0.conv2.weight")
     depth = DEPTHS.get((tuple(map(len, stages)), "backbone.body.layer1.0.conv3.weight" in ours))
     name = f"resnet{depth}"
-    if middle is not None and middle.shape[:2] != (64, 64):  # in groups, each of as many channels as a filter sees
+    if middle is not None and middle.shape[:2] != (
+        64,
+        64,
+    ):  # in groups, each of as many channels as a filter sees
         name = f"resnext{depth}_{middle.shape[0] // max(1, middle.shape[1])}x{middle.shape[1]}d"
     if depth is None or middle is None or name not in timm.list_models():
-        raise CheckpointError(f"{path}: its backbone, of {'+'.join(str(len(stage)) for stage in stages)} blocks, is no known ResNet")
+        raise CheckpointError(
+            f"{path}: its backbone, of {'+'.join(str(len(stage)) for stage in stages)} blocks, is no known "
+            f"ResNet"
+        )
     return name
 
 
-def reordered(ours: dict[str, Tensor], config: ModelConfig, ratios_first: bool, rows: Sequence[int]) -> dict[str, Tensor]:
-    """The last layers with a cell's anchors in our order, and of the class scores the `rows` that are classes."""
+def reordered(
+    ours: dict[str, Tensor], config: ModelConfig, ratios_first: bool, rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """The last layers with a cell's anchors in our order, and of the class scores the `rows` that are
+    classes.
+    """
     scales, ratios = len(config.anchor_scales), len(config.anchor_ratios)
     order = torch.arange(scales * ratios)
     if ratios_first:
@@ -172,7 +212,9 @@ def reordered(ours: dict[str, Tensor], config: ModelConfig, ratios_first: bool, 
 
 
 def placed(key: str, config: ModelConfig) -> str:
-    """class_subnet.conv2.weight -> class_subnet.4.weight: its place in our subnet of two or three layers for each convolution."""
+    """class_subnet.conv2.weight -> class_subnet.4.weight: its place in our subnet of two or three layers for
+    each convolution.
+    """
     found = re.fullmatch(r"(class_subnet|box_subnet)\.(?:(conv|norm)(\d+)|last)\.(.*)", key)
     if found is None:
         return key
@@ -184,14 +226,19 @@ def placed(key: str, config: ModelConfig) -> str:
 def names_in(meta: Mapping[str, Any]) -> list[str] | None:
     """The class names that an MMDetection file carries."""
     inner = meta.get("dataset_meta")
-    for found in (meta.get("CLASSES"), *((inner.get("classes"), inner.get("CLASSES")) if isinstance(inner, dict) else ())):
+    for found in (
+        meta.get("CLASSES"),
+        *((inner.get("classes"), inner.get("CLASSES")) if isinstance(inner, dict) else ()),
+    ):
         if isinstance(found, (list, tuple)) and found and all(isinstance(name, str) for name in found):
             return list(found)
     return None
 
 
 def classes(path: Path, slots: int, names: Sequence[str] | None) -> tuple[list[int], list[int], list[str]]:
-    """The rows that hold classes, the category ids and the names: as given, COCO's 80 in a row, or at their ids among torchvision's 91."""
+    """The rows that hold classes, the category ids and the names: as given, COCO's 80 in a row, or at their
+    ids among torchvision's 91.
+    """
     if names is not None and list(names) != list(COCO.values()):
         if len(names) != slots:
             raise ConfigError(f"{path} has {slots} classes, not {len(names)}; give as many names")
@@ -199,7 +246,10 @@ def classes(path: Path, slots: int, names: Sequence[str] | None) -> tuple[list[i
             raise ConfigError("of the class names one is empty or stands twice; each needs its own")
         return list(range(slots)), list(range(1, slots + 1)), list(names)
     if slots not in (80, 91):
-        raise ConfigError(f"{path} has {slots} classes, neither 80 nor 91 as for COCO; name them with --names FILE, one a line")
+        raise ConfigError(
+            f"{path} has {slots} classes, neither 80 nor 91 as for COCO; name them with --names FILE, one a "
+            f"line"
+        )
     return list(COCO) if slots == 91 else list(range(80)), list(COCO), list(COCO.values())
 
 

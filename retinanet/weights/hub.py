@@ -1,7 +1,7 @@
 """Published weights by name: where a project keeps them, what it says of them, and our file made of them.
 
-The checksums are the 6 or 8 digits that the projects put into the names of their files: they tell a truncated or another file, not a
-forged one. Nothing of such a file is executed, whoever made it.
+The checksums are the 6 or 8 digits that the projects put into the names of their files: they tell a truncated
+or another file, not a forged one. Nothing of such a file is executed, whoever made it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ CONVERSION = 1
 HF_FILE = "model.safetensors"
 """Our file in a Hugging Face repository."""
 
-UNTESTED = (
-    "None of these files could be downloaded where this version was built: conversion is tested on files made by the tests, not on these."
-)
+UNTESTED = "None of these files could be downloaded where this version was built: conversion is tested on files made by the tests, not on these."
 
-PROJECTS = {  # where the files lie; which checksum their names end with; the licence; the page that states the AP
+# where the files lie; which checksum their names end with; the licence; the page that states the AP
+PROJECTS = {
     "torchvision": (
         "https://download.pytorch.org/models",
         "sha256",
@@ -60,24 +59,65 @@ FILES = [  # name; file; box AP on COCO val2017, as the project states it
     ("detectron2/retinanet_R_50_FPN_1x", "190397773/model_final_bfca0b.pkl", 37.4),
     ("detectron2/retinanet_R_50_FPN_3x", "190397829/model_final_5bd44e.pkl", 38.7),
     ("detectron2/retinanet_R_101_FPN_3x", "190397697/model_final_971ab9.pkl", 40.4),
-    # the names are those of the configs of version 3, the files are older; metafile.yml gives the first the file of the third
+    # the names are those of the configs of version 3, the files are older; metafile.yml gives the first the
+    # file of the third
     ("mmdet/retinanet_r18_fpn_1x_coco", "retinanet_r18_fpn_1x_coco_20220407_171055-614fd399.pth", 31.7),
-    ("mmdet/retinanet_r18_fpn_1xb8-1x_coco", "retinanet_r18_fpn_1x8_1x_coco_20220407_171255-4ea310d7.pth", 31.7),
+    (
+        "mmdet/retinanet_r18_fpn_1xb8-1x_coco",
+        "retinanet_r18_fpn_1x8_1x_coco_20220407_171255-4ea310d7.pth",
+        31.7,
+    ),
     ("mmdet/retinanet_r50-caffe_fpn_1x_coco", "retinanet_r50_caffe_fpn_1x_coco_20200531-f11027c5.pth", 36.3),
     ("mmdet/retinanet_r50_fpn_1x_coco", "retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth", 36.5),
     ("mmdet/retinanet_r50_fpn_amp-1x_coco", "retinanet_r50_fpn_fp16_1x_coco_20200702-0dbfb212.pth", 36.4),
     ("mmdet/retinanet_r50_fpn_2x_coco", "retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth", 37.4),
-    ("mmdet/retinanet_r50_fpn_ms-640-800-3x_coco", "retinanet_r50_fpn_mstrain_3x_coco_20210718_220633-88476508.pth", 39.5),
-    ("mmdet/retinanet_r101-caffe_fpn_1x_coco", "retinanet_r101_caffe_fpn_1x_coco_20200531-b428fa0f.pth", 38.5),
-    ("mmdet/retinanet_r101-caffe_fpn_ms-3x_coco", "retinanet_r101_caffe_fpn_mstrain_3x_coco_20210721_063439-88a8a944.pth", 40.7),
+    (
+        "mmdet/retinanet_r50_fpn_ms-640-800-3x_coco",
+        "retinanet_r50_fpn_mstrain_3x_coco_20210718_220633-88476508.pth",
+        39.5,
+    ),
+    (
+        "mmdet/retinanet_r101-caffe_fpn_1x_coco",
+        "retinanet_r101_caffe_fpn_1x_coco_20200531-b428fa0f.pth",
+        38.5,
+    ),
+    (
+        "mmdet/retinanet_r101-caffe_fpn_ms-3x_coco",
+        "retinanet_r101_caffe_fpn_mstrain_3x_coco_20210721_063439-88a8a944.pth",
+        40.7,
+    ),
     ("mmdet/retinanet_r101_fpn_1x_coco", "retinanet_r101_fpn_1x_coco_20200130-7a93545f.pth", 38.5),
     ("mmdet/retinanet_r101_fpn_2x_coco", "retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth", 38.9),
-    ("mmdet/retinanet_r101_fpn_ms-640-800-3x_coco", "retinanet_r101_fpn_mstrain_3x_coco_20210720_214650-7ee888e0.pth", 41.0),
-    ("mmdet/retinanet_x101-32x4d_fpn_1x_coco", "retinanet_x101_32x4d_fpn_1x_coco_20200130-5c8b7ec4.pth", 39.9),
-    ("mmdet/retinanet_x101-32x4d_fpn_2x_coco", "retinanet_x101_32x4d_fpn_2x_coco_20200131-237fc5e1.pth", 40.1),
-    ("mmdet/retinanet_x101-64x4d_fpn_1x_coco", "retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth", 41.0),
-    ("mmdet/retinanet_x101-64x4d_fpn_2x_coco", "retinanet_x101_64x4d_fpn_2x_coco_20200131-bca068ab.pth", 40.8),
-    ("mmdet/retinanet_x101-64x4d_fpn_ms-640-800-3x_coco", "retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187.pth", 41.6),
+    (
+        "mmdet/retinanet_r101_fpn_ms-640-800-3x_coco",
+        "retinanet_r101_fpn_mstrain_3x_coco_20210720_214650-7ee888e0.pth",
+        41.0,
+    ),
+    (
+        "mmdet/retinanet_x101-32x4d_fpn_1x_coco",
+        "retinanet_x101_32x4d_fpn_1x_coco_20200130-5c8b7ec4.pth",
+        39.9,
+    ),
+    (
+        "mmdet/retinanet_x101-32x4d_fpn_2x_coco",
+        "retinanet_x101_32x4d_fpn_2x_coco_20200131-237fc5e1.pth",
+        40.1,
+    ),
+    (
+        "mmdet/retinanet_x101-64x4d_fpn_1x_coco",
+        "retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth",
+        41.0,
+    ),
+    (
+        "mmdet/retinanet_x101-64x4d_fpn_2x_coco",
+        "retinanet_x101_64x4d_fpn_2x_coco_20200131-bca068ab.pth",
+        40.8,
+    ),
+    (
+        "mmdet/retinanet_x101-64x4d_fpn_ms-640-800-3x_coco",
+        "retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187.pth",
+        41.6,
+    ),
 ]
 
 
@@ -96,7 +136,9 @@ class Published:
     source: str
     """The page that states it."""
     style: Literal["caffe", "pytorch"] | None = None
-    """Which ResNet of MMDetection: the stride in the 1x1 or the 3x3 convolution, and how pictures are normalised."""
+    """Which ResNet of MMDetection: the stride in the 1x1 or the 3x3 convolution, and how pictures are
+    normalised.
+    """
     classes: int = 80
 
 
@@ -119,7 +161,8 @@ KNOWN = {name: published(name, file, ap) for name, file, ap in FILES}
 
 
 def resolve(model: str | Path) -> Path | None:
-    """The file of ours that a published name or hf:OWNER/NAME means, fetched if need be; None for anything else.
+    """The file of ours that a published name or hf:OWNER/NAME means, fetched if need be; None for anything
+    else.
 
     ConfigError for a name that its project does not have; CheckpointError when it cannot be fetched.
     """
@@ -132,8 +175,10 @@ def resolve(model: str | Path) -> Path | None:
 def fetch(name: str) -> Path:
     """The file of ours for a published name: downloaded and converted the first time, then only found.
 
-    The download lies where torch keeps its own, so that torchvision's users have it already, and is not needed afterwards.
-    ConfigError for an unknown name; CheckpointError, within seconds when there is no network, tells which file to put where.
+    The download lies where torch keeps its own, so that torchvision's users have it already, and is not
+    needed afterwards.
+    ConfigError for an unknown name; CheckpointError, within seconds when there is no network, tells which
+    file to put where.
     """
     if name not in KNOWN:
         raise unknown("published weights", name, KNOWN)
@@ -149,13 +194,17 @@ def fetch(name: str) -> Path:
 
 
 def original(entry: Published) -> Path:
-    """Where the download lies, or is to be put by hand: the folder that torch.hub.load_state_dict_from_url uses."""
+    """Where the download lies, or is to be put by hand: the folder that torch.hub.load_state_dict_from_url
+    uses.
+    """
     return Path(torch.hub.get_dir()) / "checkpoints" / entry.address.rsplit("/", 1)[1]
 
 
 def converted(entry: Published) -> Path:
     """Where our file lies, made of exactly that download by exactly this conversion."""
-    return Path(torch.hub.get_dir()) / "retinanet" / f"{entry.name}-{entry.digest[1]}-{CONVERSION}.safetensors"
+    return (
+        Path(torch.hub.get_dir()) / "retinanet" / f"{entry.name}-{entry.digest[1]}-{CONVERSION}.safetensors"
+    )
 
 
 def downloaded(entry: Published) -> Path:
@@ -164,14 +213,18 @@ def downloaded(entry: Published) -> Path:
     if path.exists():
         wrong = mismatch(path, entry)
         if wrong:
-            raise CheckpointError(f"{path} is truncated, or another file than {entry.address}: {wrong}. Delete it, and it is fetched anew")
+            raise CheckpointError(
+                f"{path} is truncated, or another file than {entry.address}: {wrong}. Delete it, and it is "
+                f"fetched anew"
+            )
         return path
 
     def verify(part: Path) -> None:
         wrong = mismatch(part, entry)
         if wrong:
             raise CheckpointError(
-                f"{entry.address} is not the file that {entry.name} was: {wrong}. Nothing is kept of it; if you trust it all the same, "
+                f"{entry.address} is not the file that {entry.name} was: {wrong}. Nothing is kept of it; if "
+                f"you trust it all the same, "
                 "fetch it yourself and convert it with retinanet import"
             )
 
@@ -181,13 +234,16 @@ def downloaded(entry: Published) -> Path:
         download(entry.address, path, verify, show=first() and sys.stderr.isatty())
     except OSError as error:
         raise CheckpointError(
-            f"{entry.name} cannot be fetched: {error}. Try again, or fetch {entry.address} elsewhere and put it here: {path}"
+            f"{entry.name} cannot be fetched: {error}. Try again, or fetch {entry.address} elsewhere and "
+            f"put it here: {path}"
         ) from error
     return path
 
 
 def mismatch(path: Path, entry: Published) -> str | None:
-    """How the checksum of a file differs from the one in its published name, in words; None when it does not."""
+    """How the checksum of a file differs from the one in its published name, in words; None when it does
+    not.
+    """
     algorithm, digits = entry.digest
     with path.open("rb") as file:
         # told that nothing's safety hangs on it, since some systems forbid MD5 otherwise
@@ -196,11 +252,13 @@ def mismatch(path: Path, entry: Published) -> str | None:
 
 
 def from_hugging_face(reference: str) -> Path:
-    """The file of ours in a repository on Hugging Face; a copy in that library's cache is taken as it is (hf download renews it).
+    """The file of ours in a repository on Hugging Face; a copy in that library's cache is taken as it is (hf
+    download renews it).
 
     reference   hf:OWNER/NAME or hf:OWNER/NAME@REVISION: a branch, a tag or a commit
 
-    ConfigError when it is written otherwise; CheckpointError, within seconds when there is no network, for whatever else is wrong.
+    ConfigError when it is written otherwise; CheckpointError, within seconds when there is no network, for
+    whatever else is wrong.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -217,10 +275,13 @@ def from_hugging_face(reference: str) -> Path:
         if reason is None:
             return Path(hf_hub_download(repository, HF_FILE, revision=revision))
     except Exception as error:  # the library's own, those of its HTTP library, which changes from release to release, or the system's
-        raise CheckpointError(f"{reference} cannot be fetched: {explained(error, repository, revision)}") from error
+        raise CheckpointError(
+            f"{reference} cannot be fetched: {explained(error, repository, revision)}"
+        ) from error
     at = f" --revision {revision}" if revision else ""
     raise CheckpointError(
-        f"{reference} cannot be fetched: no network ({reason}), and this machine's Hugging Face cache has no copy. Put one there from "
+        f"{reference} cannot be fetched: no network ({reason}), and this machine's Hugging Face cache has "
+        f"no copy. Put one there from "
         f"a machine that has (hf download {repository} {HF_FILE}{at}), or give the path of the file"
     )
 
@@ -230,14 +291,28 @@ def explained(error: Exception, repository: str, revision: str | None) -> str:
     from huggingface_hub import errors
 
     meanings: list[tuple[type[Exception], str]] = [  # the first that fits: the later ones are more general
-        (errors.GatedRepoError, f"its owner must let you in; ask on the page of {repository}, then log in: hf auth login"),
-        (errors.RepositoryNotFoundError, f"there is no {repository}, or it is private and you are not logged in (hf auth login)"),
+        (
+            errors.GatedRepoError,
+            f"its owner must let you in; ask on the page of {repository}, then log in: hf auth login",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            f"there is no {repository}, or it is private and you are not logged in (hf auth login)",
+        ),
         (errors.RevisionNotFoundError, f"{repository} has no revision {revision!r}"),
-        (errors.LocalEntryNotFoundError, "the server did not answer, or HF_HUB_OFFLINE is set, and the cache has no copy"),
-        (errors.EntryNotFoundError, f"{repository} has no {HF_FILE}; only files that retinanet has written can be loaded from there"),
+        (
+            errors.LocalEntryNotFoundError,
+            "the server did not answer, or HF_HUB_OFFLINE is set, and the cache has no copy",
+        ),
+        (
+            errors.EntryNotFoundError,
+            f"{repository} has no {HF_FILE}; only files that retinanet has written can be loaded from there",
+        ),
     ]
     told = (str(error).strip() or "without a word").splitlines()[0]
-    return next((meaning for kind, meaning in meanings if isinstance(error, kind)), f"{type(error).__name__}: {told}")
+    return next(
+        (meaning for kind, meaning in meanings if isinstance(error, kind)), f"{type(error).__name__}: {told}"
+    )
 
 
 def table() -> str:
@@ -247,5 +322,7 @@ def table() -> str:
         here = "converted" if converted(entry).exists() else "fetched" if original(entry).exists() else "-"
         rows.append((entry.name, f"{entry.ap:.1f}", str(entry.classes), here, entry.licence))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     return "\n".join([*lines, "", UNTESTED])

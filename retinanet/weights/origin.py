@@ -1,4 +1,6 @@
-"""Where a model's first weights come from, and under which licence: written down when a training begins, told by its model card."""
+"""Where a model's first weights come from, and under which licence: written down when a training begins, told
+by its model card.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def origins(config: TrainConfig, donor: Card | None = None) -> list[dict[str, An
     earlier = about.get("init")  # which may be anybody's, so its form is not trusted
     if earlier == []:
         known["scratch"] = "yes"
-    entries = [plain(entry) for entry in earlier if isinstance(entry, dict)] if isinstance(earlier, list) else []
+    entries = (
+        [plain(entry) for entry in earlier if isinstance(entry, dict)] if isinstance(earlier, list) else []
+    )
     return [{"kind": "model", "name": public_name(config.init), **known}, *entries][:LONGEST]
 
 
@@ -41,11 +45,18 @@ def imagenet(backbone: str) -> dict[str, str]:
     settings = timm.get_pretrained_cfg(PINNED.get(backbone, backbone)).to_dict()
     name = ".".join(str(settings[key]) for key in ("architecture", "tag") if settings.get(key))
     known = {"hub": settings.get("hf_hub_id"), "licence": settings.get("license")}
-    return {"kind": "backbone", "name": name or backbone, "project": "timm", **{key: str(value) for key, value in known.items() if value}}
+    return {
+        "kind": "backbone",
+        "name": name or backbone,
+        "project": "timm",
+        **{key: str(value) for key, value in known.items() if value},
+    }
 
 
 def public_name(path: str | Path) -> str:
-    """A run or file without the folders above it, which are nobody's business; an address on a hub stays whole."""
+    """A run or file without the folders above it, which are nobody's business; an address on a hub stays
+    whole.
+    """
     if str(path).startswith("hf:"):
         return str(path)
     path = Path(path).resolve()
@@ -54,4 +65,6 @@ def public_name(path: str | Path) -> str:
 
 def plain(entry: dict[Any, Any]) -> dict[str, str]:
     """The entries that are text."""
-    return {key: value[:200] for key, value in entry.items() if isinstance(key, str) and isinstance(value, str)}
+    return {
+        key: value[:200] for key, value in entry.items() if isinstance(key, str) and isinstance(value, str)
+    }

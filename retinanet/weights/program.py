@@ -1,7 +1,8 @@
-"""Reading a .pt2 that may be anybody's: torch unpickles parts of one, evaluates its expressions and calls what its graph names.
+"""Reading a .pt2 that may be anybody's: torch unpickles parts of one, evaluates its expressions and calls
+what its graph names.
 
-So the archive is looked through first, and torch is given another one, of nothing but what passed: a graph of operators that compute
-with tensors, arithmetic on sizes, and plain tensors.
+So the archive is looked through first, and torch is given another one, of nothing but what passed: a graph of
+operators that compute with tensors, arithmetic on sizes, and plain tensors.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ remainder repeat reshape reshape_as roll round rsqrt rsub scaled_dot_product_att
 softplus sort split split_with_sizes sqrt square squeeze stack std std_mean sub sub_ sum sym_size t tanh tanh_ to topk transpose type_as
 unbind unflatten unsqueeze upsample_bilinear2d upsample_nearest2d var var_mean view view_as where zeros zeros_like
 """
-# What a detector is made of, with any of timm's convolutional backbones. Left out is what reads or maps files (from_file), takes memory as
-# it is told (set_, as_strided), or trusts its indices (_unsafe_index, embedding).
+# What a detector is made of, with any of timm's convolutional backbones. Left out is what reads or maps files
+# (from_file), takes memory as it is told (set_, as_strided), or trusts its indices (_unsafe_index,
+# embedding).
 OPERATORS = re.compile(
     rf"torch\.ops\.aten\.({'|'.join(ATEN.split())})\.\w+|torch\.ops\.retinanet\.\w+\.\w+|torch\.ops\.higher_order\.wrap_with_autocast"
     r"|_operator\.(add|sub|mul|floordiv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_)|torch\.sym_(min|max|not|int|float)"
@@ -55,9 +57,11 @@ LARGEST = 100_000_000
 
 
 def looked_through(path: Path) -> io.BytesIO:
-    """The archive again, of the entries that were looked at; CheckpointError when one could run code, or when it is no such file.
+    """The archive again, of the entries that were looked at; CheckpointError when one could run code, or when
+    it is no such file.
 
-    A new archive, because torch reads archives in another way than Python, and in a crafted one might find other entries.
+    A new archive, because torch reads archives in another way than Python, and in a crafted one might find
+    other entries.
     """
     found = io.BytesIO()
     try:
@@ -66,14 +70,28 @@ def looked_through(path: Path) -> io.BytesIO:
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
                 raise _Refused("parts of it are packed, which torch does not do")
             names = {entry: entry.filename.split("/", 1)[-1] for entry in entries}
-            if len(set(names.values())) < len(entries) or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            if (
+                len(set(names.values())) < len(entries)
+                or sum(entry.file_size for entry in entries) > path.stat().st_size
+            ):
                 raise _Refused("its parts overlap")
             for entry, name in names.items():
                 new.writestr(f"archive/{name}", vetted(name, archive.read(entry)))
     except _Refused as error:
         raise CheckpointError(f"{path} is refused: {error}") from error
-    except (zipfile.BadZipFile, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable .pt2 ({type(error).__name__}: {error}); is it truncated?") from error
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+    ) as error:
+        raise CheckpointError(
+            f"{path} is not a readable .pt2 ({type(error).__name__}: {error}); is it truncated?"
+        ) from error
     found.seek(0)
     return found
 
@@ -95,7 +113,9 @@ def vetted(name: str, content: bytes) -> bytes:
             torch.load(io.BytesIO(content), weights_only=True)
         except Exception as error:  # whatever a hostile pickle is refused with
             raise _Refused(f"its sample inputs are no plain tensors ({type(error).__name__})") from error
-    elif not re.fullmatch(r"data/(weights/weight|constants/tensor)_\d+|extra/\w+|archive_\w+|byteorder|\.data/\w+", name):
+    elif not re.fullmatch(
+        r"data/(weights/weight|constants/tensor)_\d+|extra/\w+|archive_\w+|byteorder|\.data/\w+", name
+    ):
         raise _Refused(f"it holds {name}, which no file of ours does")
     return content
 
@@ -108,7 +128,9 @@ def description(name: str, content: bytes) -> Any:
 
 
 def look_at_graph(model: Any) -> None:
-    """_Refused for what a graph must not hold; what it tells about the code that it was made of is emptied, which nobody needs."""
+    """_Refused for what a graph must not hold; what it tells about the code that it was made of is emptied,
+    which nobody needs.
+    """
     if model.get("guards_code"):
         raise _Refused("it brings code that checks its input")
     waiting = [("", model)]

@@ -1,4 +1,6 @@
-"""What other projects' RetinaNets are: the names of their weights and their conventions. No other module knows a project by name."""
+"""What other projects' RetinaNets are: the names of their weights and their conventions. No other module
+knows a project by name.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +12,51 @@ from typing import Any
 Rule = tuple[str, str | Callable[[re.Match[str]], str] | None]
 """A pattern for the whole of their key -> ours; None: known, and not needed."""
 
-SUBNETS = {"classification": "class_subnet", "cls": "class_subnet", "regression": "box_subnet", "bbox": "box_subnet", "reg": "box_subnet"}
+SUBNETS = {
+    "classification": "class_subnet",
+    "cls": "class_subnet",
+    "regression": "box_subnet",
+    "bbox": "box_subnet",
+    "reg": "box_subnet",
+}
 LAST = {"cls_score": "class_subnet", "cls_logits": "class_subnet", "retina_cls": "class_subnet"}
 LAST |= {"bbox_pred": "box_subnet", "bbox_reg": "box_subnet", "retina_reg": "box_subnet"}
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STYLES: dict[str, dict[str, Any]] = {
     "pytorch": {"pixel_order": "rgb", "pixel_mean": MEAN, "pixel_std": STD, "backbone_stride": "3x3"},
-    "caffe": {"pixel_order": "bgr", "pixel_mean": MEAN, "pixel_std": (1 / 255, 1 / 255, 1 / 255), "backbone_stride": "1x1"},
+    "caffe": {
+        "pixel_order": "bgr",
+        "pixel_mean": MEAN,
+        "pixel_std": (1 / 255, 1 / 255, 1 / 255),
+        "backbone_stride": "1x1",
+    },
 }
-"""What a ResNet learned ImageNet from: RGB divided by its deviation, or BGR with the deviation in the first weights, halved in the 1x1."""
+"""What a ResNet learned ImageNet from: RGB divided by its deviation, or BGR with the deviation in the first
+weights, halved in the 1x1.
+"""
 
 
 @dataclass(frozen=True)
 class Project:
-    """One project: the key that only its files have, the rules for all its keys, its conventions where they are not ours."""
+    """One project: the key that only its files have, the rules for all its keys, its conventions where they
+    are not ours.
+    """
 
     name: str
     mark: str
     table: list[Rule]
     settings: Mapping[str, Any]
     ratios_first: bool
-    """Whether the anchors of a cell are ordered by ratio and then by scale; ours: by scale and then by ratio."""
+    """Whether the anchors of a cell are ordered by ratio and then by scale; ours: by scale and then by
+    ratio.
+    """
 
 
 def _layer(kind: str, spacing: int = 1) -> Callable[[re.Match[str]], str]:
-    """Layer `kind` of a subnet, of which theirs have one every `spacing` numbers; its place in ours is found in `convert.placed`."""
+    """Layer `kind` of a subnet, of which theirs have one every `spacing` numbers; its place in ours is found
+    in `convert.placed`.
+    """
     return lambda found: f"{SUBNETS[found[1]]}.{kind}{int(found[2]) // spacing}.{found[3]}"
 
 
@@ -60,7 +81,8 @@ TORCHVISION = Project(
         (r"backbone\.fpn\.extra_blocks\.(p[67])" + END, r"pyramid.\1.\2"),
         (HEAD + r"\.(\d)\.0" + END, _layer("conv")),
         (HEAD + r"\.(\d)\.1" + END, _layer("norm")),
-        # before torchvision 0.13 a convolution and its ReLU stood side by side; the published v1 file is of that time
+        # before torchvision 0.13 a convolution and its ReLU stood side by side; the published v1 file is of
+        # that time
         (HEAD + r"\.([0246])" + END, _layer("conv", 2)),
         (r"head\.(?:classification|regression)_head\.(cls_logits|bbox_reg)" + END, _last),
     ],
@@ -109,7 +131,9 @@ DETECTRON2 = Project(
     },
     ratios_first=False,
 )
-"""detectron2/modeling/meta_arch/retinanet.py, backbone/fpn.py, backbone/resnet.py, anchor_generator.py, postprocessing.py."""
+"""detectron2/modeling/meta_arch/retinanet.py, backbone/fpn.py, backbone/resnet.py, anchor_generator.py,
+postprocessing.py.
+"""
 
 MMDETECTION = Project(
     name="MMDetection",
@@ -134,6 +158,8 @@ MMDETECTION = Project(
     },
     ratios_first=True,
 )
-"""mmdet/models/dense_heads/base_dense_head.py, necks/fpn.py, task_modules/coders and prior_generators; mmcv/image/geometric.py."""
+"""mmdet/models/dense_heads/base_dense_head.py, necks/fpn.py, task_modules/coders and prior_generators;
+mmcv/image/geometric.py.
+"""
 
 PROJECTS = (TORCHVISION, DETECTRON2, MMDETECTION)

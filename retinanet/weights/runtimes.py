@@ -1,7 +1,8 @@
 """Exported files as callables: an ONNX file by onnxruntime, an OpenVINO model, a program of torch.
 
-All take what `export.graph` takes and return what it returns. What the file says about itself is one JSON string, as in our own files:
-under the key `retinanet` in ONNX's metadata, OpenVINO's rt_info and the archive of a .pt2.
+All take what `export.graph` takes and return what it returns. What the file says about itself is one JSON
+string, as in our own files: under the key `retinanet` in ONNX's metadata, OpenVINO's rt_info and the archive
+of a .pt2.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ SUFFIXES = (".onnx", ".xml", ".pt2")
 
 @dataclass(frozen=True)
 class Runtime:
-    """An exported model: a call of images [B, 3, H, W] and sizes [B, 2] -> boxes, scores, labels, counts; see `export.graph.Graph`."""
+    """An exported model: a call of images [B, 3, H, W] and sizes [B, 2] -> boxes, scores, labels, counts; see
+    `export.graph.Graph`.
+    """
 
     call: Call
     card: Card
@@ -44,9 +47,11 @@ class Runtime:
 
 
 def open_runtime(path: Path, device: str = "cpu", gpu: int = 0) -> Runtime:
-    """An exported file, ready to answer; device as in `load`: a GPU (the one of that number) only for ONNX, where onnxruntime has one.
+    """An exported file, ready to answer; device as in `load`: a GPU (the one of that number) only for ONNX,
+    where onnxruntime has one.
 
-    CheckpointError when the file is missing, broken or not one of ours; ConfigError when the package that runs it is missing.
+    CheckpointError when the file is missing, broken or not one of ours; ConfigError when the package that
+    runs it is missing.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -75,31 +80,49 @@ def open_onnx(path: Path, device: str, gpu: int) -> tuple[Call, str]:
         raise ConfigError(f"this onnxruntime has no {device}: pip install onnxruntime-gpu in its place")
     wanted = [("CUDAExecutionProvider", {"device_id": gpu})] if there and device != "cpu" else []
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[*wanted, "CPUExecutionProvider"]
+        )
         text = session.get_modelmeta().custom_metadata_map.get(KEY)
     except Exception as error:  # onnxruntime raises classes of its own
         raise broken(path, "onnxruntime", error) from error
 
     def call(images: Tensor, sizes: Tensor) -> Outputs:
-        boxes, scores, labels, counts = map(torch.from_numpy, session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()}))
+        boxes, scores, labels, counts = map(
+            torch.from_numpy, session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
+        )
         return boxes, scores, labels, counts
 
     return call, ours(path, text)
 
 
 def open_openvino(path: Path, device: str, gpu: int) -> tuple[Call, str]:
-    """By OpenVINO on the CPU, in the precision that the file was exported for: left alone it computes in bf16 where it can."""
+    """By OpenVINO on the CPU, in the precision that the file was exported for: left alone it computes in bf16
+    where it can.
+    """
     openvino = extra("openvino")
     try:
         core = openvino.Core()
         model = core.read_model(str(path))
-        text = model.get_rt_info(["retinanet", "card"]).astype(str) if model.has_rt_info(["retinanet", "card"]) else None
+        text = (
+            model.get_rt_info(["retinanet", "card"]).astype(str)
+            if model.has_rt_info(["retinanet", "card"])
+            else None
+        )
         card = ours(path, text)
         about = json.loads(card).get("export", {})
         hint = "bf16" if about.get("precision") == "bf16" else "f32"
-        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         several = single = core.compile_model(model, "CPU", settings).create_infer_request()
-        if about.get("size"):  # a graph all of whose shapes are known is planned better: one picture at a time takes 6 % less in int8
+        if about.get(
+            "size"
+            # a graph all of whose shapes are known is planned better: one picture at a time takes 6 % less in
+            # int8
+        ):
             model.reshape({"images": [1, 3, *about["size"]], "sizes": [1, 2]})
             single = core.compile_model(model, "CPU", settings).create_infer_request()
     except CheckpointError:
@@ -110,7 +133,9 @@ def open_openvino(path: Path, device: str, gpu: int) -> tuple[Call, str]:
     def call(images: Tensor, sizes: Tensor) -> Outputs:
         request = single if len(images) == 1 else several
         found = request.infer({"images": images.numpy(), "sizes": sizes.numpy()})
-        boxes, scores, labels, counts = (torch.from_numpy(found[name].copy()) for name in ("boxes", "scores", "labels", "counts"))
+        boxes, scores, labels, counts = (
+            torch.from_numpy(found[name].copy()) for name in ("boxes", "scores", "labels", "counts")
+        )
         return boxes, scores, labels, counts
 
     return call, card
@@ -145,10 +170,15 @@ def extra(name: str) -> Any:
 def ours(path: Path, text: Any) -> str:
     """The file's JSON, or CheckpointError when it has none."""
     if not text or not isinstance(text, str):
-        raise CheckpointError(f"{path} is no file that `retinanet export` wrote: it has no {KEY!r} entry in its metadata")
+        raise CheckpointError(
+            f"{path} is no file that `retinanet export` wrote: it has no {KEY!r} entry in its metadata"
+        )
     return text
 
 
 def broken(path: Path, by: str, error: Exception) -> CheckpointError:
     """The error for a file that its own runtime refuses."""
-    return CheckpointError(f"{path} cannot be read by {by} ({str(error).splitlines()[0][:300] if str(error) else type(error).__name__})")
+    return CheckpointError(
+        f"{path} cannot be read by {by} "
+        f"({str(error).splitlines()[0][:300] if str(error) else type(error).__name__})"
+    )

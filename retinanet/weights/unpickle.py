@@ -1,7 +1,9 @@
-"""A pickle read as data: every opcode has a meaning of ours, so nothing that the file names is imported or called.
+"""A pickle read as data: every opcode has a meaning of ours, so nothing that the file names is imported or
+called.
 
-`pickletools` takes the pickle apart, `Machine` puts it together; neither `pickle` nor `torch.load` sees it. Even with `weights_only=True`
-torch 2.15 hangs for ever on a key of nested tuples, and makes the gigabytes that a few bytes ask for.
+`pickletools` takes the pickle apart, `Machine` puts it together; neither `pickle` nor `torch.load` sees it.
+Even with `weights_only=True` torch 2.15 hangs for ever on a key of nested tuples, and makes the gigabytes
+that a few bytes ask for.
 """
 
 from __future__ import annotations
@@ -13,10 +15,15 @@ from typing import IO, Any
 from ..errors import CheckpointError
 from .arrays import DTYPES, Array, Dtype, Placeholder, Storage, Storages, Stored, array
 
-STEPS = 2_000_000  # opcodes, keys and values of the answer: a checkpoint has some ten thousand, what doubles sixty times never ends
+# opcodes, keys and values of the answer: a checkpoint has some ten thousand, what doubles sixty times never
+# ends
+STEPS = 2_000_000
 DEPTH = 100  # of containers in containers; a cycle is deeper than any number
-ODD_KEYS = 10_000  # keys that are no text: hashes of tuples can be chosen to collide, and n such keys take n^2 comparisons
-COPIES = 8  # how often a file's bytes may be used: tied weights are used twice, a storage seen through a million tensors ends here
+# keys that are no text: hashes of tuples can be chosen to collide, and n such keys take n^2 comparisons
+ODD_KEYS = 10_000
+# how often a file's bytes may be used: tied weights are used twice, a storage seen through a million tensors
+# ends here
+COPIES = 8
 FRESH: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -35,7 +42,9 @@ LITERALS = {
 
 
 class Machine:
-    """A pickle's stack machine, which builds plain values, tensors and placeholders within the bounds above, and can do nothing else."""
+    """A pickle's stack machine, which builds plain values, tensors and placeholders within the bounds above,
+    and can do nothing else.
+    """
 
     def __init__(self, size: int, storages: Storages) -> None:
         self.storages = storages
@@ -43,7 +52,9 @@ class Machine:
         self.steps = self.odd_keys = 0
 
     def run(self, file: IO[bytes]) -> Any:
-        """What the pickle at the file's position describes, to be made `plain`; the file is left behind its end."""
+        """What the pickle at the file's position describes, to be made `plain`; the file is left behind its
+        end.
+        """
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
@@ -161,7 +172,9 @@ class Machine:
         self.odd_keys += not isinstance(value, str)
         parts = value if isinstance(value, tuple) and len(value) <= 10 else (value,)
         if not all(map(is_small, parts)) or self.odd_keys > ODD_KEYS:
-            raise CheckpointError(f"its pickle has a {type(value).__name__} for a key, too long or one of too many")
+            raise CheckpointError(
+                f"its pickle has a {type(value).__name__} for a key, too long or one of too many"
+            )
         return value
 
     def make(self, maker: Any, arguments: Any) -> Any:
@@ -174,7 +187,9 @@ class Machine:
         return BUILDERS[maker.name](self, *arguments)
 
     def persistent(self, identity: Any) -> Any:
-        """What torch keeps outside the pickle: storages; in its old files also the source code of a class, which is left there."""
+        """What torch keeps outside the pickle: storages; in its old files also the source code of a class,
+        which is left there.
+        """
         match identity:
             case ("storage", kind, key, device, count, *view) if len(view) < 2:
                 return self.storages.declare(kind, key, device, count, *view)
@@ -183,7 +198,9 @@ class Machine:
         raise CheckpointError("its pickle refers to something outside that is no storage")
 
     def plain(self, value: Any, depth: int = 0) -> Any:
-        """The answer: containers copied, so that none holds itself, and tensors at last made of their bytes."""
+        """The answer: containers copied, so that none holds itself, and tensors at last made of their
+        bytes.
+        """
         self.count()
         if depth > DEPTH:
             raise CheckpointError(f"its containers nest deeper than {DEPTH}, or hold themselves")
@@ -205,23 +222,45 @@ def is_small(value: Any) -> bool:
     """Whether hashing and comparing it take no time."""
     if isinstance(value, str | bytes):
         return len(value) <= 1000
-    return value is None or isinstance(value, float | complex | Placeholder) or (isinstance(value, int) and value.bit_length() <= 64)
+    return (
+        value is None
+        or isinstance(value, float | complex | Placeholder)
+        or (isinstance(value, int) and value.bit_length() <= 64)
+    )
 
 
 def named(module: Any, name: Any) -> Placeholder:
     """A global: its name only, as the Python and numpy of today spell it, or of yesterday."""
     if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > 1000:
         raise CheckpointError("its pickle has a global without a name")
-    return Placeholder(f"{module.replace('__builtin__', 'builtins').replace('numpy._core', 'numpy.core')}.{name}")
+    return Placeholder(
+        f"{module.replace('__builtin__', 'builtins').replace('numpy._core', 'numpy.core')}.{name}"
+    )
 
 
-def tensor(_machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Stored | Placeholder:
-    """A tensor; a placeholder if its storage is of a kind that is none of ours, as those of quantised tensors."""
-    return Stored(storage, offset, size, stride) if isinstance(storage, Storage) else Placeholder("torch._utils._rebuild_tensor")
+def tensor(
+    _machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any
+) -> Stored | Placeholder:
+    """A tensor; a placeholder if its storage is of a kind that is none of ours, as those of quantised
+    tensors.
+    """
+    return (
+        Stored(storage, offset, size, stride)
+        if isinstance(storage, Storage)
+        else Placeholder("torch._utils._rebuild_tensor")
+    )
 
 
 def tensor_of_dtype(
-    machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_rest: Any
+    machine: Machine,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    *_rest: Any,
 ) -> Any:
     """A tensor whose dtype has no storage class of its own, as uint16."""
     known = DTYPES.get(dtype.name) if isinstance(dtype, Placeholder) else None
@@ -231,7 +270,11 @@ def tensor_of_dtype(
 
 def scalar(_machine: Machine, dtype: Any, data: Any = b"") -> Any:
     """A scalar of numpy as a number of Python."""
-    return dtype.read(data).item() if isinstance(dtype, Dtype) and dtype.of_numbers else Placeholder("numpy.generic")
+    return (
+        dtype.read(data).item()
+        if isinstance(dtype, Dtype) and dtype.of_numbers
+        else Placeholder("numpy.generic")
+    )
 
 
 def octets(_machine: Machine, data: Any = b"", coding: Any = "latin1") -> bytes:
@@ -248,16 +291,22 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "builtins.complex": lambda machine, real, imaginary: complex(real, imaginary),
     "builtins.set": lambda machine, items=(): machine.fill(set(), items),
     "builtins.frozenset": lambda machine, items=(): frozenset(machine.fill(set(), items)),
-    "collections.OrderedDict": lambda machine, pairs=(): machine.fill({}, (part for name, value in pairs for part in (name, value))),
+    "collections.OrderedDict": lambda machine, pairs=(): machine.fill(
+        {}, (part for name, value in pairs for part in (name, value))
+    ),
     "numpy.dtype": lambda machine, code, *_: Dtype(code),
     "numpy.core.multiarray.scalar": scalar,
     "numpy.core.multiarray._reconstruct": lambda machine, *_: Array(),
-    "numpy.core.numeric._frombuffer": lambda machine, data, dtype, shape, order: Array((shape, dtype, order == "F", data)),
+    "numpy.core.numeric._frombuffer": lambda machine, data, dtype, shape, order: Array(
+        (shape, dtype, order == "F", data)
+    ),
     "torch._utils._rebuild_tensor": tensor,
     "torch._utils._rebuild_tensor_v2": tensor,
     "torch._utils._rebuild_tensor_v3": tensor_of_dtype,
     "torch._utils._rebuild_parameter": lambda machine, data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda machine, data, *_: data,
-    "torch._tensor._rebuild_from_type_v2": lambda machine, maker, kind, arguments, state: machine.make(maker, arguments),
+    "torch._tensor._rebuild_from_type_v2": lambda machine, maker, kind, arguments, state: machine.make(
+        maker, arguments
+    ),
 }
 """All that a pickle can have done; whatever else it names stays a name."""

@@ -20,11 +20,15 @@ def image(number: Any = 1, name: Any = "a.jpg", **more: Any) -> dict[str, Any]:
     return {"id": number, "file_name": name, "height": 50, "width": 100, **more}
 
 
-def box(number: Any = 1, image_id: Any = 1, category_id: Any = 1, bbox: Any = (10, 20, 30, 5), **more: Any) -> dict[str, Any]:
+def box(
+    number: Any = 1, image_id: Any = 1, category_id: Any = 1, bbox: Any = (10, 20, 30, 5), **more: Any
+) -> dict[str, Any]:
     return {"id": number, "image_id": image_id, "category_id": category_id, "bbox": bbox, **more}
 
 
-def read(folder: Path, images: list[Any], annotations: list[Any], categories: list[Any] | None = None) -> Dataset:
+def read(
+    folder: Path, images: list[Any], annotations: list[Any], categories: list[Any] | None = None
+) -> Dataset:
     categories = [{"id": 1, "name": "cat"}] if categories is None else categories
     file = folder / "train.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
@@ -38,7 +42,9 @@ def kinds(dataset: Dataset) -> list[str]:
 @pytest.mark.parametrize("ids", [(0, 1, 2), (1, 2, 3), (7, 18, 90)])
 def test_category_ids_go_in_and_come_back_out(tmp_path: Path, ids: tuple[int, ...]) -> None:
     categories = [{"id": number, "name": f"class of {number}"} for number in reversed(ids)]
-    data = read(tmp_path, [image()], [box(place, category_id=number) for place, number in enumerate(ids)], categories)
+    data = read(
+        tmp_path, [image()], [box(place, category_id=number) for place, number in enumerate(ids)], categories
+    )
     assert data.labels.tolist() == [0, 1, 2]
     assert [data.category_ids[label] for label in data.labels] == list(ids)
     assert [data.names[label] for label in data.labels] == [f"class of {number}" for number in ids]
@@ -79,18 +85,34 @@ def test_ids_that_pandas_made_floats_are_the_same_ids(tmp_path: Path) -> None:
     [
         (box(2, image_id=9), "annotations of unknown images", "annotation 2, image 9"),
         (box(2, image_id="1"), "annotations of unknown images", 'annotation 2, image "1"'),
-        (box(2, category_id=3), "annotations of unknown categories", "annotation 2, image 1 (a.jpg): category 3"),
+        (
+            box(2, category_id=3),
+            "annotations of unknown categories",
+            "annotation 2, image 1 (a.jpg): category 3",
+        ),
         (box(2, category_id=[1]), "annotations of unknown categories", "category [1]"),
         (box(1), "duplicate annotation ids", "annotation 1, image 1 (a.jpg)"),
         (box("x"), "annotations whose id is no whole number", 'id "x"'),
         (box(2**70), "annotations whose id is no whole number", "id 1180591620717411303424"),
-        ({"id": 2, "image_id": 1, "category_id": 1}, "annotations without bbox", "annotation 2, image 1 (a.jpg)"),
+        (
+            {"id": 2, "image_id": 1, "category_id": 1},
+            "annotations without bbox",
+            "annotation 2, image 1 (a.jpg)",
+        ),
         ({"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}, "annotations without id", "entry 1"),
-        (box(2, bbox=[1, 2, 3]), "boxes that are not four numbers", "annotation 2, image 1 (a.jpg): bbox [1, 2, 3]"),
+        (
+            box(2, bbox=[1, 2, 3]),
+            "boxes that are not four numbers",
+            "annotation 2, image 1 (a.jpg): bbox [1, 2, 3]",
+        ),
         (box(2, bbox="1234"), "boxes that are not four numbers", '"1234"'),
         (box(2, bbox=["1", "2", "3", "4"]), "boxes that are not four numbers", "annotation 2"),
         (box(2, bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "boxes that are not four numbers", "annotation 2"),
-        (box(2, bbox=[1, 2, float("nan"), 4]), "boxes or areas that are not finite", "annotation 2, image 1 (a.jpg): bbox [1, 2, NaN, 4]"),
+        (
+            box(2, bbox=[1, 2, float("nan"), 4]),
+            "boxes or areas that are not finite",
+            "annotation 2, image 1 (a.jpg): bbox [1, 2, NaN, 4]",
+        ),
         (box(2, bbox=[1, 2, 10**400, 4]), "boxes or areas that are not finite", "annotation 2"),
         (box(2, image_id=True), "annotations of unknown images", "image true"),
         (box(2, category_id=True), "annotations of unknown categories", "category true"),
@@ -103,7 +125,9 @@ def test_ids_that_pandas_made_floats_are_the_same_ids(tmp_path: Path) -> None:
         ("nothing", "annotations that are no objects", "entry 1"),
     ],
 )
-def test_an_annotation_that_cannot_be_a_row_is_told_and_left_out(tmp_path: Path, faulty: Any, kind: str, words: str) -> None:
+def test_an_annotation_that_cannot_be_a_row_is_told_and_left_out(
+    tmp_path: Path, faulty: Any, kind: str, words: str
+) -> None:
     data = read(tmp_path, [image()], [box(1), faulty, box(3)])
     assert [problem.kind for problem in data.problems] == [kind]
     assert data.problems[0].file == "train.json"
@@ -111,10 +135,16 @@ def test_an_annotation_that_cannot_be_a_row_is_told_and_left_out(tmp_path: Path,
     assert data.annotation_ids.tolist() == [1, 3]
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../a.jpg", "x/../../a.jpg", "..\\a.jpg", "C:\\a.jpg", "..", "a\0.jpg", "\ud800.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../a.jpg", "x/../../a.jpg", "..\\a.jpg", "C:\\a.jpg", "..", "a\0.jpg", "\ud800.jpg"],
+)
 def test_a_file_name_that_leaves_the_data_folder_is_refused_with_its_boxes(tmp_path: Path, name: str) -> None:
     data = read(tmp_path, [image(), image(2, name)], [box(1), box(2, image_id=2)])
-    assert kinds(data) == ["file names that leave the data folder", "annotations of images that cannot be used"]
+    assert kinds(data) == [
+        "file names that leave the data folder",
+        "annotations of images that cannot be used",
+    ]
     assert (data.files.tolist(), data.annotation_ids.tolist()) == (["a.jpg"], [1])
 
 
@@ -147,7 +177,10 @@ def test_an_image_that_cannot_be_a_row_is_told_and_left_out(tmp_path: Path, faul
         ({"id": 1, "name": "dog"}, "duplicate category ids"),
         ({"id": 2, "name": "cat"}, "duplicate category names"),
         ({"id": 2}, "categories without a whole number as id or without a name"),
-        ({"id": 2, "name": "half a letter \ud800"}, "categories without a whole number as id or without a name"),
+        (
+            {"id": 2, "name": "half a letter \ud800"},
+            "categories without a whole number as id or without a name",
+        ),
     ],
 )
 def test_a_category_that_cannot_be_a_class_is_told(tmp_path: Path, faulty: dict[str, Any], kind: str) -> None:
@@ -165,7 +198,10 @@ def test_a_category_that_cannot_be_a_class_is_told(tmp_path: Path, faulty: dict[
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         ('{"images": {}, "annotations": [], "categories": []}', "no list 'images'"),
         ('{"\\ud800": []}', r'found: "\\ud800"'),
-        ('{"images": [], "annotations": [{"id": 1}], "categories": [], "annotations": []}', 'the key "annotations" twice'),
+        (
+            '{"images": [], "annotations": [{"id": 1}], "categories": [], "annotations": []}',
+            'the key "annotations" twice',
+        ),
     ],
 )
 def test_what_is_no_coco_file_is_an_error_that_says_why(tmp_path: Path, text: str, words: str) -> None:
@@ -191,8 +227,13 @@ def test_the_folder_of_the_pictures_is_found(tmp_path: Path, annotations: str, p
     for name in (annotations, f"{pictures}/a.jpg", "train/other.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / pictures / "a.jpg").write_bytes(b"")
-    (tmp_path / annotations).write_text(json.dumps({"images": [image()], "annotations": [], "categories": []}))
-    assert read_coco(tmp_path / annotations, split="val").path(0).resolve() == (tmp_path / pictures / "a.jpg").resolve()
+    (tmp_path / annotations).write_text(
+        json.dumps({"images": [image()], "annotations": [], "categories": []})
+    )
+    assert (
+        read_coco(tmp_path / annotations, split="val").path(0).resolve()
+        == (tmp_path / pictures / "a.jpg").resolve()
+    )
 
 
 def test_pictures_elsewhere_are_named_by_hand_and_need_not_exist_for_an_evaluation(tmp_path: Path) -> None:
@@ -230,7 +271,9 @@ def test_a_value_nested_just_deep_enough_to_be_read_is_shown_all_the_same(tmp_pa
             assert kinds(read_coco(tmp_path / "x.json")) == ["annotations that are no objects"]
 
 
-def test_a_folder_that_may_not_be_listed_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_listed_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -17,7 +17,9 @@ from retinanet.data.images import image_size, read_image, read_pixels
 from retinanet.errors import DataError
 
 # A picture that differs from each of its seven turned copies: 2 rows, 3 columns.
-CORNERS = np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [250, 250, 250], [0, 0, 0]]], dtype=np.uint8)
+CORNERS = np.array(
+    [[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [250, 250, 250], [0, 0, 0]]], dtype=np.uint8
+)
 # What a viewer does for each EXIF orientation, written out with Pillow's own words.
 TURNS = {
     1: None,
@@ -46,7 +48,12 @@ def png(path: Path, array: np.ndarray, colour: int) -> Path:
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
     header = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], 16, colour, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     return path
 
 
@@ -64,7 +71,9 @@ def test_a_png_comes_back_as_three_planes_of_its_own_pixels(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("suffix", ["bmp", "tiff", "webp", "gif", "ppm"])
 def test_other_formats_give_the_same_pixels(tmp_path: Path, suffix: str) -> None:
-    path = save(tmp_path / f"a.{suffix}", Image.fromarray(CORNERS), **({"lossless": True} if suffix == "webp" else {}))
+    path = save(
+        tmp_path / f"a.{suffix}", Image.fromarray(CORNERS), **({"lossless": True} if suffix == "webp" else {})
+    )
     assert read_pixels(path).tolist() == CORNERS.tolist()
     assert image_size(path) == (2, 3)
 
@@ -72,7 +81,11 @@ def test_other_formats_give_the_same_pixels(tmp_path: Path, suffix: str) -> None
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])
 @pytest.mark.parametrize("orientation", TURNS)
 def test_an_uncompressed_tiff_is_upright_in_every_mode(tmp_path: Path, mode: str, orientation: int) -> None:
-    flat = Image.fromarray(np.arange(6, dtype=np.uint16).reshape(2, 3) * 9000) if mode == "I;16" else Image.fromarray(CORNERS).convert(mode)
+    flat = (
+        Image.fromarray(np.arange(6, dtype=np.uint16).reshape(2, 3) * 9000)
+        if mode == "I;16"
+        else Image.fromarray(CORNERS).convert(mode)
+    )
     upright = Image.fromarray(read_pixels(save(tmp_path / "a.tiff", flat)))
     exif = Image.Exif()
     exif[274] = orientation
@@ -88,9 +101,11 @@ def test_every_exif_orientation_is_shown_upright(tmp_path: Path, orientation: in
     large = Image.fromarray(CORNERS).resize((48, 32), Image.Resampling.NEAREST)
     exif = Image.Exif()
     exif[274] = orientation
-    options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}, "lzw.tiff": {"compression": "tiff_lzw"}}.get(
-        suffix, {}
-    )
+    options = {
+        "jpg": {"quality": 100, "subsampling": 0},
+        "webp": {"lossless": True},
+        "lzw.tiff": {"compression": "tiff_lzw"},
+    }.get(suffix, {})
     path = save(tmp_path / f"a.{suffix}", large, exif=exif, **options)
     turn = TURNS[orientation]
     expected = np.asarray(large if turn is None else large.transpose(turn)).astype(int)
@@ -100,7 +115,9 @@ def test_every_exif_orientation_is_shown_upright(tmp_path: Path, orientation: in
     assert image_size(path) == expected.shape[:2]
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"nonsense"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"nonsense"]
+)
 def test_a_broken_exif_block_is_no_rotation(tmp_path: Path, exif: bytes) -> None:
     path = save(tmp_path / "a.png", Image.fromarray(CORNERS), exif=exif)
     assert read_pixels(path).tolist() == CORNERS.tolist()
@@ -235,7 +252,13 @@ def test_a_jpeg_of_so_many_scans_that_it_would_take_hours_is_refused(tmp_path: P
 
 def test_no_scan_is_what_only_looks_like_one(tmp_path: Path) -> None:
     looks = b"\xff\xda" * 1000
-    path = save(tmp_path / "a.jpg", Image.fromarray(CORNERS), progressive=True, comment=looks, exif=b"Exif\0\0" + looks)
+    path = save(
+        tmp_path / "a.jpg",
+        Image.fromarray(CORNERS),
+        progressive=True,
+        comment=looks,
+        exif=b"Exif\0\0" + looks,
+    )
     wanted = read_pixels(save(tmp_path / "b.jpg", Image.fromarray(CORNERS), progressive=True)).tolist()
     assert path.read_bytes().count(b"\xff\xda") > 2000
     assert read_pixels(path).tolist() == wanted
@@ -244,7 +267,8 @@ def test_no_scan_is_what_only_looks_like_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "hiding", [b"\xff\x01\xff\xff", b"\xff\x02\xff\xff", b"\xff\xd0\xff\xff", b"\xff\x00\xff\xff", b"\xff\xff\xff\xff"]
+    "hiding",
+    [b"\xff\x01\xff\xff", b"\xff\x02\xff\xff", b"\xff\xd0\xff\xff", b"\xff\x00\xff\xff", b"\xff\xff\xff\xff"],
 )
 def test_scans_cannot_be_hidden_behind_what_is_no_segment(tmp_path: Path, hiding: bytes) -> None:
     content = jpeg_of(150, tmp_path / "a.jpg").read_bytes()
@@ -272,43 +296,73 @@ def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path: Path, kind: str) 
 def test_a_header_that_promises_what_no_picture_has_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     content = save(tmp_path / "a.png", Image.fromarray(CORNERS)).read_bytes()
     header = b"IHDR" + struct.pack(">II", *size) + content[24:29]
-    (tmp_path / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    (tmp_path / "a.png").write_bytes(
+        content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+    )
     for read in (image_size, read_pixels):
         with pytest.raises(DataError, match=rf"a\.png.*{size[0]} x {size[1]}"):
             read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["tif", "gif"])
-def test_the_limit_on_pixels_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    path = save(tmp_path / f"a.{suffix}", Image.fromarray(CORNERS), **({"compression": "tiff_lzw"} if suffix == "tif" else {}))
+def test_the_limit_on_pixels_is_ours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = save(
+        tmp_path / f"a.{suffix}",
+        Image.fromarray(CORNERS),
+        **({"compression": "tiff_lzw"} if suffix == "tif" else {}),
+    )
     if suffix == "gif":
         data = bytearray(path.read_bytes())
         data[6:10] = struct.pack("<HH", 1, 1)  # the screen, which grows to the frame
         path.write_bytes(data)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Pillow warns above it, and refuses above twice as much
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 1
+    )  # Pillow warns above it, and refuses above twice as much
     assert read_pixels(path, max_pixels=6).tolist() == CORNERS.tolist()
     assert Image.MAX_IMAGE_PIXELS == 1
 
 
 def test_a_gif_of_43_bytes_does_not_get_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled, fill = [], Image.core.fill
-    monkeypatch.setattr(Image.core, "fill", lambda mode, size, colour: filled.append(size) or fill(mode, (1, 1), colour))
+    monkeypatch.setattr(
+        Image.core, "fill", lambda mode, size, colour: filled.append(size) or fill(mode, (1, 1), colour)
+    )
     side = struct.pack("<HH", 30000, 30000)
-    after = b"\x21\xf9\x04\x08\0\0\0\0"  # "restore to background", for which Pillow makes a canvas when it opens the file
+    # "restore to background", for which Pillow makes a canvas when it opens the file
+    after = b"\x21\xf9\x04\x08\0\0\0\0"
     path = tmp_path / "a.gif"
-    path.write_bytes(b"GIF89a" + side + b"\x80\0\0" + bytes(6) + after + b"\x2c\0\0\0\0" + side + b"\0\x02\x02\x4c\x01\0\x3b")
-    with pytest.raises(DataError, match=r"a\.gif: more pixels than the limit of 50000000; --max-pixels raises it"):
+    path.write_bytes(
+        b"GIF89a"
+        + side
+        + b"\x80\0\0"
+        + bytes(6)
+        + after
+        + b"\x2c\0\0\0\0"
+        + side
+        + b"\0\x02\x02\x4c\x01\0\x3b"
+    )
+    with pytest.raises(
+        DataError, match=r"a\.gif: more pixels than the limit of 50000000; --max-pixels raises it"
+    ):
         read_pixels(path, max_pixels=50_000_000)
     assert filled == []
 
 
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
-def test_a_picture_of_one_row_or_column_is_turned_too(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
+def test_a_picture_of_one_row_or_column_is_turned_too(
+    tmp_path: Path, orientation: int, size: tuple[int, int]
+) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     width, height = size if orientation < 5 else size[::-1]
-    assert read_image(save(tmp_path / "a.png", Image.new("RGB", size, "red"), exif=exif)).shape == (3, height, width)
+    assert read_image(save(tmp_path / "a.png", Image.new("RGB", size, "red"), exif=exif)).shape == (
+        3,
+        height,
+        width,
+    )
 
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

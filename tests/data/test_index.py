@@ -38,9 +38,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def written(folder: Path, width: int = 3) -> Path:
-    """An annotation file with names beyond ASCII, a crowd, an area, an image without boxes, and three problems."""
+    """An annotation file with names beyond ASCII, a crowd, an area, an image without boxes, and three
+    problems.
+    """
     images = [
-        {"id": number, "file_name": name, "height": 50, "width": 100} for number, name in ((7, "sub/ä.jpg"), (3, "b.jpg"), (9, "c.jpg"))
+        {"id": number, "file_name": name, "height": 50, "width": 100}
+        for number, name in ((7, "sub/ä.jpg"), (3, "b.jpg"), (9, "c.jpg"))
     ]
     annotations: list[dict[str, Any]] = [
         {"id": 5, "image_id": 9, "category_id": 4, "bbox": [0.1, 0.2, width, 4]},
@@ -89,7 +92,9 @@ def forged(file: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]],
     text, *columns = (np.load(stream) for _ in range(1 + len(index.COLUMNS)))
     about, named = json.loads(text.tobytes()), dict(zip(index.COLUMNS, columns, strict=True))
     change(about, named)
-    return signed(block(np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)), *map(block, named.values()))
+    return signed(
+        block(np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)), *map(block, named.values())
+    )
 
 
 def test_an_index_from_the_cache_is_the_one_that_was_read(tmp_path: Path, reads: list[Path]) -> None:
@@ -101,7 +106,9 @@ def test_an_index_from_the_cache_is_the_one_that_was_read(tmp_path: Path, reads:
     assert fresh.fingerprint() == again.fingerprint()
 
 
-def test_columns_from_the_cache_are_the_memory_of_the_file_and_writing_to_them_does_not_change_it(tmp_path: Path) -> None:
+def test_columns_from_the_cache_are_the_memory_of_the_file_and_writing_to_them_does_not_change_it(
+    tmp_path: Path,
+) -> None:
     file = written(tmp_path)
     fresh, data = read_coco(file), read_coco(file)
     for name in index.COLUMNS:
@@ -137,7 +144,9 @@ def test_a_file_of_another_size_or_time_is_read_again(tmp_path: Path, reads: lis
     assert len(reads) == 3
 
 
-def test_a_cache_of_another_version_is_passed_over(tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_of_another_version_is_passed_over(
+    tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = written(tmp_path)
     read_coco(file)
     monkeypatch.setattr(index, "FORMAT", index.FORMAT + 1)
@@ -146,7 +155,9 @@ def test_a_cache_of_another_version_is_passed_over(tmp_path: Path, reads: list[P
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "cut", "longer", "bit", "foreign", "folder"])
-def test_a_damaged_cache_is_passed_over_and_written_anew(tmp_path: Path, reads: list[Path], damage: str) -> None:
+def test_a_damaged_cache_is_passed_over_and_written_anew(
+    tmp_path: Path, reads: list[Path], damage: str
+) -> None:
     file = written(tmp_path)
     fresh, cache = read_coco(file), cache_of(file)
     content = cache.read_bytes()
@@ -228,7 +239,9 @@ def test_a_cache_whose_columns_do_not_fit_is_passed_over_though_its_digest_is_ri
     assert len(reads) == 2
 
 
-def test_a_column_of_negative_length_does_not_turn_the_reader_round(tmp_path: Path, reads: list[Path]) -> None:
+def test_a_column_of_negative_length_does_not_turn_the_reader_round(
+    tmp_path: Path, reads: list[Path]
+) -> None:
     file = written(tmp_path)
     fresh, stream = read_coco(file), io.BytesIO()
     npy.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (-128,)})
@@ -237,8 +250,13 @@ def test_a_column_of_negative_length_does_not_turn_the_reader_round(tmp_path: Pa
     assert len(reads) == 2
 
 
-@pytest.mark.parametrize("change", [{"names": ["cat", 3]}, {"names": ["cat"]}, {"category_ids": ["1", "4"]}, {"problems": [["kind"]]}])
-def test_a_cache_whose_text_does_not_fit_is_passed_over(tmp_path: Path, reads: list[Path], change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"names": ["cat", 3]}, {"names": ["cat"]}, {"category_ids": ["1", "4"]}, {"problems": [["kind"]]}],
+)
+def test_a_cache_whose_text_does_not_fit_is_passed_over(
+    tmp_path: Path, reads: list[Path], change: dict[str, Any]
+) -> None:
     file = written(tmp_path)
     fresh = read_coco(file)
     cache_of(file).write_bytes(forged(file, lambda about, columns: about.update(change)))
@@ -256,7 +274,9 @@ def test_without_a_folder_to_write_to_nothing_is_remembered_and_nothing_fails(
     assert len(reads) == 2
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = written(tmp_path)
     monkeypatch.setattr(coco, "_load", lambda file, load=coco._load: (load(file), os.utime(file, (1, 1)))[0])
     read_coco(file)
@@ -272,7 +292,9 @@ def test_small_files_are_read_and_not_remembered(tmp_path: Path, monkeypatch: py
 
 def test_an_index_without_a_single_box_can_be_remembered(tmp_path: Path, reads: list[Path]) -> None:
     file = tmp_path / "test.json"
-    file.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []}))
+    file.write_text(
+        json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []})
+    )
     assert same(read_coco(file), read_coco(file))
     assert len(reads) == 1
 

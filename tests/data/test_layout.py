@@ -68,7 +68,11 @@ def test_usual_names_of_splits_are_understood(name: str, split: str | None) -> N
 @pytest.mark.parametrize(
     "files",
     [
-        ["annotations/instances_train2017.json", "annotations/instances_val2017.json", "annotations/instances_test2017.json"],
+        [
+            "annotations/instances_train2017.json",
+            "annotations/instances_val2017.json",
+            "annotations/instances_test2017.json",
+        ],
         ["annotations/train.json", "annotations/valid.json", "annotations/test.json"],
         ["train.json", "val.json", "test.json"],
         ["train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"],
@@ -84,7 +88,13 @@ def test_coco_files_are_found_where_people_put_them(tmp_path: Path, files: list[
 
 
 def test_the_other_files_of_an_original_coco_folder_do_not_disturb(tmp_path: Path) -> None:
-    for name in ("instances_val2017", "person_keypoints_val2017", "captions_val2017", "stuff_val2017", "panoptic_val2017"):
+    for name in (
+        "instances_val2017",
+        "person_keypoints_val2017",
+        "captions_val2017",
+        "stuff_val2017",
+        "panoptic_val2017",
+    ):
         coco(tmp_path / "annotations" / f"{name}.json")
     coco(tmp_path / "annotations" / "image_info_test2017.json")
     coco(tmp_path / "annotations" / "mine_val.json")
@@ -122,14 +132,18 @@ def test_two_files_of_one_split_are_an_error_that_lists_them(tmp_path: Path) -> 
         (("dog", "cat"), "another order"),
     ],
 )
-def test_splits_with_other_classes_are_an_error_that_names_them(tmp_path: Path, names: tuple[str, ...], words: str) -> None:
+def test_splits_with_other_classes_are_an_error_that_names_them(
+    tmp_path: Path, names: tuple[str, ...], words: str
+) -> None:
     coco(tmp_path / "train.json")
     coco(tmp_path / "val.json", names)
     with pytest.raises(DataError, match=words):
         open_dataset(tmp_path)
 
 
-def test_of_several_layouts_coco_wins_and_a_line_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_of_several_layouts_coco_wins_and_a_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     coco(yolo(tmp_path) / "annotations" / "train.json")
     with caplog.at_level(logging.INFO, logger="retinanet"):
         assert open_dataset(tmp_path)["train"].names == ("cat", "dog")

@@ -24,7 +24,11 @@ def data(scenes):
 
 
 def batches(data, start, stop, workers=0, seed=0):
-    return list(training_batches(data, PREPROCESS, STRONG, Sampler(data.sizes, 2, seed, PREPROCESS), start, stop, workers))
+    return list(
+        training_batches(
+            data, PREPROCESS, STRONG, Sampler(data.sizes, 2, seed, PREPROCESS), start, stop, workers
+        )
+    )
 
 
 def same(one, other):
@@ -64,7 +68,12 @@ def test_seeds_differ(data):
 def test_processes_share_a_step_without_changing_it(data):
     (whole,) = training_batches(data, PREPROCESS, STRONG, Sampler(data.sizes, 4, 0, PREPROCESS), 0, 1)
     shares = [
-        next(training_batches(data, PREPROCESS, STRONG, Sampler(data.sizes, 4, 0, PREPROCESS, None, rank, 2), 0, 1)) for rank in (0, 1)
+        next(
+            training_batches(
+                data, PREPROCESS, STRONG, Sampler(data.sizes, 4, 0, PREPROCESS, None, rank, 2), 0, 1
+            )
+        )
+        for rank in (0, 1)
     ]
     assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
     assert torch.cat([share.indices for share in shares]).tolist() == whole.indices.tolist()
@@ -75,7 +84,9 @@ def test_the_seed_of_a_picture_follows_from_seed_epoch_and_index_whoever_loads_i
         sampler = Sampler(data.sizes, batch, seed, PREPROCESS, None, rank, world)
         batches = training_batches(data, PREPROCESS, STRONG, sampler, start, stop)
         return {
-            (index, seed) for batch in batches for index, seed in zip(batch.indices.tolist(), batch.targets.seeds.tolist(), strict=True)
+            (index, seed)
+            for batch in batches
+            for index, seed in zip(batch.indices.tolist(), batch.targets.seeds.tolist(), strict=True)
         }
 
     steps = Sampler(data.sizes, 2, 0, PREPROCESS).steps_per_epoch
@@ -116,7 +127,9 @@ def test_a_flip_moves_boxes_with_their_pixels():
 
 def test_jitter_resizes_boxes_with_their_picture():
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    small, boxes, _ = Augment(flip=0, jitter=(0.5, 0.5))(image, torch.tensor([[8.0, 16, 24, 32]]), torch.tensor([0]), PREPROCESS, (64, 64))
+    small, boxes, _ = Augment(flip=0, jitter=(0.5, 0.5))(
+        image, torch.tensor([[8.0, 16, 24, 32]]), torch.tensor([0]), PREPROCESS, (64, 64)
+    )
     assert small.shape == (3, 32, 32)
     assert boxes.tolist() == [[4, 8, 12, 16]]
 
@@ -150,7 +163,8 @@ def test_the_network_is_given_the_formula_to_the_bit(data, order):
         images = batch.images.contiguous().flip(1) if order == "bgr" else batch.images.contiguous()
         steps = slice(None, None, -1 if order == "bgr" else 1)
         mean, std = (
-            torch.tensor([255 * one for one in values][steps])[:, None, None] for values in (preprocess.pixel_mean, preprocess.pixel_std)
+            torch.tensor([255 * one for one in values][steps])[:, None, None]
+            for values in (preprocess.pixel_mean, preprocess.pixel_std)
         )
         expected = (images.float() - mean) / std
         for picture, (height, width) in zip(expected, batch.targets.sizes.int().tolist(), strict=True):
@@ -163,7 +177,9 @@ def test_the_network_is_given_the_formula_to_the_bit(data, order):
 
 
 def test_normalising_leaves_the_batch_as_it_was():
-    batch = torch.full((1, 3, 32, 32), 7.0).to(memory_format=torch.channels_last)  # floats, as `resize` plain gives them
+    batch = torch.full((1, 3, 32, 32), 7.0).to(
+        memory_format=torch.channels_last
+    )  # floats, as `resize` plain gives them
     PREPROCESS.normalize(batch, torch.tensor([[32.0, 32.0]]))
     assert (batch == 7).all()
 

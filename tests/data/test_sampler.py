@@ -1,4 +1,6 @@
-"""Which pictures make which step: a pure function of seed and iteration, whoever asks, however often some are shown."""
+"""Which pictures make which step: a pure function of seed and iteration, whoever asks, however often some are
+shown.
+"""
 
 from itertools import chain
 
@@ -56,7 +58,10 @@ def test_a_training_may_begin_anywhere():
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_every_step_and_its_padding(world):
     whole = list(Sampler(shapes(5, 6), 4, 0, PREPROCESS).entries(0, 9))
-    shares = [list(Sampler(shapes(5, 6), 4, 0, PREPROCESS, None, rank, world).entries(0, 9)) for rank in range(world)]
+    shares = [
+        list(Sampler(shapes(5, 6), 4, 0, PREPROCESS, None, rank, world).entries(0, 9))
+        for rank in range(world)
+    ]
     for step, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert shown(parts) == step.indices
         assert {part.canvas for part in parts} == {step.canvas}
@@ -84,11 +89,15 @@ def test_in_evaluation_only_pictures_of_one_padded_shape_share_a_batch():
     entries = evaluation_entries(sizes, 2, PREPROCESS)
     assert sorted(shown(entries)) == [0, 1, 2, 3, 4]
     for entry in entries:
-        assert {PREPROCESS.padded([PREPROCESS.size(*map(int, sizes[i]))]) for i in entry.indices} == {entry.canvas}
+        assert {PREPROCESS.padded([PREPROCESS.size(*map(int, sizes[i]))]) for i in entry.indices} == {
+            entry.canvas
+        }
 
 
 def test_in_evaluation_processes_share_whole_batches():
     sizes = shapes(5, 6)
     whole = evaluation_entries(sizes, 2, PREPROCESS)
     dealt = [evaluation_entries(sizes, 2, PREPROCESS, rank, 3) for rank in range(3)]
-    assert sorted(map(tuple, (entry.indices for entry in whole))) == sorted(tuple(entry.indices) for part in dealt for entry in part)
+    assert sorted(map(tuple, (entry.indices for entry in whole))) == sorted(
+        tuple(entry.indices) for part in dealt for entry in part
+    )

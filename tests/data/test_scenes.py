@@ -10,7 +10,18 @@ import pytest
 from PIL import Image
 
 from retinanet.data import scenes
-from retinanet.data.scenes import ACROSS, MIN_VISIBLE, NAMES, SHAPES, Placed, overlap, place, render, scene, write_scenes
+from retinanet.data.scenes import (
+    ACROSS,
+    MIN_VISIBLE,
+    NAMES,
+    SHAPES,
+    Placed,
+    overlap,
+    place,
+    render,
+    scene,
+    write_scenes,
+)
 from retinanet.errors import ConfigError
 
 SMALL = (160, 192)
@@ -21,7 +32,9 @@ def some_placements(count: int) -> list[list[Placed]]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_a_scene_is_a_function_of_its_seed():
@@ -52,13 +65,20 @@ def test_every_box_is_tight_around_the_mask_of_its_object():
             whole[one.top : one.top + tall, one.left : one.left + wide] = one.mask >= 128
             left, top, right, bottom = one.box
             assert whole[top:bottom, left:right].sum() == whole.sum() > 0
-            for edge in (whole[top, left:right], whole[bottom - 1, left:right], whole[top:bottom, left], whole[top:bottom, right - 1]):
+            for edge in (
+                whole[top, left:right],
+                whole[bottom - 1, left:right],
+                whole[top:bottom, left],
+                whole[top:bottom, right - 1],
+            ):
                 assert edge.any()
 
 
 def test_a_box_is_where_the_picture_changes(monkeypatch: pytest.MonkeyPatch):
     # Light and noise come last and from the same stream of numbers: without them only the objects differ.
-    monkeypatch.setattr(scenes, "develop", lambda _, canvas: np.clip(canvas, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+    monkeypatch.setattr(
+        scenes, "develop", lambda _, canvas: np.clip(canvas, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    )
     painted = scene(11, SMALL)
     monkeypatch.setattr(scenes, "paint", lambda *_: None)
     bare = scene(11, SMALL)
@@ -102,7 +122,9 @@ def test_classes_are_balanced_sizes_spread_and_some_scenes_are_empty():
     share = np.bincount(labels, minlength=len(NAMES)) / len(labels)
     assert share.min() > 0.7 / len(NAMES)
     assert share.max() < 1.4 / len(NAMES)
-    longest = np.array([max(one.box[2] - one.box[0], one.box[3] - one.box[1]) for placed in placements for one in placed])
+    longest = np.array(
+        [max(one.box[2] - one.box[0], one.box[3] - one.box[1]) for placed in placements for one in placed]
+    )
     assert longest.min() < 16
     assert longest.max() > 200
     doublings = np.histogram(longest, bins=[12, 24, 48, 96, 257])[0] / len(longest)
@@ -139,7 +161,9 @@ def test_what_is_written_is_coco(tmp_path: Path):
     for image in index["images"]:
         with Image.open(folder / "train" / image["file_name"]) as picture:
             assert picture.size == sizes[image["id"]]
-    assert [annotation["id"] for annotation in index["annotations"]] == list(range(1, len(index["annotations"]) + 1))
+    assert [annotation["id"] for annotation in index["annotations"]] == list(
+        range(1, len(index["annotations"]) + 1)
+    )
     for annotation in index["annotations"]:
         x, y, width, height = annotation["bbox"]
         assert min(x, y) >= 0

@@ -30,7 +30,9 @@ def picture(path: Path, width: int = 100, height: int = 50, **options: Any) -> P
     return path
 
 
-def boxes(folder: Path, *corners: tuple[float, float, float, float], size: tuple[int, int] = (50, 100)) -> Dataset:
+def boxes(
+    folder: Path, *corners: tuple[float, float, float, float], size: tuple[int, int] = (50, 100)
+) -> Dataset:
     """One picture of 100 x 50 with these boxes of one class; annotation ids from 1."""
     picture(folder / "a.png")
     columns = Columns()
@@ -45,7 +47,9 @@ def kinds(problems: list[Any]) -> list[str]:
 
 
 def every_fault(folder: Path) -> Dataset:
-    """A COCO file with each fault of DESIGN.md's section 6 once, and one image and two boxes that are right."""
+    """A COCO file with each fault of DESIGN.md's section 6 once, and one image and two boxes that are
+    right.
+    """
     exif = Image.Exif()
     exif[274] = 6
     for name in ("good.png", "small.png", "unlabelled.png"):
@@ -64,7 +68,10 @@ def every_fault(folder: Path) -> Dataset:
         "../outside.png",
         "unlabelled.png",
     ]
-    images = [{"id": number, "file_name": name, "width": 100, "height": 50} for number, name in enumerate(names, start=1)]
+    images = [
+        {"id": number, "file_name": name, "width": 100, "height": 50}
+        for number, name in enumerate(names, start=1)
+    ]
     images[1] |= {"width": 200}
     images[3] |= {"width": 300, "height": 300}
     images.append({"id": 1, "file_name": "unlabelled.png"})
@@ -82,9 +89,14 @@ def every_fault(folder: Path) -> Dataset:
         {"id": number, "image_id": image, "category_id": category, "bbox": box}
         for number, (image, category, box) in enumerate(rows, start=1)
     ]
-    annotations += [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}, {"id": 20, "image_id": 1, "category_id": 1}]
+    annotations += [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]},
+        {"id": 20, "image_id": 1, "category_id": 1},
+    ]
     categories = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
-    (folder / "train.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    (folder / "train.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return read_coco(folder / "train.json")
 
 
@@ -102,7 +114,8 @@ EVERY_KIND = {
     "pictures that are missing": "image 6 (missing.png)",
     "pictures above the limit of pixels": "image 4 (large.png): 300 x 300",
     "boxes without area": "annotation 2, image 1 (good.png): [x, y, w, h] = [10, 10, 0, 20]",
-    "boxes outside the image": "annotation 4, image 1 (good.png) of 100 x 50: [x, y, w, h] = [90, 10, 20, 20]",
+    "boxes outside the image": "annotation 4, image 1 (good.png) of 100 x 50: [x, y, w, h] = [90, 10, 20, "
+    "20]",
     "duplicate boxes": "annotation 7, image 1 (good.png)",
 }
 
@@ -115,10 +128,15 @@ def test_every_fault_of_a_data_set_is_told_in_one_go(tmp_path: Path) -> None:
     for kind, words in EVERY_KIND.items():
         assert words in found[kind]
         assert kind in str(raised.value)
-    sizes = [problem.detail for problem in raised.value.problems if problem.kind == "pictures whose size disagrees with the annotation"]
+    sizes = [
+        problem.detail
+        for problem in raised.value.problems
+        if problem.kind == "pictures whose size disagrees with the annotation"
+    ]
     assert sizes == [
         "image 2 (small.png): the annotation says 200 x 50, the picture is 100 x 50",
-        "image 3 (turned.jpg): the annotation says 100 x 50, the picture is 50 x 100 (the annotation ignores the EXIF rotation)",
+        "image 3 (turned.jpg): the annotation says 100 x 50, the picture is 50 x 100 (the annotation "
+        "ignores the EXIF rotation)",
     ]
     assert len(raised.value.problems) == len(EVERY_KIND) + 2
     assert str(raised.value).endswith("and leave out the rest.")
@@ -126,9 +144,15 @@ def test_every_fault_of_a_data_set_is_told_in_one_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "invalid, kept", [("drop", [[10, 10, 30, 30], [40, 10, 60, 30]]), ("clip", [[10, 10, 30, 30], [90, 10, 100, 30], [40, 10, 60, 30]])]
+    "invalid, kept",
+    [
+        ("drop", [[10, 10, 30, 30], [40, 10, 60, 30]]),
+        ("clip", [[10, 10, 30, 30], [90, 10, 100, 30], [40, 10, 60, 30]]),
+    ],
 )
-def test_drop_and_clip_go_on_with_what_is_right_and_tell_the_rest(tmp_path: Path, invalid: Any, kept: list[list[float]]) -> None:
+def test_drop_and_clip_go_on_with_what_is_right_and_tell_the_rest(
+    tmp_path: Path, invalid: Any, kept: list[list[float]]
+) -> None:
     clean, problems = validate(every_fault(tmp_path), invalid, max_pixels=89_999)
     assert clean.files.tolist() == ["good.png", "unlabelled.png"]
     assert clean.boxes.tolist() == kept
@@ -181,7 +205,10 @@ def test_the_area_of_a_mask_stays_when_its_box_is_cut(tmp_path: Path) -> None:
     assert validate(data, "clip")[0].areas.tolist() == [123]
 
 
-@pytest.mark.parametrize("bad", [(np.nan, 0, 5, 5), (0, 0, np.inf, 5), (-np.inf, 0, np.inf, 5), (5, 5, 4, 9), (1e308, 0, -1e308, 5)])
+@pytest.mark.parametrize(
+    "bad",
+    [(np.nan, 0, 5, 5), (0, 0, np.inf, 5), (-np.inf, 0, np.inf, 5), (5, 5, 4, 9), (1e308, 0, -1e308, 5)],
+)
 def test_boxes_that_are_not_finite_or_inside_out_are_left_out(tmp_path: Path, bad: tuple[float, ...]) -> None:
     clean, problems = validate(boxes(tmp_path, bad, (0, 0, 5, 5)), "drop")  # type: ignore[arg-type]
     assert len(problems) == 1
@@ -212,7 +239,10 @@ def test_without_headers_no_picture_is_needed(tmp_path: Path) -> None:
 
 
 def test_no_box_and_no_image_are_errors_whatever_is_asked(tmp_path: Path) -> None:
-    for data, words in [(boxes(tmp_path), "no boxes"), (boxes(tmp_path, (5, 5, 5, 5)), r"(?s)no boxes.*\[5, 5, 0, 0\]")]:
+    for data, words in [
+        (boxes(tmp_path), "no boxes"),
+        (boxes(tmp_path, (5, 5, 5, 5)), r"(?s)no boxes.*\[5, 5, 0, 0\]"),
+    ]:
         with pytest.raises(DataError, match=words):
             validate(data, "drop")
     with pytest.raises(DataError, match="no images"):
@@ -243,7 +273,9 @@ def test_an_unknown_way_is_an_error(tmp_path: Path) -> None:
         validate(boxes(tmp_path, (0, 0, 5, 5)), "drops")  # type: ignore[arg-type]
 
 
-def test_headers_are_read_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_read_once_and_again_when_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
     real = headers.image_size
     monkeypatch.setattr(headers, "image_size", lambda path: read.append(path.name) or real(path))
@@ -257,7 +289,10 @@ def test_headers_are_read_once_and_again_when_the_file_changes(tmp_path: Path, m
     assert read == ["a.png", "a.png"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"sizes": 3}', '{"sizes": {"a.png": "x"}}', '{"sizes": {"a.png": [1, 2, -5, 9]}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"sizes": 3}', '{"sizes": {"a.png": "x"}}', '{"sizes": {"a.png": [1, 2, -5, 9]}}'],
+)
 def test_a_corrupt_cache_is_ignored_and_replaced(tmp_path: Path, content: str) -> None:
     picture(tmp_path / "a.png")
     cache = headers.cache_file(tmp_path)
@@ -268,7 +303,9 @@ def test_a_corrupt_cache_is_ignored_and_replaced(tmp_path: Path, content: str) -
     assert [file.name for file in cache.parent.iterdir()] == [cache.name]
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "file" / "below"))
@@ -286,7 +323,9 @@ def test_no_picture_passes_whatever_its_header_promises(tmp_path: Path, size: tu
     data = boxes(tmp_path, (0, 0, 5, 5), size=(0, 0))
     content = (tmp_path / "a.png").read_bytes()
     header = b"IHDR" + struct.pack(">II", *size) + content[24:29]
-    (tmp_path / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    (tmp_path / "a.png").write_bytes(
+        content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+    )
     with pytest.raises(DataError, match=rf"image 7 \(a\.png\).*{size[0]} x {size[1]}"):
         validate(data)
 
@@ -299,7 +338,9 @@ def test_boxes_repeat_by_value_whatever_the_bits_and_hashes(monkeypatch: pytest.
     expected = [row in rows[:place] for place, row in enumerate(rows)]
     assert 50 < sum(expected) < 350
     assert validation._repeated(image, labels, corners).tolist() == expected
-    monkeypatch.setattr(validation, "_of_equal_hash", lambda keys: np.arange(len(keys[0])))  # the plain way: all rows are sorted
+    monkeypatch.setattr(
+        validation, "_of_equal_hash", lambda keys: np.arange(len(keys[0]))
+    )  # the plain way: all rows are sorted
     assert validation._repeated(image, labels, corners).tolist() == expected
 
 

@@ -18,11 +18,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def thing(name: str = "cat", corners: tuple[object, ...] = (10, 20, 40, 25), difficult: int = 0) -> str:
-    box = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
+    box = "".join(
+        f"<{key}>{value}</{key}>"
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    )
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
 
 
-def xml(*objects: str, filename: str = "a.jpg", size: str = "<size><width>100</width><height>50</height></size>") -> str:
+def xml(
+    *objects: str, filename: str = "a.jpg", size: str = "<size><width>100</width><height>50</height></size>"
+) -> str:
     return f"<annotation><filename>{filename}</filename>{size}{''.join(objects)}</annotation>"
 
 
@@ -48,7 +53,9 @@ def test_corners_are_taken_as_printed_and_difficult_ones_are_crowds(tmp_path: Pa
 
 def test_splits_share_classes_and_image_ids_though_each_knows_only_some(tmp_path: Path) -> None:
     files = {"c": xml(thing("zebra")), "a": xml(thing("ant")), "b": xml(thing("cat"), thing("ant"))}
-    data = open_dataset(tree(tmp_path / "set", files, train="c a", val="b", trainval="a b c", ant_train="a 1"))
+    data = open_dataset(
+        tree(tmp_path / "set", files, train="c a", val="b", trainval="a b c", ant_train="a 1")
+    )
     assert list(data) == ["train", "val"]
     assert data["train"].names == data["val"].names == ("ant", "cat", "zebra")
     assert data["train"].category_ids == (1, 2, 3)
@@ -69,16 +76,40 @@ def test_trainval_is_train_where_there_is_no_other(tmp_path: Path) -> None:
     "text, kind, words",
     [
         ("<annotation>", "XML files that cannot be read", "no element found"),
-        ('<!DOCTYPE x [<!ENTITY e "boom">]><annotation>&e;</annotation>', "XML files that cannot be read", "Entit"),
+        (
+            '<!DOCTYPE x [<!ENTITY e "boom">]><annotation>&e;</annotation>',
+            "XML files that cannot be read",
+            "Entit",
+        ),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "XML files that cannot be read", "klingon"),
         ("<html/>", "XML files that are no VOC annotations", "<html>"),
         (xml(thing(), size=""), "XML files without the size of the picture", "b.xml"),
         (xml("<object><name>cat</name></object>", thing()), "objects without bndbox", "object 1 (cat)"),
-        (xml(thing(corners=(1, 2, "x", 4)), thing()), "boxes that are not four finite numbers", "object 1 (cat)"),
-        (xml(thing(corners=(1, 2, "nan", 4)), thing()), "boxes that are not four finite numbers", "object 1 (cat)"),
-        (xml(thing(corners=(1, 2, "1_0", 4)), thing()), "boxes that are not four finite numbers", "object 1 (cat)"),
-        (xml(thing().replace("</bndbox>", "</bndbox><bndbox/>"), thing()), "objects with two names or boxes", "object 1 (cat)"),
-        (xml(thing().replace("<name>", "<name>dog</name><name>"), thing()), "objects with two names or boxes", "object 1 (dog)"),
+        (
+            xml(thing(corners=(1, 2, "x", 4)), thing()),
+            "boxes that are not four finite numbers",
+            "object 1 (cat)",
+        ),
+        (
+            xml(thing(corners=(1, 2, "nan", 4)), thing()),
+            "boxes that are not four finite numbers",
+            "object 1 (cat)",
+        ),
+        (
+            xml(thing(corners=(1, 2, "1_0", 4)), thing()),
+            "boxes that are not four finite numbers",
+            "object 1 (cat)",
+        ),
+        (
+            xml(thing().replace("</bndbox>", "</bndbox><bndbox/>"), thing()),
+            "objects with two names or boxes",
+            "object 1 (cat)",
+        ),
+        (
+            xml(thing().replace("<name>", "<name>dog</name><name>"), thing()),
+            "objects with two names or boxes",
+            "object 1 (dog)",
+        ),
         (xml(thing(difficult=2), thing()), "objects whose difficult is neither 0 nor 1", "object 1 (cat): 2"),
         (xml(thing(name=""), thing()), "objects without a name", "object 1"),
     ],
@@ -101,10 +132,14 @@ def test_a_listed_picture_without_xml_is_told(tmp_path: Path) -> None:
     assert len(data) == 1
 
 
-def test_a_list_may_have_a_byte_order_mark_spaces_and_the_second_column_of_a_class_list(tmp_path: Path) -> None:
+def test_a_list_may_have_a_byte_order_mark_spaces_and_the_second_column_of_a_class_list(
+    tmp_path: Path,
+) -> None:
     files = {"a": xml(thing()), "b c": xml(thing()), "d": xml(thing()), "e 1": xml(thing())}
     root = tree(tmp_path / "set", files)
-    (root / "ImageSets" / "Main" / "train.txt").write_text("a -1\r\nb c\r\nb c  1\r\nd a\r\ne 1", encoding="utf-8-sig")
+    (root / "ImageSets" / "Main" / "train.txt").write_text(
+        "a -1\r\nb c\r\nb c  1\r\nd a\r\ne 1", encoding="utf-8-sig"
+    )
     data = open_dataset(root)["train"]
     assert data.files.tolist() == ["JPEGImages/a.jpg", "JPEGImages/b c.jpg", "JPEGImages/e 1.jpg"]
     assert [(problem.kind, problem.detail) for problem in data.problems] == [
@@ -114,7 +149,9 @@ def test_a_list_may_have_a_byte_order_mark_spaces_and_the_second_column_of_a_cla
 
 
 def test_without_lists_the_pictures_of_the_tree_are_still_in_jpegimages(tmp_path: Path) -> None:
-    assert open_dataset(tree(tmp_path / "set", {"a": xml(thing())}))["all"].files.tolist() == ["JPEGImages/a.jpg"]
+    assert open_dataset(tree(tmp_path / "set", {"a": xml(thing())}))["all"].files.tolist() == [
+        "JPEGImages/a.jpg"
+    ]
 
 
 def test_a_file_name_that_is_no_text_is_told(tmp_path: Path) -> None:
@@ -138,7 +175,10 @@ def test_xml_files_beside_their_pictures_are_a_set_with_or_without_splits(tmp_pa
         (tmp_path / folder / "x.png").write_bytes(b"")
         (tmp_path / folder / "x.xml").write_text(xml(thing(), filename="stale.jpg"))
     assert open_dataset(tmp_path / "flat")["all"].files.tolist() == ["x.png"]
-    assert [one.files.tolist() for one in open_dataset(tmp_path / "split").values()] == [["train/x.png"], ["valid/x.png"]]
+    assert [one.files.tolist() for one in open_dataset(tmp_path / "split").values()] == [
+        ["train/x.png"],
+        ["valid/x.png"],
+    ]
 
 
 def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_a_picture_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     root = one(tmp_path / "set", "0 0.5 0.5 0.2 0.4\n")
     write(root / "images" / "train" / "b.jpg", "no picture")
     data = open_dataset(root)["train"]
-    assert [(problem.kind, problem.detail[:18]) for problem in data.problems] == [("pictures that cannot be read", "images/train/b.jpg")]
+    assert [(problem.kind, problem.detail[:18]) for problem in data.problems] == [
+        ("pictures that cannot be read", "images/train/b.jpg")
+    ]
     assert len(data) == 1
 
 
@@ -98,7 +100,11 @@ def test_the_folders_of_roboflow_are_found(tmp_path: Path, train: str) -> None:
     for split in ("train", "valid"):
         picture(root / split / "images" / f"{split}.jpg")
         write(root / split / "labels" / f"{split}.txt", "0 0.5 0.5 0.2 0.4\n")
-    write(root / "data.yaml", f"train: {train}\nval: {train.replace('train', 'valid')}\ntest: ../test/images\nnc: 1\nnames: ['cat']\n")
+    write(
+        root / "data.yaml",
+        f"train: {train}\nval: {train.replace('train', 'valid')}\ntest: ../test/images\nnc: 1\nnames: "
+        f"['cat']\n",
+    )
     data = open_dataset(root)
     assert {split: one.files.tolist() for split, one in data.items()} == {
         "train": ["train/images/train.jpg"],
@@ -109,8 +115,13 @@ def test_the_folders_of_roboflow_are_found(tmp_path: Path, train: str) -> None:
 
 def test_a_text_file_may_list_the_pictures_and_path_may_name_the_folder(tmp_path: Path) -> None:
     root = one(tmp_path / "set", "0 0.5 0.5 0.2 0.4\n")
-    write(root / "train.txt", f"./images/train/a.png\n{root}/images/train/a.png\n\n/etc/passwd\nimages/train/lost.png\n")
-    file = write(tmp_path / "elsewhere" / "my.yaml", "path: ../set\ntrain: train.txt\nnames: {0: cat, 1: dog}\n")
+    write(
+        root / "train.txt",
+        f"./images/train/a.png\n{root}/images/train/a.png\n\n/etc/passwd\nimages/train/lost.png\n",
+    )
+    file = write(
+        tmp_path / "elsewhere" / "my.yaml", "path: ../set\ntrain: train.txt\nnames: {0: cat, 1: dog}\n"
+    )
     data = open_dataset(file)["train"]
     assert data.files.tolist() == ["images/train/a.png"]
     assert [(problem.kind, problem.detail) for problem in data.problems] == [
@@ -131,7 +142,12 @@ def test_without_a_yaml_the_folders_are_enough(tmp_path: Path, classes: str | No
 
 
 def test_class_names_that_yaml_would_take_for_something_else_stay_words(tmp_path: Path) -> None:
-    assert read_yaml(one(tmp_path / "set", "", "[no, on, 1e3, 07]") / "data.yaml").names == ("no", "on", "1e3", "07")
+    assert read_yaml(one(tmp_path / "set", "", "[no, on, 1e3, 07]") / "data.yaml").names == (
+        "no",
+        "on",
+        "1e3",
+        "07",
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +173,9 @@ def test_class_names_that_yaml_would_take_for_something_else_stay_words(tmp_path
         (f"names: [a]\ntrain: {'x' * 5000}", "are not there"),
     ],
 )
-def test_a_data_yaml_that_does_not_fit_is_an_error_that_says_why(tmp_path: Path, text: str, words: str) -> None:
+def test_a_data_yaml_that_does_not_fit_is_an_error_that_says_why(
+    tmp_path: Path, text: str, words: str
+) -> None:
     with pytest.raises(DataError, match=words):
         open_dataset(write(tmp_path / "data.yaml", text))
 
@@ -175,7 +193,9 @@ def test_the_last_folder_called_images_becomes_labels() -> None:
 
 @pytest.mark.parametrize("key", ["names", "nc", "path", "train"])
 def test_aliases_that_stand_for_gigabytes_are_never_put_into_words(tmp_path: Path, key: str) -> None:
-    bomb = "a: &a [x]\n" + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghij"))
+    bomb = "a: &a [x]\n" + "".join(
+        f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghij")
+    )
     start = "" if key == "names" else "names: [a]\n"
     with pytest.raises(DataError) as raised:
         read_yaml(write(tmp_path / "data.yaml", f"{start}{bomb}{key}: *j"))

@@ -64,7 +64,9 @@ def test_the_reach_is_what_assignment_gives_at_the_mean_distance(size, stride):
     box = torch.tensor([centre - size / 2, centre - size / 2, centre + size / 2, centre + size / 2])
     levels = grid_anchors([(-(-600 // s), -(-600 // s)) for s in (8, 16, 32, 64, 128)])
     best_of_level = max(iou(level, box[None]).max().item() for level in levels)
-    assert engine.reach(boxes_of((size, size)), ModelConfig()).best[0] == pytest.approx(best_of_level, abs=0.12)
+    assert engine.reach(boxes_of((size, size)), ModelConfig()).best[0] == pytest.approx(
+        best_of_level, abs=0.12
+    )
 
 
 def test_check_knows_where_the_anchors_of_a_design_stand():
@@ -72,12 +74,16 @@ def test_check_knows_where_the_anchors_of_a_design_stand():
     best = {name: engine.reach(data, ModelConfig(pyramid=name)).best for name in PYRAMIDS}
     np.testing.assert_array_equal(best["hierarchy"], best["fpn"])
     assert (best["single"] <= best["finest"]).all()
-    assert best["single"][0] < 0.5 < best["fpn"][0]  # cells 32 px apart: a quarter of that is much for a box of 34 px
+    assert (
+        best["single"][0] < 0.5 < best["fpn"][0]
+    )  # cells 32 px apart: a quarter of that is much for a box of 34 px
     assert best["finest"][2] > best["fpn"][2]
 
 
 def test_small_objects_get_advice_on_anchors(caplog):
-    text = engine.reach_table(engine.reach(boxes_of((10, 10), (12, 12), (14, 14), (40, 40)), ModelConfig()), ModelConfig())
+    text = engine.reach_table(
+        engine.reach(boxes_of((10, 10), (12, 12), (14, 14), (40, 40)), ModelConfig()), ModelConfig()
+    )
     assert "--anchor-size" in text
     assert "8-16 px: 3 of 3 boxes are matched by no anchor" in text
 

@@ -1,4 +1,6 @@
-"""Every class loss and every way of mining in a training: it runs, it is split without a change, it goes on where it was stopped."""
+"""Every class loss and every way of mining in a training: it runs, it is split without a change, it goes on
+where it was stopped.
+"""
 
 import json
 import math
@@ -31,12 +33,19 @@ def session_of(data, **settings):
 
 def steps_of(session, start, stop, rate=1e-3):
     """The numbers of these steps."""
-    return [{name: float(value) for name, value in train_step(session, batch, rate).items()} for batch in session.batches(start, stop)]
+    return [
+        {name: float(value) for name, value in train_step(session, batch, rate).items()}
+        for batch in session.batches(start, stop)
+    ]
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"loss": "hinge", "mining": "ohem"}, {"loss": "balanced", "mining": "ohem-1:3", "mining_nms": None}, {"mining": "random"}],
+    [
+        {"loss": "hinge", "mining": "ohem"},
+        {"loss": "balanced", "mining": "ohem-1:3", "mining_nms": None},
+        {"mining": "random"},
+    ],
     ids=str,
 )
 def test_a_run(scenes, tmp_path, settings):
@@ -52,7 +61,9 @@ def test_a_run(scenes, tmp_path, settings):
 def test_micro_batches_give_the_losses_and_gradients_of_the_whole_step(scenes, mining):
     settings = {"mining": mining, "backbone": "resnet18", "backbone_norm": "group", "batch": 3}
     (expected,) = steps_of(session_of(scenes, **settings), 0, 1)
-    assert steps_of(session_of(scenes, **settings, micro_batch=2), 0, 1) == [pytest.approx(expected, rel=1e-4)]
+    assert steps_of(session_of(scenes, **settings, micro_batch=2), 0, 1) == [
+        pytest.approx(expected, rel=1e-4)
+    ]
 
 
 def test_random_minibatches_are_the_same_after_a_stop(scenes, tmp_path):
@@ -68,7 +79,10 @@ def test_random_minibatches_are_the_same_after_a_stop(scenes, tmp_path):
 @pytest.mark.parametrize("mining", MINING)
 def test_the_losses_of_a_split_do_not_depend_on_the_batch(scenes, mining):
     session = session_of(scenes, mining=mining)
-    one, three = (evaluate(session.detector(), session.validation, size, criterion=session.criterion).losses for size in (1, 3))
+    one, three = (
+        evaluate(session.detector(), session.validation, size, criterion=session.criterion).losses
+        for size in (1, 3)
+    )
     assert one == pytest.approx(three, rel=1e-4)
     assert set(one) == {"class_loss", "box_loss"}
 
@@ -81,15 +95,21 @@ def test_a_dump_reproduces_a_mined_step(scenes, tmp_path, mining):
     about = {"iteration": 3, "lr": 0.0, "levels": levels, "files": ["a.jpg", "b.jpg"]}
     write_dump(tmp_path / "early.pt", session, batch, about)
     numbers = {name: float(value) for name, value in train_step(session, batch, 0.0).items()}
-    assert {name: sum(parts) for name, parts in levels.items()} == pytest.approx({name: numbers[name] for name in levels}, rel=1e-5)
+    assert {name: sum(parts) for name, parts in levels.items()} == pytest.approx(
+        {name: numbers[name] for name in levels}, rel=1e-5
+    )
     content = torch.load(tmp_path / "early.pt", weights_only=True)
     torch.save({**content, "numbers": numbers}, tmp_path / "dump.pt")
     assert replay.run(tmp_path / "dump.pt", ReplayConfig())
 
 
-@pytest.mark.parametrize("settings", [{"gamma": 0.1}, {"gamma": 0.2}, {"gamma": 0.5}, {"loss": "hinge"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"gamma": 0.1}, {"gamma": 0.2}, {"gamma": 0.5}, {"loss": "hinge"}], ids=str
+)
 def test_20_steps_in_bf16_are_finite(scenes, settings):
-    """By then some logits are beyond 6.25, from where on the usual form of the focal loss has NaN gradients in bf16."""
+    """By then some logits are beyond 6.25, from where on the usual form of the focal loss has NaN gradients
+    in bf16.
+    """
     session = session_of(scenes, precision="bf16", **settings)
     numbers = steps_of(session, 0, 20, rate=1e-2)
     assert all(math.isfinite(value) for step in numbers for value in step.values())

@@ -1,4 +1,6 @@
-"""What a training costs is known before it: memory, time, anchors; the largest batch with its learning rate."""
+"""What a training costs is known before it: memory, time, anchors; the largest batch with its learning
+rate.
+"""
 
 import dataclasses
 
@@ -15,13 +17,24 @@ from retinanet.errors import ConfigError
 from retinanet.presets import preset
 from retinanet.settings import override
 
-SMALL = {"channels": 32, "depth": 1, "scale": 64, "train_scale": 64, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": 64,
+    "batch": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+}
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("data"), {"train": 40, "val": 2}, size=(64, 96), seed=3, across=(16, 48))
+    return write_scenes(
+        tmp_path_factory.mktemp("data"), {"train": 40, "val": 2}, size=(64, 96), seed=3, across=(16, 48)
+    )
 
 
 def session_of(data, **settings):
@@ -84,18 +97,42 @@ def test_anchors_of_objects_are_those_that_training_assigns(data):
     session = session_of(data, jitter=(1.0, 1.0), flip=0.0)
     counts, sides, labels = cost.anchors_of_objects(session)
     steps = session.sampler.steps_per_epoch
-    positives = sum(float(train_step(session, batch, 0.0)["positives"]) * 2 for batch in session.batches(0, steps))
+    positives = sum(
+        float(train_step(session, batch, 0.0)["positives"]) * 2 for batch in session.batches(0, steps)
+    )
     assert counts.sum() == positives
     assert len(counts) == len(sides) == len(labels) == len(session.training.labels)
     assert np.bincount(labels).tolist() == np.bincount(session.training.labels).tolist()
 
 
-def test_a_dry_run_prints_memory_time_and_anchors_and_leaves_nothing(data, tmp_path, monkeypatch, capsys, caplog):
+def test_a_dry_run_prints_memory_time_and_anchors_and_leaves_nothing(
+    data, tmp_path, monkeypatch, capsys, caplog
+):
     monkeypatch.chdir(tmp_path)
-    words = ["--channels", "32", "--depth", "1", "--scale", "64", "--train-scale", "64", "--device", "cpu", "--budget", "500im"]
+    words = [
+        "--channels",
+        "32",
+        "--depth",
+        "1",
+        "--scale",
+        "64",
+        "--train-scale",
+        "64",
+        "--device",
+        "cpu",
+        "--budget",
+        "500im",
+    ]
     with caplog.at_level("INFO", "retinanet"):
         assert main(["train", str(data), "--dry-run", "--preset", "tiny", *words]) == 0
-    for expected in ("memory: ", "s a step, 10 steps an epoch", "125 iterations", "anchors per object", "32-64 px", "triangle"):
+    for expected in (
+        "memory: ",
+        "s a step, 10 steps an epoch",
+        "125 iterations",
+        "anchors per object",
+        "32-64 px",
+        "triangle",
+    ):
         assert expected in caplog.text
     assert list(tmp_path.iterdir()) == []
 

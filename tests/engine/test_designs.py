@@ -14,7 +14,16 @@ from retinanet.ops.anchors import PYRAMIDS
 from retinanet.presets import preset
 from retinanet.settings import override
 
-SMALL = {"channels": 32, "depth": 1, "scale": 64, "train_scale": None, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": None,
+    "batch": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+}
 
 
 @pytest.fixture(scope="module", params=PYRAMIDS)

@@ -26,7 +26,9 @@ def pictures(tmp_path_factory):
     sizes = [(64, 96), (96, 64), (64, 96), (40, 200), (200, 41), (64, 90), (33, 33)]
     for i, (height, width) in enumerate(sizes):
         Image.fromarray(
-            scene(i, (96, 200), (16, 64)).image[:height, :width] if height <= 96 else np.zeros((height, width, 3), np.uint8)
+            scene(i, (96, 200), (16, 64)).image[:height, :width]
+            if height <= 96
+            else np.zeros((height, width, 3), np.uint8)
         ).save(folder / f"{i}.png")
     return sorted(folder.glob("*.png"))
 
@@ -49,7 +51,9 @@ def test_answers_are_in_pixels_of_the_picture_best_first_and_named(detector, pic
 
 
 def test_one_by_one_equals_batched(detector, pictures):
-    for alone, together in zip([detector.predict(path) for path in pictures], detector.predict(pictures, batch=3), strict=True):
+    for alone, together in zip(
+        [detector.predict(path) for path in pictures], detector.predict(pictures, batch=3), strict=True
+    ):
         same(alone, together)
 
 
@@ -65,7 +69,13 @@ def test_paths_arrays_tensors_and_pillow_images_give_the_same(detector, pictures
     path = pictures[0]
     image = read_image(path)
     expected = detector.predict(path)
-    for given in (str(path), image, image.float() / 255, image.permute(1, 2, 0).numpy(), Image.fromarray(image.permute(1, 2, 0).numpy())):
+    for given in (
+        str(path),
+        image,
+        image.float() / 255,
+        image.permute(1, 2, 0).numpy(),
+        Image.fromarray(image.permute(1, 2, 0).numpy()),
+    ):
         same(detector.predict(given), expected)
     for stacked in (image[None], image.permute(1, 2, 0).numpy()[None]):
         (answer,) = detector.predict(stacked)
@@ -120,7 +130,9 @@ def test_another_scale_is_obeyed(trained):
     assert retinanet.load(trained, device="cpu", scale=128).preprocess.size(64, 96) == (128, 192)
 
 
-@pytest.mark.parametrize(("model", "reason"), [("nowhere", "neither a run folder nor a file"), (".", "without model.safetensors")])
+@pytest.mark.parametrize(
+    ("model", "reason"), [("nowhere", "neither a run folder nor a file"), (".", "without model.safetensors")]
+)
 def test_a_model_that_is_not_there_is_told(model, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=reason):

@@ -16,7 +16,9 @@ from retinanet.verbs import EvalConfig
 
 
 def test_the_verb_writes_the_numbers_the_answers_and_the_plots(trained, scenes, tmp_path):
-    metrics = engine.run(str(trained), str(scenes), EvalConfig(split="test", out=tmp_path / "out", device="cpu", workers=0))
+    metrics = engine.run(
+        str(trained), str(scenes), EvalConfig(split="test", out=tmp_path / "out", device="cpu", workers=0)
+    )
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {
         "AP",
@@ -35,12 +37,19 @@ def test_the_verb_writes_the_numbers_the_answers_and_the_plots(trained, scenes, 
     assert written["AP"] == metrics["AP"]
     assert written["split"] == "test"
     assert isinstance(json.loads((tmp_path / "out" / "predictions.json").read_text()), list)
-    assert {path.name for path in (tmp_path / "out" / "plots").iterdir()} == {"precision_recall.png", "confusion.png", "f1.png"}
+    assert {path.name for path in (tmp_path / "out" / "plots").iterdir()} == {
+        "precision_recall.png",
+        "confusion.png",
+        "f1.png",
+    }
 
 
 def test_a_results_file_is_scored_without_any_picture(scenes, tmp_path):
     index = json.loads((scenes / "annotations" / "test.json").read_text())
-    perfect = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9} for a in index["annotations"]]
+    perfect = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in index["annotations"]
+    ]
     (tmp_path / "results.json").write_text(json.dumps(perfect))
     alone = tmp_path / "alone.json"  # the index without its pictures
     alone.write_text(json.dumps(index))
@@ -50,9 +59,24 @@ def test_a_results_file_is_scored_without_any_picture(scenes, tmp_path):
 def test_published_coco_detections_give_their_published_figures(shared_data):
     folder = shared_data / "coco_eval" / "cocoapi_val2014_100"
     metrics = engine.run(
-        str(folder / "instances_val2014_fakebbox100_results.json"), str(folder / "instances_val2014_100.json"), EvalConfig()
+        str(folder / "instances_val2014_fakebbox100_results.json"),
+        str(folder / "instances_val2014_100.json"),
+        EvalConfig(),
     )
-    published = [0.504581, 0.696973, 0.572982, 0.585626, 0.519400, 0.501398, 0.386813, 0.593680, 0.595353, 0.639811, 0.566421, 0.564291]
+    published = [
+        0.504581,
+        0.696973,
+        0.572982,
+        0.585626,
+        0.519400,
+        0.501398,
+        0.386813,
+        0.593680,
+        0.595353,
+        0.639811,
+        0.566421,
+        0.564291,
+    ]
     assert list(metrics.numbers.values()) == pytest.approx(published, abs=1e-6)
 
 

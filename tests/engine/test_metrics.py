@@ -12,7 +12,16 @@ import torch
 
 from retinanet.data.coco import read_coco
 from retinanet.data.dataset import Columns, Dataset
-from retinanet.engine.metrics import NUMBERS, Results, best_f1, coco_metrics, collect, format_table, read_results, write_results
+from retinanet.engine.metrics import (
+    NUMBERS,
+    Results,
+    best_f1,
+    coco_metrics,
+    collect,
+    format_table,
+    read_results,
+    write_results,
+)
 from retinanet.errors import DataError
 from retinanet.structures import Detections
 
@@ -29,14 +38,18 @@ B: Box = (50, 50, 60, 60)
 FAR: Box = (200, 200, 210, 210)
 
 
-def dataset(*images: Sequence[Truth], names: Sequence[str] = ("cat", "dog"), crowd: Sequence[Box] = ()) -> Dataset:
+def dataset(
+    *images: Sequence[Truth], names: Sequence[str] = ("cat", "dog"), crowd: Sequence[Box] = ()
+) -> Dataset:
     """Images of (box, label) with sparse, descending ids; boxes named in `crowd` are crowds."""
     columns = Columns()
     for index, truths in enumerate(images):
         columns.image(f"{index}.jpg", 1000 - 7 * index, 300, 300)
         for box, label in truths:
             columns.box(box, label, len(columns.labels), crowd=box in crowd)
-    return columns.build(Path("data.json"), Path(), "val", names, [3 + 10 * label for label in range(len(names))])
+    return columns.build(
+        Path("data.json"), Path(), "val", names, [3 + 10 * label for label in range(len(names))]
+    )
 
 
 def results(*images: Sequence[Found]) -> Results:
@@ -55,7 +68,9 @@ def test_published_detections_give_the_published_numbers():
     metrics = coco_metrics(data, read_results(PUBLISHED / "instances_val2014_fakebbox100_results.json", data))
     published = "0.504581 0.696973 0.572982 0.585626 0.519400 0.501398 0.386813 0.593680 0.595353 0.639811 0.566421 0.564291"
     assert list(metrics.numbers) == list(NUMBERS)
-    assert list(metrics.numbers.values()) == pytest.approx([float(one) for one in published.split()], abs=1e-6)
+    assert list(metrics.numbers.values()) == pytest.approx(
+        [float(one) for one in published.split()], abs=1e-6
+    )
 
 
 @needs_published
@@ -64,7 +79,9 @@ def test_the_order_of_images_and_rows_does_not_matter():
     found = read_results(PUBLISHED / "instances_val2014_fakebbox100_results.json", data)
     order = np.random.default_rng(0).permutation(len(data))
     back = np.argsort(order)
-    shuffled = Results(back[found.images], found.boxes, found.scores, found.labels)[np.argsort(back[found.images], kind="stable")]
+    shuffled = Results(back[found.images], found.boxes, found.scores, found.labels)[
+        np.argsort(back[found.images], kind="stable")
+    ]
     assert coco_metrics(data.subset(order), shuffled).numbers == coco_metrics(data, found).numbers
 
 
@@ -141,9 +158,21 @@ def test_a_class_that_never_occurs_is_left_out_of_the_mean():
     cat, dog = metrics.per_class
     assert metrics["AP"] == pytest.approx(1.0)
     assert (cat.name, cat.boxes, cat.AP, cat.threshold, cat.f1) == ("cat", 1, 1.0, 0.9, 1.0)
-    assert (dog.name, dog.boxes, dog.AP, dog.AP50, dog.AP75, dog.threshold, dog.f1) == ("dog", 0, None, None, None, None, None)
+    assert (dog.name, dog.boxes, dog.AP, dog.AP50, dog.AP75, dog.threshold, dog.f1) == (
+        "dog",
+        0,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
     assert metrics.curves.precision[1] is None
-    assert next(line for line in format_table(metrics).splitlines() if line.startswith("dog")).split() == ["dog", "0", *"-----"]
+    assert next(line for line in format_table(metrics).splitlines() if line.startswith("dog")).split() == [
+        "dog",
+        "0",
+        *"-----",
+    ]
 
 
 def test_confusion_by_hand():
@@ -234,7 +263,14 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path):
 
 def test_unknown_ids_are_named_and_counted(tmp_path: Path):
     good = {"image_id": 1000, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.5}
-    rows = [good, {**good, "image_id": 7}, {**good, "image_id": 7}, {**good, "category_id": 4}, {**good, "bbox": [1, 2]}, {"image_id": 1}]
+    rows = [
+        good,
+        {**good, "image_id": 7},
+        {**good, "image_id": 7},
+        {**good, "category_id": 4},
+        {**good, "bbox": [1, 2]},
+        {"image_id": 1},
+    ]
     file = tmp_path / "predictions.json"
     file.write_text(json.dumps(rows))
     with pytest.raises(DataError) as caught:

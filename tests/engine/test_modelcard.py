@@ -55,7 +55,11 @@ def section(text, title):
 
 def rows(text):
     """Cells of every line of every table, unescaped pipes only."""
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
 
 
 def test_the_head_is_what_the_hub_reads(card, trained, scenes):
@@ -63,7 +67,11 @@ def test_the_head_is_what_the_hub_reads(card, trained, scenes):
     assert (head["library_name"], head["pipeline_tag"]) == ("retinanet", "object-detection")
     assert "license" not in head  # it is for whoever publishes the weights to choose
     (result, *_) = ModelCard(card).data.eval_results
-    assert (result.task_type, result.dataset_name, result.dataset_split) == ("object-detection", scenes.name, "val")
+    assert (result.task_type, result.dataset_name, result.dataset_split) == (
+        "object-detection",
+        scenes.name,
+        "val",
+    )
     assert head["model-index"][0]["name"] == trained.name
 
 
@@ -111,7 +119,9 @@ def test_awkward_names_survive(tmp_path):
     for category, name in zip(content["categories"], AWKWARD, strict=True):
         category["name"] = name
     file.write_text(json.dumps(content))
-    text = (retinanet.train(data, "tiny", out=tmp_path / "null", **{**SMALL, **QUICK}) / "README.md").read_text()
+    text = (
+        retinanet.train(data, "tiny", out=tmp_path / "null", **{**SMALL, **QUICK}) / "README.md"
+    ).read_text()
     assert front(text)["model-index"][0]["name"] == "null"
     assert ModelCard(text).data.eval_results[0].dataset_name == data.name
     table = [line for line in section(text, "Results").splitlines() if line.startswith("| ")]
@@ -125,7 +135,14 @@ def test_awkward_names_survive(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a | b", r"a \| b"), ("a\nb\x00", "a b"), ("<b>", r"\<b\>"), ("snake_case", "snake_case"), ("_em_", r"\_em\_"), ("a\\", "a\\\\")],
+    [
+        ("a | b", r"a \| b"),
+        ("a\nb\x00", "a b"),
+        ("<b>", r"\<b\>"),
+        ("snake_case", "snake_case"),
+        ("_em_", r"\_em\_"),
+        ("a\\", "a\\\\"),
+    ],
 )
 def test_foreign_text_is_text(name, expected):
     assert escaped(name) == expected
@@ -142,13 +159,20 @@ def test_the_licence_and_origin_of_initial_weights_are_told_and_handed_on(traine
     }
     (tmp_path / "private").mkdir()
     save_model(tmp_path / "private" / "coco.safetensors", weights, replace(card, about=about))
-    run = retinanet.train(scenes, "tiny", init=tmp_path / "private" / "coco.safetensors", out=tmp_path / "first", **QUICK)
+    run = retinanet.train(
+        scenes, "tiny", init=tmp_path / "private" / "coco.safetensors", out=tmp_path / "first", **QUICK
+    )
     again = retinanet.train(scenes, "tiny", init=run, out=tmp_path / "second", **QUICK)
     for folder, origin in ((run, ["coco.safetensors"]), (again, ["first", "coco.safetensors"])):
         text = (folder / "README.md").read_text()
         assert [entry["name"] for entry in json.loads((folder / "config.json").read_text())["init"]] == origin
-        assert r"coco.safetensors, of torchvision, imported from theirs.pth, published as v2 \| coco, licence BSD-3-Clause" in text
-        assert "The licence of coco.safetensors, from which they come: BSD-3-Clause." in section(text, "Licence")
+        assert (
+            r"coco.safetensors, of torchvision, imported from theirs.pth, published as v2 \| coco, licence "
+            r"BSD-3-Clause" in text
+        )
+        assert "The licence of coco.safetensors, from which they come: BSD-3-Clause." in section(
+            text, "Licence"
+        )
         assert "private" not in text
     assert "The licence of first, from which they come: not recorded." in section(text, "Licence")
     assert load_model(again / "model.safetensors")[1].about["init"][1]["licence"] == "BSD-3-Clause"
@@ -164,7 +188,9 @@ def test_imagenet_weights_are_named_as_pinned_with_their_licence():
 
 def test_a_training_from_imagenet_weights_names_them(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(Backbone, "load_imagenet", lambda self: None)  # no test fetches weights
-    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", **{**SMALL, **QUICK}, weights="imagenet", backbone_norm="frozen")
+    run = retinanet.train(
+        scenes, "tiny", out=tmp_path / "run", **{**SMALL, **QUICK}, weights="imagenet", backbone_norm="frozen"
+    )
     text = (run / "README.md").read_text()
     assert front(text)["base_model"] == "timm/resnet18.tv_in1k"
     link = "[resnet18.tv_in1k](https://huggingface.co/timm/resnet18.tv_in1k)"
@@ -174,8 +200,14 @@ def test_a_training_from_imagenet_weights_names_them(scenes, tmp_path, monkeypat
 
 def test_what_a_strangers_file_says_of_its_origin_is_not_trusted(trained, tmp_path):
     _, card = load_model(trained / "model.safetensors")
-    about = {"licence": ["MIT"], "project": "x" * 1000, "init": [{"name": 3, "hub": "](javascript:x)"}, "no dict"] * 50}
-    found = origins(override(preset("tiny"), {"init": tmp_path / "model.safetensors"}), replace(card, about=about))
+    about = {
+        "licence": ["MIT"],
+        "project": "x" * 1000,
+        "init": [{"name": 3, "hub": "](javascript:x)"}, "no dict"] * 50,
+    }
+    found = origins(
+        override(preset("tiny"), {"init": tmp_path / "model.safetensors"}), replace(card, about=about)
+    )
     assert len(found) == 20
     assert found[0] == {"kind": "model", "name": f"{tmp_path.name}/model.safetensors", "project": "x" * 200}
     assert "huggingface.co" not in modelcard.origin_line(found[1])
@@ -194,7 +226,9 @@ def test_an_address_on_the_hub_is_found(entry, address):
     assert modelcard.hub_address(entry) == address
 
 
-@pytest.mark.parametrize(("path", "name"), [("hf:owner/name", "hf:owner/name"), ("/home/me/runs/x", "x"), ("/x/y.pth", "y.pth")])
+@pytest.mark.parametrize(
+    ("path", "name"), [("hf:owner/name", "hf:owner/name"), ("/home/me/runs/x", "x"), ("/x/y.pth", "y.pth")]
+)
 def test_a_name_for_the_public(path, name):
     assert public_name(path) == name
 
@@ -246,14 +280,20 @@ def test_the_time_is_that_of_all_stretches_of_the_record():
             batch = 4
 
     record = [{"kind": "train", "iteration": 10, "images_per_second": 2.0}, {"kind": "val", "iteration": 10}]
-    record += [{"kind": "train", "iteration": 30, "images_per_second": 8.0}, {"kind": "train", "iteration": 40, "images_per_second": None}]
+    record += [
+        {"kind": "train", "iteration": 30, "images_per_second": 8.0},
+        {"kind": "train", "iteration": 40, "images_per_second": None},
+    ]
     assert time_line(Session, record).startswith("30 s")  # 40 images at 2, then 80 at 8
 
 
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"loss": "cross_entropy"}, "cross entropy + smooth L1 (beta 0.111); positive from IoU 0.5, background below 0.4"),
+        (
+            {"loss": "cross_entropy"},
+            "cross entropy + smooth L1 (beta 0.111); positive from IoU 0.5, background below 0.4",
+        ),
         (
             {"alpha": None, "gamma": 0.5, "box_loss": "giou"},
             "focal loss (alpha none, gamma 0.5) + GIoU; positive from IoU 0.5, background below 0.4",

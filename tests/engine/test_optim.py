@@ -9,7 +9,9 @@ from retinanet.errors import ConfigError
 
 
 def test_the_paper_drops_its_rate_at_60k_and_80k_of_90k():
-    at = {i: lr_factor(i, 90_000, 500, "drops") for i in (0, 499, 500, 59_999, 60_000, 79_999, 80_000, 89_999)}
+    at = {
+        i: lr_factor(i, 90_000, 500, "drops") for i in (0, 499, 500, 59_999, 60_000, 79_999, 80_000, 89_999)
+    }
     assert at[0] == pytest.approx(1 / 501)
     assert at[499] == pytest.approx(500 / 501)
     assert at[500] == at[59_999] == 1

@@ -22,7 +22,9 @@ def out(tmp_path):
 
 
 def write(folder, number, images, failed=(), rows=()):
-    parts.write_part(folder, number, [{"id": i} for i in images], [{"id": i, "reason": "broken"} for i in failed], rows)
+    parts.write_part(
+        folder, number, [{"id": i} for i in images], [{"id": i, "reason": "broken"} for i in failed], rows
+    )
 
 
 def ids(file):
@@ -48,8 +50,16 @@ def test_parts_become_lists_in_their_order(out, caplog):
     assert ids(out / "predictions.json") == [1, 2]
     assert ids(out / "images.json") == [1, 2, 4]
     assert ids(out / "failed.json") == [3]
-    assert "3 of 4 pictures done, 2 answers" in caplog.text and "1 of 4 pictures could not be read" in caplog.text
-    assert {path.name for path in out.iterdir()} == {"about.json", "predictions.json", "images.json", "failed.json"}
+    assert (
+        "3 of 4 pictures done, 2 answers" in caplog.text
+        and "1 of 4 pictures could not be read" in caplog.text
+    )
+    assert {path.name for path in out.iterdir()} == {
+        "about.json",
+        "predictions.json",
+        "images.json",
+        "failed.json",
+    }
 
 
 def test_where_nothing_failed_there_is_no_list_of_failures(tmp_path):
@@ -88,7 +98,11 @@ def test_a_merge_that_is_killed_is_made_again(out, monkeypatch, last):
     parts.refuse_finished(out)  # does not
     parts.begin(out, ABOUT)
     assert parts.merge(out, 3)
-    assert (ids(out / "predictions.json"), ids(out / "images.json"), ids(out / "failed.json")) == ([1, 2], [1, 2, 4], [3])
+    assert (ids(out / "predictions.json"), ids(out / "images.json"), ids(out / "failed.json")) == (
+        [1, 2],
+        [1, 2, 4],
+        [3],
+    )
     assert not (out / "parts").exists()
 
 
@@ -132,13 +146,20 @@ def test_where_there_are_no_locks_two_may_merge_and_the_files_are_the_same(out, 
     monkeypatch.setattr(parts, "_heads", overtaken)
     assert parts.merge(out, 3)
     assert ids(out / "predictions.json") == [1, 2]
-    assert {path.name for path in out.iterdir()} == {"about.json", "predictions.json", "images.json", "failed.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "about.json",
+        "predictions.json",
+        "images.json",
+        "failed.json",
+    }
 
 
 def test_processes_that_begin_at_once_agree(tmp_path, monkeypatch):
     exists = parts.Path.exists
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Path, "exists", lambda path: path.name != "about.json" and exists(path))  # both look before either writes
+        patch.setattr(
+            parts.Path, "exists", lambda path: path.name != "about.json" and exists(path)
+        )  # both look before either writes
         parts.begin(tmp_path / "out", ABOUT)
         parts.begin(tmp_path / "out", ABOUT)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["about.json"]
@@ -148,7 +169,9 @@ def test_processes_that_begin_at_once_agree(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ['{"model": "6f2a", "threshold": 0.3, "scale": 800}', "[]", "half a fi"])
 def test_a_folder_of_another_prediction_is_refused(tmp_path, text):
     (tmp_path / "about.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"another prediction, with other .*scale; choose another --out, or delete it"):
+    with pytest.raises(
+        ConfigError, match=r"another prediction, with other .*scale; choose another --out, or delete it"
+    ):
         parts.begin(tmp_path, ABOUT)
     assert (tmp_path / "about.json").read_text() == text
 

@@ -1,4 +1,6 @@
-"""A long prediction that is killed with -9 goes on where it was: nothing is answered twice, nothing is lost."""
+"""A long prediction that is killed with -9 goes on where it was: nothing is answered twice, nothing is
+lost.
+"""
 
 import json
 import os
@@ -32,9 +34,22 @@ def pictures(tmp_path_factory):
 
 
 def start(trained, pictures, out, rank=0, world=1):
-    words = ["predict", str(trained), str(pictures), "--out", str(out), "--no-pictures", "--workers", "0", "--batch", "1"]
+    words = [
+        "predict",
+        str(trained),
+        str(pictures),
+        "--out",
+        str(out),
+        "--no-pictures",
+        "--workers",
+        "0",
+        "--batch",
+        "1",
+    ]
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", PREDICT, *words], env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PREDICT, *words], env=environment, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_kill_9_loses_and_repeats_nothing(trained, pictures, tmp_path):

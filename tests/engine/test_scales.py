@@ -24,7 +24,9 @@ SCALES = (64, 96)
 
 def detector_at(trained, **settings):
     detector = retinanet.load(trained, device="cpu", **settings)
-    detector.postprocess = Postprocess(score_threshold=0.001, max_detections=10**6)  # an untrained network is sure of nothing
+    detector.postprocess = Postprocess(
+        score_threshold=0.001, max_detections=10**6
+    )  # an untrained network is sure of nothing
     return detector
 
 
@@ -43,7 +45,9 @@ def pictures(tmp_path_factory):
     """Files of several shapes, two of which are one padded shape at 64 px and two at 96 px."""
     folder = tmp_path_factory.mktemp("pictures")
     for number, (height, width) in enumerate([(64, 96), (96, 64), (64, 96), (64, 92), (64, 80), (70, 64)]):
-        Image.fromarray(scene(number, (96, 128), (16, 64)).image[:height, :width]).save(folder / f"{number}.png")
+        Image.fromarray(scene(number, (96, 128), (16, 64)).image[:height, :width]).save(
+            folder / f"{number}.png"
+        )
     return sorted(folder.glob("*.png"))
 
 
@@ -54,7 +58,9 @@ def same(one, other):
 
 
 def equal(one, other):
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels"))
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
+    )
 
 
 @pytest.mark.parametrize("scales", [(96,), [96, 96]])
@@ -64,11 +70,17 @@ def test_one_scale_of_several_is_that_scale(trained, single, pictures, scales):
 
 def test_without_suppression_the_answers_are_those_of_all_scales_together(trained, pictures):
     loose = Postprocess(score_threshold=0.001, nms_threshold=1.0, max_detections=10**6)
-    detectors = [detector_at(trained, scales=SCALES), *(detector_at(trained, scale=scale) for scale in SCALES)]
+    detectors = [
+        detector_at(trained, scales=SCALES),
+        *(detector_at(trained, scale=scale) for scale in SCALES),
+    ]
     for detector in detectors:
         detector.postprocess = loose
     merged, *each = (detector.predict(pictures[4]) for detector in detectors)
-    rows = [torch.cat([one.boxes, 100 * one.scores[:, None], 100.0 * one.labels[:, None]], dim=1) for one in (merged, *each)]
+    rows = [
+        torch.cat([one.boxes, 100 * one.scores[:, None], 100.0 * one.labels[:, None]], dim=1)
+        for one in (merged, *each)
+    ]
     apart = torch.cdist(rows[0], torch.cat(rows[1:]), compute_mode="donot_use_mm_for_euclid_dist")
     assert apart.shape[0] == apart.shape[1]
     assert apart.amin(dim=0).max() < 1e-2
@@ -89,7 +101,9 @@ def test_merged_answers_have_the_best_of_each_class_at_any_scale(several, single
 
 
 def test_a_box_that_goes_takes_none_with_it():
-    """The best box, from one scale, is too near to the second, from another, which is too near to the third, from that other too."""
+    """The best box, from one scale, is too near to the second, from another, which is too near to the third,
+    from that other too.
+    """
     boxes = torch.tensor([[[0.0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10]]])
     x, labels = torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 3, dtype=torch.long)
     ((kept, _, _),) = Postprocess().suppress(boxes, x, labels, torch.tensor([[20.0, 20]]))
@@ -132,7 +146,11 @@ def test_pictures_that_share_a_batch_are_of_one_shape_at_every_scale():
 
 
 def test_the_verb_eval_scores_merged_answers(trained, scenes, tmp_path):
-    metrics = evaluate.run(str(trained), str(scenes), EvalConfig(split="test", out=tmp_path, device="cpu", workers=0, scales=SCALES))
+    metrics = evaluate.run(
+        str(trained),
+        str(scenes),
+        EvalConfig(split="test", out=tmp_path, device="cpu", workers=0, scales=SCALES),
+    )
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["AP"] == metrics["AP"]
     assert written["config"]["scales"] == list(SCALES)
@@ -164,8 +182,13 @@ def test_a_prediction_at_other_scales_is_another_prediction(trained, pictures, t
 
 
 def test_the_flag_takes_several_numbers():
-    for verb, function, config, last in (("predict", cli.predict, PredictConfig(), "paths"), ("eval", cli.evaluate, EvalConfig(), "data")):
-        parsed = cli.parse(verb, function, ["m", "a", "--scales", "400", "600", "--batch", "2"], config, "model", last)
+    for verb, function, config, last in (
+        ("predict", cli.predict, PredictConfig(), "paths"),
+        ("eval", cli.evaluate, EvalConfig(), "data"),
+    ):
+        parsed = cli.parse(
+            verb, function, ["m", "a", "--scales", "400", "600", "--batch", "2"], config, "model", last
+        )
         assert parsed[-1].scales == (400, 600)
 
 

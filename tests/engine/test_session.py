@@ -11,7 +11,16 @@ from retinanet.errors import ConfigError
 from retinanet.presets import preset
 from retinanet.settings import override
 
-SMALL = {"channels": 32, "depth": 1, "scale": 64, "train_scale": 64, "batch": 4, "workers": 0, "device": "cpu", "precision": "fp32"}
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": 64,
+    "batch": 4,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+}
 CPU = torch.device("cpu")
 
 
@@ -40,7 +49,10 @@ def test_micro_batches_are_refused_where_they_would_change_the_result(scenes):
 
 
 def test_the_same_weights_whatever_the_other_settings(scenes):
-    one, other = session_of(scenes).model.state_dict(), session_of(scenes, repeat_threshold=0.5).model.state_dict()
+    one, other = (
+        session_of(scenes).model.state_dict(),
+        session_of(scenes, repeat_threshold=0.5).model.state_dict(),
+    )
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -76,7 +88,9 @@ def test_where_compiling_fails_the_plain_network_is_used_and_a_line_says_why(sce
 
 @pytest.mark.slow
 def test_a_compiled_network_has_the_same_losses_and_is_not_compiled_for_each_shape(scenes):
-    """Minutes: the C++ compiler is slow. More than two graphs for six shapes would mean that shapes are compiled one by one."""
+    """Minutes: the C++ compiler is slow. More than two graphs for six shapes would mean that shapes are
+    compiled one by one.
+    """
     from torch._dynamo import reset
     from torch._dynamo.utils import counters
 
@@ -88,7 +102,9 @@ def test_a_compiled_network_has_the_same_losses_and_is_not_compiled_for_each_sha
     plain, fast = session_of(scenes, **settings), session_of(scenes, **settings, compile=True)
     for height, width in [(288, 384), (384, 288), (288, 288), (288, 480), (416, 288), (320, 320)]:
         batch = made_up(plain, 2)
-        batch = type(batch)(batch.images[..., :1, :1].expand(2, 3, height, width).contiguous(), batch.targets, batch.indices)
+        batch = type(batch)(
+            batch.images[..., :1, :1].expand(2, 3, height, width).contiguous(), batch.targets, batch.indices
+        )
         one, other = (train_step(session, batch, 0.0) for session in (plain, fast))
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
     assert fast.network is not fast.model

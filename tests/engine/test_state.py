@@ -33,8 +33,12 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Five pictures: with two a step, an epoch ends in the middle of the run and has a step that is filled up."""
-    return write_scenes(tmp_path_factory.mktemp("data"), {"train": 5, "val": 3}, size=(64, 96), seed=3, across=(16, 48))
+    """Five pictures: with two a step, an epoch ends in the middle of the run and has a step that is filled
+    up.
+    """
+    return write_scenes(
+        tmp_path_factory.mktemp("data"), {"train": 5, "val": 3}, size=(64, 96), seed=3, across=(16, 48)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +78,24 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(data, whole, tmp_
 
 
 def test_another_recipe_is_resumed_as_exactly(data, tmp_path, monkeypatch):
-    """SGD with momentum, no average, clipping, group norm, micro-batches, repeated pictures, inverse frequencies."""
-    recipe = {"optimizer": "sgd", "lr": 0.01, "ema": None, "clip": 1.0, "backbone_norm": "group", "micro_batch": 1, "schedule": "drops"}
-    recipe |= {"repeat_threshold": 1.0, "alpha": "inverse-frequency", "normalize": "image", "photometric": 1.0}
+    """SGD with momentum, no average, clipping, group norm, micro-batches, repeated pictures, inverse
+    frequencies.
+    """
+    recipe = {
+        "optimizer": "sgd",
+        "lr": 0.01,
+        "ema": None,
+        "clip": 1.0,
+        "backbone_norm": "group",
+        "micro_batch": 1,
+        "schedule": "drops",
+    }
+    recipe |= {
+        "repeat_threshold": 1.0,
+        "alpha": "inverse-frequency",
+        "normalize": "image",
+        "photometric": 1.0,
+    }
     expected = retinanet.train(data, "tiny", out=tmp_path / "whole", **SMALL, **recipe)
     with pytest.raises(KeyboardInterrupt):
         stopped(data, tmp_path / "run", monkeypatch, 4, interrupt, **recipe)
@@ -112,14 +131,18 @@ def test_what_was_recorded_after_the_last_state_is_recorded_once(data, whole, tm
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        stopped(data, tmp_path / "run", monkeypatch, 6, crash)  # the last state is that of the validation, after iteration 4
+        stopped(
+            data, tmp_path / "run", monkeypatch, 6, crash
+        )  # the last state is that of the validation, after iteration 4
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "itera')  # killed while it wrote
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []
 
 
 @pytest.mark.parametrize("where", ["write_evaluation", "write_results"])
-def test_a_run_that_was_stopped_after_its_last_step_is_finished_once(data, whole, tmp_path, monkeypatch, where):
+def test_a_run_that_was_stopped_after_its_last_step_is_finished_once(
+    data, whole, tmp_path, monkeypatch, where
+):
     def crash(*arguments):
         raise ZeroDivisionError
 
@@ -130,7 +153,9 @@ def test_a_run_that_was_stopped_after_its_last_step_is_finished_once(data, whole
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []
 
 
-def test_a_picture_of_validation_that_cannot_be_decoded_costs_no_validation(data, whole, tmp_path, monkeypatch):
+def test_a_picture_of_validation_that_cannot_be_decoded_costs_no_validation(
+    data, whole, tmp_path, monkeypatch
+):
     true, calls = train.evaluate, iter(range(10))
 
     def fails_once(*arguments, **settings):
@@ -152,7 +177,9 @@ def test_a_record_that_is_damaged_costs_its_end_and_not_the_run(data, whole, tmp
     assert differences(whole, retinanet.resume(tmp_path / "run")) == ["metrics.jsonl"]
 
 
-def test_a_picture_that_cannot_be_decoded_stops_the_run_which_goes_on_when_it_is_mended(data, whole, tmp_path):
+def test_a_picture_that_cannot_be_decoded_stops_the_run_which_goes_on_when_it_is_mended(
+    data, whole, tmp_path
+):
     broken = tmp_path / "data"
     broken.mkdir()
     for name in ("annotations", "val"):
@@ -193,7 +220,9 @@ def test_kill_9_at_random_moments(tmp_path):
     assert torture(tmp_path, kills=2, iterations=24, seed=1, longest=8.0, report=lambda text: None) == []
 
 
-def test_data_that_have_moved_are_found_and_data_that_have_changed_are_refused(data, whole, tmp_path, monkeypatch):
+def test_data_that_have_moved_are_found_and_data_that_have_changed_are_refused(
+    data, whole, tmp_path, monkeypatch
+):
     with pytest.raises(KeyboardInterrupt):
         stopped(data, tmp_path / "run", monkeypatch, 2, interrupt)
     moved = tmp_path / "elsewhere"
@@ -267,13 +296,25 @@ def test_states_by_the_clock(monkeypatch):
 
 def test_a_loader_process_that_is_killed_ends_the_run_with_a_message(data, tmp_path):
     """In a program of its own, since torch looks after its loaders by a signal handler."""
-    words = [*SMALL_WORDS, "--budget", "3000it", "--save-every", "1it", "--workers", "1", "--out", str(tmp_path / "run")]
+    words = [
+        *SMALL_WORDS,
+        "--budget",
+        "3000it",
+        "--save-every",
+        "1it",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     program = [sys.executable, "-m", "retinanet", "train", str(data), *words]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
         if line.startswith("6/3000"):
             break
-    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True)
+    children = subprocess.run(
+        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True
+    )
     for child in children.stdout.split():
         os.kill(int(child), signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)

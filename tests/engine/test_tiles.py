@@ -33,7 +33,8 @@ class AsItIs(Preprocess):
 
 
 class Stub:
-    """Answers the coloured rectangles that it sees: red is the object, green its class, blue its score in hundredths.
+    """Answers the coloured rectangles that it sees: red is the object, green its class, blue its score in
+    hundredths.
 
     blind   looks with a side above this show it nothing: the coarse look at a whole picture
     """
@@ -47,24 +48,36 @@ class Stub:
 
     def answer(self, images, sizes, originals):
         self.batches.append([tuple(original) for original in originals])
-        return [self.look(image[:, :height, :width]) for image, (height, width) in zip(images, sizes.int().tolist(), strict=True)]
+        return [
+            self.look(image[:, :height, :width])
+            for image, (height, width) in zip(images, sizes.int().tolist(), strict=True)
+        ]
 
     def look(self, image):
         rows = []
         for number in sorted(set(image[0].unique().tolist()) - {0}) if max(image.shape) <= self.blind else ():
             y, x = (image[0] == number).nonzero(as_tuple=True)
             _, label, score = image[:, y[0], x[0]].tolist()
-            rows.append((score / 100, label, [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]))
+            rows.append(
+                (score / 100, label, [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1])
+            )
         rows.sort(key=lambda row: -row[0])
         boxes = torch.tensor([row[2] for row in rows], dtype=torch.float32).reshape(-1, 4)
-        return Detections(boxes, torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows], dtype=torch.long), NAMES)
+        return Detections(
+            boxes,
+            torch.tensor([row[0] for row in rows]),
+            torch.tensor([row[1] for row in rows], dtype=torch.long),
+            NAMES,
+        )
 
 
 def painted(height, width, boxes, labels=None, scores=None):
     """A black picture [3, H, W] with these rectangles, objects 1, 2, ..."""
     picture = torch.zeros(3, height, width, dtype=torch.uint8)
     for number, (left, top, right, bottom) in enumerate(boxes):
-        colour = torch.tensor([number + 1, labels[number] if labels else 0, scores[number] if scores else 90], dtype=torch.uint8)
+        colour = torch.tensor(
+            [number + 1, labels[number] if labels else 0, scores[number] if scores else 90], dtype=torch.uint8
+        )
         picture[:, top:bottom, left:right] = colour[:, None, None]
     return picture
 
@@ -72,11 +85,18 @@ def painted(height, width, boxes, labels=None, scores=None):
 def found(*rows):
     """Detections from rows of (score, label, box)."""
     boxes = torch.tensor([row[2] for row in rows], dtype=torch.float32).reshape(-1, 4)
-    return Detections(boxes, torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows], dtype=torch.long), NAMES)
+    return Detections(
+        boxes,
+        torch.tensor([row[0] for row in rows]),
+        torch.tensor([row[1] for row in rows], dtype=torch.long),
+        NAMES,
+    )
 
 
 def equal(one, other):
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels"))
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
+    )
 
 
 @given(st.integers(1, 5000), st.integers(32, 1000), st.floats(0, 0.99))
@@ -129,7 +149,9 @@ def test_whatever_seams_cut_is_found_once_and_whole(case, blind):
     stub = Stub(size if blind else 10**6)
     answer = Tiled(stub, size, overlap).predict(painted(height, width, boxes, labels, scores))
     expected = sorted(zip((score / 100 for score in scores), labels, boxes, strict=True))
-    rows = zip(answer.scores.tolist(), answer.labels.tolist(), map(tuple, answer.boxes.int().tolist()), strict=True)
+    rows = zip(
+        answer.scores.tolist(), answer.labels.tolist(), map(tuple, answer.boxes.int().tolist()), strict=True
+    )
     assert sorted((round(score, 2), label, box) for score, label, box in rows) == expected
     assert (answer.scores.diff() <= 0).all()
 
@@ -147,7 +169,9 @@ def of_both(left=(), right=(), whole=(), threshold=0.5):
     """Merged answers of the two tiles and of the whole; boxes in pixels of the picture."""
     moved = [(score, label, [x1 - 75, y1, x2 - 75, y2]) for score, label, (x1, y1, x2, y2) in right]
     answer = merge(TILES, [found(*whole), found(*left), found(*moved)], (100, 175), 100, 0.25, threshold)
-    return [(round(score, 2), NAMES.index(name), [round(side) for side in box]) for name, score, box in answer]
+    return [
+        (round(score, 2), NAMES.index(name), [round(side) for side in box]) for name, score, box in answer
+    ]
 
 
 def test_the_tile_that_sees_all_of_an_object_answers_for_it():
@@ -173,7 +197,9 @@ def test_pieces_become_one_box_with_the_best_score_and_each_side_from_the_best_p
 def test_a_piece_of_low_score_goes_and_makes_nothing_larger():
     junk = (0.1, 0, [75, 11, 150, 21])
     assert of_both([(0.6, 0, [40, 10, 100, 20])], [junk]) == [(0.6, 0, [40, 10, 100, 20])]
-    assert of_both([(0.6, 0, [40, 10, 100, 20])], [junk, (0.4, 0, [75, 10, 120, 20])]) == [(0.6, 0, [40, 10, 120, 20])]
+    assert of_both([(0.6, 0, [40, 10, 100, 20])], [junk, (0.4, 0, [75, 10, 120, 20])]) == [
+        (0.6, 0, [40, 10, 120, 20])
+    ]
 
 
 def test_a_piece_goes_where_the_look_at_the_whole_finds_its_object_with_half_of_its_score():
@@ -189,7 +215,11 @@ def test_a_piece_goes_where_the_look_at_the_whole_finds_its_object_with_half_of_
 
 
 def test_the_look_at_the_whole_has_no_say_on_small_objects_of_which_a_tile_sees_all():
-    small, large, cut_by_both = (0.9, 0, [20, 20, 36, 30]), (0.9, 0, [20, 20, 37, 30]), (0.9, 0, [30, 20, 120, 30])
+    small, large, cut_by_both = (
+        (0.9, 0, [20, 20, 36, 30]),
+        (0.9, 0, [20, 20, 37, 30]),
+        (0.9, 0, [30, 20, 120, 30]),
+    )
     assert of_both(whole=[small]) == []
     assert of_both(whole=[large]) == [large]
     assert of_both(left=[(0.95, 0, [21, 20, 36, 30])], whole=[large]) == [(0.95, 0, [21, 20, 36, 30])]
@@ -253,7 +283,9 @@ def test_tiles_of_several_pictures_share_batches_and_few_exist_at_a_time(monkeyp
     stub.answer = answered
     pictures = [painted(64, 64 + 80 * (number % 2), [(50, 10, 70, 20)]) for number in range(5)]
     answers = Tiled(stub, 64).predict(pictures, batch=3)
-    assert [one.boxes.tolist() for one in answers] == [[[50, 10, 64, 20]], [[50, 10, 70, 20]]] * 2 + [[[50, 10, 64, 20]]]
+    assert [one.boxes.tolist() for one in answers] == [[[50, 10, 64, 20]], [[50, 10, 70, 20]]] * 2 + [
+        [[50, 10, 64, 20]]
+    ]
     # pictures 0, 1, 2: one tile, three tiles and the whole of 144, one tile; then pictures 3 and 4 alike
     small, large = (64, 64), (64, 144)
     assert stub.batches == [[small] * 3, [large], [small] * 2, [small] * 3, [large], [small]]
@@ -265,7 +297,9 @@ def test_answers_do_not_depend_on_batch_neighbours_or_order():
     pictures = []
     for _ in range(6):
         corners = torch.randint(0, 100, (4, 2), generator=generator).tolist()
-        pictures.append(painted(130, 150, [(x, y, x + 25, y + 18) for x, y in corners], scores=[50, 50, 60, 50]))
+        pictures.append(
+            painted(130, 150, [(x, y, x + 25, y + 18) for x, y in corners], scores=[50, 50, 60, 50])
+        )
     alone = [Tiled(Stub(), 64).predict(picture) for picture in pictures]
     assert all(map(equal, Tiled(Stub(), 64).predict(pictures, batch=4), alone))
     assert all(map(equal, Tiled(Stub(), 64).predict(pictures[::-1], batch=5)[::-1], alone))
@@ -284,7 +318,9 @@ def detector(trained):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     for number, (height, width) in enumerate([(96, 128), (64, 60), (128, 96), (30, 200)]):
-        Image.fromarray(scene(number, (200, 200), (16, 64)).image[:height, :width]).save(folder / f"{number}.png")
+        Image.fromarray(scene(number, (200, 200), (16, 64)).image[:height, :width]).save(
+            folder / f"{number}.png"
+        )
     return sorted(folder.glob("*.png"))
 
 
@@ -294,7 +330,9 @@ def test_a_picture_no_larger_than_a_tile_is_answered_as_ever(detector, files):
     assert len(Tiled(detector, 64).predict(files[0])) > len(detector.predict(files[0]))
 
 
-def test_a_stream_of_files_gives_the_same_for_any_number_of_loaders_and_names_the_broken(detector, files, tmp_path):
+def test_a_stream_of_files_gives_the_same_for_any_number_of_loaders_and_names_the_broken(
+    detector, files, tmp_path
+):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8\xff nothing")
     tiled = Tiled(detector, 64)
@@ -334,7 +372,9 @@ def test_the_verb_eval_scores_what_prediction_in_tiles_answers(trained, detector
     counted = []
     tiled = Tiled(detector, 64)
     evaluation = evaluate.evaluate(tiled, data, 2, progress=counted.append)
-    assert len(evaluation.results) == sum(map(len, tiled.predict([data.path(index) for index in range(3)], batch=2)))
+    assert len(evaluation.results) == sum(
+        map(len, tiled.predict([data.path(index) for index in range(3)], batch=2))
+    )
     assert counted == [1, 2, 3]
     assert evaluation.losses == {}
 
@@ -355,8 +395,13 @@ def test_a_prediction_in_other_tiles_is_another_prediction(trained, files, tmp_p
 
 
 def test_the_flags_are_those_of_eval_and_predict():
-    for verb, function, config, last in (("predict", cli.predict, PredictConfig(), "paths"), ("eval", cli.evaluate, EvalConfig(), "data")):
-        parsed = cli.parse(verb, function, ["m", "a", "--tiles", "800", "--overlap", "0.3"], config, "model", last)
+    for verb, function, config, last in (
+        ("predict", cli.predict, PredictConfig(), "paths"),
+        ("eval", cli.evaluate, EvalConfig(), "data"),
+    ):
+        parsed = cli.parse(
+            verb, function, ["m", "a", "--tiles", "800", "--overlap", "0.3"], config, "model", last
+        )
         assert (parsed[-1].tiles, parsed[-1].overlap) == (800, 0.3)
 
 

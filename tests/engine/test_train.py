@@ -38,13 +38,35 @@ def rows(run):
 
 def test_a_run_leaves_what_the_documentation_promises(trained):
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
-    assert {"config.json", "model.safetensors", "best.safetensors", "metrics.jsonl", "metrics.json", "log.txt", "README.md"} <= names
-    assert {"plots/losses.png", "plots/ap.png", "plots/first_batch.jpg", "plots/precision_recall.png", "plots/confusion.png"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "best.safetensors",
+        "metrics.jsonl",
+        "metrics.json",
+        "log.txt",
+        "README.md",
+    } <= names
+    assert {
+        "plots/losses.png",
+        "plots/ap.png",
+        "plots/first_batch.jpg",
+        "plots/precision_recall.png",
+        "plots/confusion.png",
+    } <= names
 
 
 def test_the_record_has_losses_rate_positives_speed_and_validation(trained):
     kinds = {row["kind"]: row for row in rows(trained)}
-    assert {"loss", "class_loss", "box_loss", "lr", "positives", "images_per_second", "gradient_norm"} <= kinds["train"].keys()
+    assert {
+        "loss",
+        "class_loss",
+        "box_loss",
+        "lr",
+        "positives",
+        "images_per_second",
+        "gradient_norm",
+    } <= kinds["train"].keys()
     assert {"loss", "class_loss", "box_loss", "AP", "AP50", "AP75"} <= kinds["val"].keys()
     assert [row["iteration"] for row in rows(trained) if row["kind"] == "val"] == [3, 6]
 
@@ -65,12 +87,16 @@ def test_the_model_carries_names_ids_and_a_threshold(trained):
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(scenes, tmp_path):
     runs = [
-        retinanet.train(scenes, "tiny", out=tmp_path / str(i), budget="3it", validations=1, **SMALL, seed=seed)
+        retinanet.train(
+            scenes, "tiny", out=tmp_path / str(i), budget="3it", validations=1, **SMALL, seed=seed
+        )
         for i, seed in enumerate((0, 0, 1))
     ]
     losses = [[row["loss"] for row in rows(run) if row["kind"] == "train"] for run in runs]
     assert losses[0] == losses[1] != losses[2]
-    assert (runs[0] / "model.safetensors").read_bytes()[-4096:] == (runs[1] / "model.safetensors").read_bytes()[-4096:]
+    assert (runs[0] / "model.safetensors").read_bytes()[-4096:] == (
+        runs[1] / "model.safetensors"
+    ).read_bytes()[-4096:]
 
 
 def test_an_existing_run_is_never_overwritten(trained, scenes):
@@ -170,7 +196,9 @@ def test_problems_of_both_splits_are_listed_at_once(tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_images(scenes, tmp_path):
     with pytest.raises(DivergenceError, match=r"000\d.*jpg") as caught:
-        retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="30it", **SMALL, lr=1e30, clip=None, warmup=0)
+        retinanet.train(
+            scenes, "tiny", out=tmp_path / "run", budget="30it", **SMALL, lr=1e30, clip=None, warmup=0
+        )
     assert "--lr" in str(caught.value)
 
 
@@ -180,7 +208,15 @@ def test_training_from_scratch_is_live_even_when_frozen_was_asked_for():
 
 
 def test_the_rate_is_scaled_with_the_batch(scenes, tmp_path):
-    settings = {**SMALL, "batch": 4, "lr": 0.01, "lr_batch": 16, "warmup": 0, "schedule": "drops", "optimizer": "sgd"}
+    settings = {
+        **SMALL,
+        "batch": 4,
+        "lr": 0.01,
+        "lr_batch": 16,
+        "warmup": 0,
+        "schedule": "drops",
+        "optimizer": "sgd",
+    }
     run = retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="1it", **settings)
     assert rows(run)[0]["lr"] == pytest.approx(0.0025)
     assert "0.01 for 16 images, scaled to 4" in (run / "log.txt").read_text()
@@ -194,7 +230,8 @@ def test_a_length_that_fits_the_data(images, iterations):
 
 
 @pytest.mark.parametrize(
-    ("budget", "spent", "told"), [("4min", 100.0, True), ("4min", 200.0, False), ("12ep", 1.0, False), (None, 1.0, False)]
+    ("budget", "spent", "told"),
+    [("4min", 100.0, True), ("4min", 200.0, False), ("12ep", 1.0, False), (None, 1.0, False)],
 )
 def test_a_run_that_needed_far_less_than_its_minutes_says_so(budget, spent, told, caplog):
     plan.tell_left_over(budget, spent)
@@ -209,11 +246,15 @@ def test_a_budget_in_images_is_as_many_steps_as_show_them(scenes, tmp_path):
 def test_the_numbers_go_to_tensorboard_too_when_asked(scenes, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="3it", validations=1, tensorboard=True, **SMALL)
+    run = retinanet.train(
+        scenes, "tiny", out=tmp_path / "run", budget="3it", validations=1, tensorboard=True, **SMALL
+    )
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert [step for step, _ in found] == [1, 2, 3]
-    assert [value for _, value in found] == pytest.approx([row["loss"] for row in rows(run) if row["kind"] == "train"])
+    assert [value for _, value in found] == pytest.approx(
+        [row["loss"] for row in rows(run) if row["kind"] == "train"]
+    )
     assert {"val/AP", "val/loss", "train/lr"} <= set(events.Tags()["scalars"])
 
 

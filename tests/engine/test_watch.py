@@ -1,4 +1,6 @@
-"""A step that goes wrong is written down whole and can be repeated; a run that goes wrong without failing is told so."""
+"""A step that goes wrong is written down whole and can be repeated; a run that goes wrong without failing is
+told so.
+"""
 
 import math
 
@@ -45,7 +47,9 @@ def poison(session):
 
 @pytest.fixture(scope="module")
 def diverged(scenes, tmp_path_factory):
-    """A run whose third step is poisoned, the second row of weights of one layer having become NaN before it; and its error."""
+    """A run whose third step is poisoned, the second row of weights of one layer having become NaN before it;
+    and its error.
+    """
     true_step, steps = train.train_step, iter(range(100))
 
     def step(session, batch, rate):
@@ -119,7 +123,12 @@ def test_a_damaged_dump_is_refused(diverged, tmp_path):
     content = torch.load(diverged[0] / "dump-3.pt", weights_only=True)
     content["weights"]["box_subnet.3.weight"][0] += 1
     torch.save(content, tmp_path / "damaged.pt")
-    for file in (tmp_path / "damaged.pt", tmp_path / "absent.pt", diverged[0] / "state.pt", diverged[0] / "config.json"):
+    for file in (
+        tmp_path / "damaged.pt",
+        tmp_path / "absent.pt",
+        diverged[0] / "state.pt",
+        diverged[0] / "config.json",
+    ):
         with pytest.raises(CheckpointError):
             replay.run(file, ReplayConfig())
 
@@ -155,7 +164,9 @@ def test_the_checksum_depends_on_every_bit_and_on_the_names():
 
 
 def advice(**settings):
-    return Advice(**{"rate": 0.01, "batch": 16, "optimizer": "sgd", "warmup": 0, "iterations": 1000} | settings)
+    return Advice(
+        **{"rate": 0.01, "batch": 16, "optimizer": "sgd", "warmup": 0, "iterations": 1000} | settings
+    )
 
 
 def test_a_rate_that_does_not_fit_the_batch_is_told_at_once():
@@ -175,7 +186,9 @@ def test_a_run_without_positives_is_told_so_once():
 
 def test_a_run_with_few_positives_is_not_told_so():
     one = advice()
-    assert not any(one.row(done, 1.0 - done / 1000, 0.1 if done == 40 else 0.0) for done in range(20, 400, 20))
+    assert not any(
+        one.row(done, 1.0 - done / 1000, 0.1 if done == 40 else 0.0) for done in range(20, 400, 20)
+    )
 
 
 def test_a_loss_that_does_not_fall_is_told():

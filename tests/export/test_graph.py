@@ -20,7 +20,14 @@ def detector(preprocess=None, precision="fp32", network=None, **answers):
         torch.nn.init.normal_(subnet[-1].weight, std=spread)
     torch.nn.init.constant_(model.class_subnet[-1].bias, -2.0)
     settings = {"per_level": 50, "max_detections": 30, **answers}
-    return Detector(model, preprocess or Preprocess(64), Postprocess(**settings), ["a", "b", "c"], [1, 2, 3], precision=precision)
+    return Detector(
+        model,
+        preprocess or Preprocess(64),
+        Postprocess(**settings),
+        ["a", "b", "c"],
+        [1, 2, 3],
+        precision=precision,
+    )
 
 
 def batch(count=3, height=96, width=160):
@@ -42,7 +49,9 @@ def assert_same(one, images, sizes):
         assert torch.equal(labels[row, :count], kinds)
         torch.testing.assert_close(boxes[row, :count], found, rtol=0, atol=1e-3)
         torch.testing.assert_close(scores[row, :count], x, rtol=0, atol=1e-6)
-        assert not scores[row, count:].any() and not boxes[row, count:].any() and not labels[row, count:].any()
+        assert (
+            not scores[row, count:].any() and not boxes[row, count:].any() and not labels[row, count:].any()
+        )
     return counts
 
 
@@ -82,7 +91,13 @@ def test_the_graph_has_the_anchors_of_the_network(network):
 
 def test_the_graph_normalises_as_the_preprocessor_does():
     assert (
-        assert_same(detector(Preprocess(64, pixel_order="bgr", pixel_mean=(0.4, 0.5, 0.6), pixel_std=(1.0, 0.5, 0.2))), *batch(2)).sum() > 0
+        assert_same(
+            detector(
+                Preprocess(64, pixel_order="bgr", pixel_mean=(0.4, 0.5, 0.6), pixel_std=(1.0, 0.5, 0.2))
+            ),
+            *batch(2),
+        ).sum()
+        > 0
     )
 
 

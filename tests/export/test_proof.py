@@ -16,7 +16,12 @@ class Source:
 def answer(*rows):
     """(x, score, label) of boxes of 10 x 10 px at height 0."""
     boxes = torch.tensor([[x, 0.0, x + 10, 10.0] for x, _, _ in rows]).reshape(-1, 4)
-    return Detections(boxes, torch.tensor([score for _, score, _ in rows]), torch.tensor([label for *_, label in rows]).long(), ["a", "b"])
+    return Detections(
+        boxes,
+        torch.tensor([score for _, score, _ in rows]),
+        torch.tensor([label for *_, label in rows]).long(),
+        ["a", "b"],
+    )
 
 
 def differences(one, other):
@@ -47,7 +52,12 @@ def test_a_score_that_moved_is_told():
 
 
 def test_an_answer_of_one_side_only_is_told():
-    for one, other in [((), ((0, 0.9, 0),)), (((0, 0.9, 0),), ()), (((0, 0.9, 0),), ((0, 0.9, 1),)), (((0, 0.9, 0),), ((40, 0.9, 0),))]:
+    for one, other in [
+        ((), ((0, 0.9, 0),)),
+        (((0, 0.9, 0),), ()),
+        (((0, 0.9, 0),), ((0, 0.9, 1),)),
+        (((0, 0.9, 0),), ((40, 0.9, 0),)),
+    ]:
         case = differences(answer(*one), answer(*other))
         assert case.alone == len(one) + len(other) and "on one side only" in verdict(case)[0]
 
@@ -61,7 +71,9 @@ def test_the_last_of_a_full_answer_may_be_another():
     shared = ((0, 0.9, 0), (30, 0.8, 0))
     case = differences(answer(*shared, (60, 0.5, 0)), answer(*shared, (90, 0.5004, 1)))
     assert (case.ties, case.alone) == (2, 0)
-    assert differences(answer(*shared, (60, 0.6, 0)), answer(*shared, (90, 0.5, 1))).alone == 1  # the better one is no tie
+    assert (
+        differences(answer(*shared, (60, 0.6, 0)), answer(*shared, (90, 0.5, 1))).alone == 1
+    )  # the better one is no tie
 
 
 def test_an_overlap_at_the_nms_threshold_may_go_either_way_and_so_may_what_hangs_on_it():
@@ -73,14 +85,20 @@ def test_an_overlap_at_the_nms_threshold_may_go_either_way_and_so_may_what_hangs
 
 def test_bf16_and_int8_are_judged_by_ap():
     case = differences(answer((0, 0.9, 0)), answer((3, 0.7, 0)))
-    assert verdict(case, "bf16", {"source": 0.5, "exported": 0.5}) == [] and verdict(case, "bf16", {"source": 0.5, "exported": 0.498}) == []
+    assert (
+        verdict(case, "bf16", {"source": 0.5, "exported": 0.5}) == []
+        and verdict(case, "bf16", {"source": 0.5, "exported": 0.498}) == []
+    )
     assert "AP falls from 0.5000 to 0.4900" in verdict(case, "int8", {"source": 0.5, "exported": 0.49})[0]
 
 
 def test_where_ap_is_not_known_bf16_must_find_the_sure_answers_again():
     one = answer((0, 0.9, 0), (30, 0.8, 1), (60, 0.3, 0))
     assert verdict(differences(one, answer((0.5, 0.7, 0), (30, 0.75, 1))), "bf16") == []
-    assert "of 4 sure answers only 2 are found again" in verdict(differences(one, answer((0, 0.9, 0), (30, 0.8, 0))), "bf16")[0]
+    assert (
+        "of 4 sure answers only 2 are found again"
+        in verdict(differences(one, answer((0, 0.9, 0), (30, 0.8, 0))), "bf16")[0]
+    )
     assert (
         "of 3 sure answers only 2 are found again"
         in verdict(differences(answer((0, 0.9, 0)), answer((0, 0.9, 0), (50, 0.9, 0))), "bf16")[0]
@@ -96,7 +114,9 @@ def test_where_nothing_was_compared_nothing_is_proved():
 
 def test_a_file_that_takes_the_first_pictures_size_for_all_is_found_out():
     class Cropped:
-        """Answers with a box as large as each picture; `first` takes the first one's size for all of a batch."""
+        """Answers with a box as large as each picture; `first` takes the first one's size for all of a
+        batch.
+        """
 
         threshold, postprocess, preprocess = 0.6, Postprocess(score_threshold=0.05), Preprocess(64)
 
@@ -105,10 +125,15 @@ def test_a_file_that_takes_the_first_pictures_size_for_all_is_found_out():
 
         def answer(self, images, sizes, originals):
             seen = sizes[:1].expand_as(sizes) if self.first else sizes
-            return [Detections(torch.tensor([[0, 0, w, h]]), torch.tensor([0.9]), torch.tensor([0]), ["a"]) for h, w in seen.tolist()]
+            return [
+                Detections(torch.tensor([[0, 0, w, h]]), torch.tensor([0.9]), torch.tensor([0]), ["a"])
+                for h, w in seen.tolist()
+            ]
 
     picture = torch.zeros(3, 60, 80, dtype=torch.uint8)
     wrong = {
-        case.name for case in (compared(*one[:2], Cropped(False), Cropped(True), one[2]) for one in odd_ones(picture)) if verdict(case)
+        case.name
+        for case in (compared(*one[:2], Cropped(False), Cropped(True), one[2]) for one in odd_ones(picture))
+        if verdict(case)
     }
     assert wrong == {"batch"}

@@ -15,7 +15,9 @@ from retinanet.errors import CheckpointError, ConfigError
 from retinanet.export import write as writing
 from retinanet.verbs import EvalConfig, ExportConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # onnxscript, openvino and nncf warn about themselves and each other
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # onnxscript, openvino and nncf warn about themselves and each other
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +56,31 @@ def same(one, other, atol=0.05):
         pytest.param("onnx", ".onnx", (96, 128), marks=pytest.mark.slow),
     ],
 )
-def test_an_exported_file_is_proved_and_opens_as_the_same_detector(format, suffix, size, talkative, pictures, scenes, tmp_path):
+def test_an_exported_file_is_proved_and_opens_as_the_same_detector(
+    format, suffix, size, talkative, pictures, scenes, tmp_path
+):
     out = tmp_path / f"shipped{suffix}"
     assert writing.run(str(talkative), ExportConfig(format, out, size=size))
     report = json.loads((tmp_path / f"shipped{suffix}.report.json").read_text())
     assert report["passed"] and report["format"] == format and report["sha256"]
     cases = {case["name"]: case for case in report["cases"]}
-    assert {"pictures", "batch", "nothing", "tall", "wide", "tiny", "strip"} == set(cases) and cases["batch"]["batch"] == 4
+    assert {"pictures", "batch", "nothing", "tall", "wide", "tiny", "strip"} == set(cases) and cases["batch"][
+        "batch"
+    ] == 4
     assert cases["pictures"]["answers"] > 50 and max(case["pixels"] for case in cases.values()) < 0.1
     detector = retinanet.load(out)
     source = retinanet.load(talkative)
-    assert detector.names == source.names and detector.category_ids == source.category_ids and detector.threshold == source.threshold
+    assert (
+        detector.names == source.names
+        and detector.category_ids == source.category_ids
+        and detector.threshold == source.threshold
+    )
     if size is None:
         for one, other in zip(source.predict(pictures), detector.predict(pictures), strict=True):
             same(one, other)
-        one, other = (run(str(model), str(scenes), EvalConfig(split="test", workers=0)) for model in (talkative, out))
+        one, other = (
+            run(str(model), str(scenes), EvalConfig(split="test", workers=0)) for model in (talkative, out)
+        )
         assert one["AP50"] == pytest.approx(other["AP50"], abs=1e-3)
     assert {file.name for file in tmp_path.iterdir()} == {
         f"shipped{suffix}",
@@ -76,7 +88,11 @@ def test_an_exported_file_is_proved_and_opens_as_the_same_detector(format, suffi
         *(["shipped.bin"] if suffix == ".xml" else []),
     }
     written = out.read_bytes() + (tmp_path / f"{out.name}.report.json").read_bytes()
-    assert not [path for path in (str(tmp_path), str(scenes), str(talkative.parent), "site-packages") if path.encode() in written]
+    assert not [
+        path
+        for path in (str(tmp_path), str(scenes), str(talkative.parent), "site-packages")
+        if path.encode() in written
+    ]
     with pytest.raises(ConfigError, match="nothing is overwritten"):
         writing.run(str(talkative), ExportConfig(format, out))
     with pytest.raises(ConfigError, match="exported itself"):
@@ -96,7 +112,9 @@ def test_an_exported_file_is_proved_and_opens_as_the_same_detector(format, suffi
 )
 def test_other_precisions_are_measured_by_their_ap(format, precision, size, talkative, scenes, tmp_path):
     out = tmp_path / f"small{writing.FORMATS[format][0]}"
-    config = ExportConfig(format, out, precision, size, data=str(scenes), split="test", calibration=3, max_drop=1.0, workers=0)
+    config = ExportConfig(
+        format, out, precision, size, data=str(scenes), split="test", calibration=3, max_drop=1.0, workers=0
+    )
     assert writing.run(str(talkative), config)
     report = json.loads((tmp_path / f"{out.name}.report.json").read_text())
     assert (
@@ -108,14 +126,18 @@ def test_other_precisions_are_measured_by_their_ap(format, precision, size, talk
     found = retinanet.load(out)
     assert found.precision == precision
     sure, again = (sum(case[name] for case in report["cases"]) for name in ("sure", "again"))
-    assert again > {"int8": 0.6, "bf16": 0.9}[precision] * sure > 100  # the last layer is random, so int8 moves many across the threshold
+    assert (
+        again > {"int8": 0.6, "bf16": 0.9}[precision] * sure > 100
+    )  # the last layer is random, so int8 moves many across the threshold
     if precision == "int8":
         with pytest.raises(ConfigError, match="exported in int8, so --precision bf16 has no say"):
             retinanet.load(out, precision="bf16")
 
 
 def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
-    """The exported graph takes the mean of blue from red: what goes wrong without a word where nothing is proved."""
+    """The exported graph takes the mean of blue from red: what goes wrong without a word where nothing is
+    proved.
+    """
     real = writing.Graph
 
     def wrong(detector):
@@ -168,7 +190,10 @@ def test_an_onnx_file_of_another_project_is_told(tmp_path):
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [other])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tmp_path / "other.onnx")
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10),
+        tmp_path / "other.onnx",
+    )
     with pytest.raises(CheckpointError, match="no file that `retinanet export` wrote"):
         retinanet.load(tmp_path / "other.onnx")
 
@@ -193,5 +218,7 @@ except Exception:
 import nncf.telemetry.wrapper as wrapper
 print(type(wrapper.telemetry).__name__)
 """
-    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
     assert found.stdout.split()[-1] == "MagicMock"

@@ -1,4 +1,6 @@
-"""Who produces the loss, and which labels look wrong: by hand, on answers that are made up, and on errors that were planted."""
+"""Who produces the loss, and which labels look wrong: by hand, on answers that are made up, and on errors
+that were planted.
+"""
 
 import json
 import logging
@@ -57,20 +59,30 @@ def test_shares_of_groups_levels_and_classes_sum_to_one(loss):
             assert sum(row[quantity] for row in content[axis]) == pytest.approx(1)
     for row in content["levels"] + content["classes"]:
         assert sum(part["loss"] for part in row["groups"].values()) == pytest.approx(row["loss"])
-    assert content["total"]["examples"] == 3 * sum(content["anchors"][kind] for kind in ("positive", "negative"))
+    assert content["total"]["examples"] == 3 * sum(
+        content["anchors"][kind] for kind in ("positive", "negative")
+    )
 
 
 def test_an_example_is_easy_when_the_probability_of_the_truth_exceeds_0_6():
     logits = torch.tensor([0.5, 0.3, -0.5, -0.3])  # p 0.62, 0.57, 0.38, 0.43
     positive = torch.ones(4, dtype=torch.bool)
     assert [GROUPS[g] for g in group_of(logits, positive)] == ["easy positives", *["hard positives"] * 3]
-    assert [GROUPS[g] for g in group_of(logits, ~positive)] == ["hard negatives"] * 2 + ["easy negatives", "hard negatives"]
+    assert [GROUPS[g] for g in group_of(logits, ~positive)] == ["hard negatives"] * 2 + [
+        "easy negatives",
+        "hard negatives",
+    ]
 
 
 def test_ignored_anchors_are_counted_and_have_no_loss():
-    labels, inside = torch.tensor([[0, BACKGROUND, IGNORE, IGNORE]]), torch.tensor([[True, True, True, False]])
+    labels, inside = (
+        torch.tensor([[0, BACKGROUND, IGNORE, IGNORE]]),
+        torch.tensor([[True, True, True, False]]),
+    )
     shares = Shares(["P3"], ["cell"])
-    losses = shares.add(0, torch.zeros(1, 4, 1), labels, inside, torch.ones(1), Criterion(loss="cross_entropy"))
+    losses = shares.add(
+        0, torch.zeros(1, 4, 1), labels, inside, torch.ones(1), Criterion(loss="cross_entropy")
+    )
     assert shares.to_json()["anchors"] == {"positive": 1, "negative": 1, "ignored": 1, "outside": 1}
     assert losses[0].tolist() == pytest.approx([np.log(2), np.log(2), 0, 0])
 
@@ -78,7 +90,9 @@ def test_ignored_anchors_are_counted_and_have_no_loss():
 def test_a_picture_counts_what_its_normaliser_says():
     shares, logits, labels, inside = Shares(["P3"], "abc"), *batch_of()
     whole = shares.add(0, logits, labels, inside, torch.ones(2), Criterion())
-    assert torch.allclose(shares.add(0, logits, labels, inside, torch.tensor([1.0, 0.25]), Criterion())[1], whole[1] / 4)
+    assert torch.allclose(
+        shares.add(0, logits, labels, inside, torch.tensor([1.0, 0.25]), Criterion())[1], whole[1] / 4
+    )
 
 
 def test_a_split_without_any_loss_has_no_shares():
@@ -107,14 +121,19 @@ def look(answers, boxes, labels, crowds=(), classes=3):
     found = Answers(torch.tensor([box for box, _, _ in answers]).reshape(-1, 4).float(), p)
     frame = torch.tensor(boxes).reshape(-1, 4).float()
     region = torch.tensor(crowds).reshape(-1, 4).float()
-    return examine(found, Truth(frame, torch.tensor(labels, dtype=torch.long), region, np.arange(len(boxes)), 0, (100, 200)))
+    return examine(
+        found,
+        Truth(frame, torch.tensor(labels, dtype=torch.long), region, np.arange(len(boxes)), 0, (100, 200)),
+    )
 
 
 HERE, THERE = [10.0, 10.0, 50.0, 50.0], [100.0, 40.0, 140.0, 80.0]
 
 
 def test_an_answer_supports_a_box_by_how_much_of_it_is_there():
-    found = Answers(torch.tensor([HERE, [10.0, 10.0, 50.0, 42.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.9]]))  # IoU 1 and 0.8
+    found = Answers(
+        torch.tensor([HERE, [10.0, 10.0, 50.0, 42.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.9]])
+    )  # IoU 1 and 0.8
     values, best = support(torch.tensor([HERE, THERE]), found)
     assert values.tolist() == [pytest.approx([0.5, 0.9 * 0.6]), [0, 0]]
     assert best[0].tolist() == [0, 1]
@@ -122,14 +141,19 @@ def test_an_answer_supports_a_box_by_how_much_of_it_is_there():
 
 def test_a_box_that_is_answered_by_another_class_shows_it():
     evidence, peaks = look([(HERE, 1, 0.9), (HERE, 0, 0.1)], [HERE], [0])
-    assert (evidence["own"][0], evidence["other"][0], evidence["other_label"][0]) == pytest.approx((0.1, 0.9, 1))
+    assert (evidence["own"][0], evidence["other"][0], evidence["other_label"][0]) == pytest.approx(
+        (0.1, 0.9, 1)
+    )
     assert len(peaks) == 0  # it has a box, whatever it is called
 
 
 def test_an_answer_without_a_box_is_a_peak_and_may_be_the_place_of_one():
     evidence, peaks = look([(THERE, 2, 0.8), (HERE, 1, 0.7)], [[70.0, 10.0, 110.0, 50.0], HERE], [2, 1])
     assert [(peak["label"], peak["p"]) for peak in peaks] == [(2, pytest.approx(0.8))]
-    assert evidence["partner"].tolist() == pytest.approx([0.8, 0]) and evidence["partner_at"].tolist() == [0, -1]
+    assert evidence["partner"].tolist() == pytest.approx([0.8, 0]) and evidence["partner_at"].tolist() == [
+        0,
+        -1,
+    ]
 
 
 def test_an_object_answered_twice_is_missing_once():
@@ -143,7 +167,11 @@ def test_what_lies_in_a_crowd_is_no_suspect():
 def test_the_decoys_of_a_well_answered_box():
     evidence, _ = look([(HERE, 1, 0.9)], [HERE], [1])
     assert (evidence["renamed_own"][0], evidence["renamed_other"][0]) == pytest.approx((0, 0.9))
-    assert (evidence["dropped_p"][0], evidence["moved_partner"][0], evidence["moved_own"][0]) == pytest.approx((0.9, 0.9, 0))
+    assert (
+        evidence["dropped_p"][0],
+        evidence["moved_partner"][0],
+        evidence["moved_own"][0],
+    ) == pytest.approx((0.9, 0.9, 0))
 
 
 def test_a_single_class_cannot_be_renamed():
@@ -163,11 +191,16 @@ def test_pictures_without_answers_or_boxes_are_welcome(answers, boxes):
 
 
 def test_the_nearest_rising_function():
-    assert isotonic(np.array([3.0, 1.0, 2.0, 4.0]), np.array([0.0, 0.0, 1.0, 1.0])).tolist() == pytest.approx([0.5, 0.25, 0.5, 0.75])
+    assert isotonic(np.array([3.0, 1.0, 2.0, 4.0]), np.array([0.0, 0.0, 1.0, 1.0])).tolist() == pytest.approx(
+        [0.5, 0.25, 0.5, 0.75]
+    )
 
 
 def test_the_ratio_is_that_of_the_counts():
-    real, decoys = np.repeat([[0.0], [1.0]], [900, 100], axis=0), np.repeat([[0.0], [1.0]], [100, 900], axis=0)
+    real, decoys = (
+        np.repeat([[0.0], [1.0]], [900, 100], axis=0),
+        np.repeat([[0.0], [1.0]], [100, 900], axis=0),
+    )
     ratio = log_ratio(decoys, real)
     assert (ratio[0], ratio[-1]) == pytest.approx((-np.log(9), np.log(9)), abs=0.05)
     assert log_ratio(np.full((5, 1), np.nan), real)[0] == -np.inf  # no decoy at all
@@ -175,10 +208,16 @@ def test_the_ratio_is_that_of_the_counts():
 
 
 def made_up(sound=300, seed=0):
-    """A set in which the model does well, with one error of each kind: rows 0 renamed, 1 moved to where nothing is, and a dropped box."""
+    """A set in which the model does well, with one error of each kind: rows 0 renamed, 1 moved to where
+    nothing is, and a dropped box.
+    """
     rng = np.random.default_rng(seed)
     boxes = np.zeros(sound, BOX)
-    boxes["row"], boxes["image"], boxes["side"] = np.arange(sound), np.arange(sound), rng.uniform(20, 80, sound)
+    boxes["row"], boxes["image"], boxes["side"] = (
+        np.arange(sound),
+        np.arange(sound),
+        rng.uniform(20, 80, sound),
+    )
     boxes["own"], boxes["other"] = rng.uniform(0.4, 0.9, sound), rng.uniform(0, 0.2, sound)
     boxes["renamed_own"], boxes["renamed_other"] = boxes["other"], boxes["own"]
     boxes["dropped_p"], boxes["dropped_side"] = boxes["own"], boxes["side"]
@@ -221,7 +260,11 @@ def coco(boxes=240):
     ]
     rows[0]["iscrowd"] = 1
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 200, "height": 100} for i in range(40)]
-    return {"images": images, "annotations": rows, "categories": [{"id": i + 5, "name": name} for i, name in enumerate("abc")]}
+    return {
+        "images": images,
+        "annotations": rows,
+        "categories": [{"id": i + 5, "name": name} for i, name in enumerate("abc")],
+    }
 
 
 def test_a_third_each_is_moved_dropped_and_renamed():
@@ -232,13 +275,17 @@ def test_a_third_each_is_moved_dropped_and_renamed():
     assert len({one.annotation_id for one in done}) == 24 and 1 not in {one.annotation_id for one in done}
     old, new = ({one["id"]: one for one in content["annotations"]} for content in (before, after))
     kind_of = {one.annotation_id: one.kind for one in done}
-    assert {number for number in old if number not in new} == {number for number, kind in kind_of.items() if kind == "dropped"}
+    assert {number for number in old if number not in new} == {
+        number for number, kind in kind_of.items() if kind == "dropped"
+    }
     for number, one in new.items():
         moved, renamed = one["bbox"] != old[number]["bbox"], one["category_id"] != old[number]["category_id"]
         assert (moved, renamed) == (kind_of.get(number) == "moved", kind_of.get(number) == "renamed")
         x, y, wide, tall = one["bbox"]
         assert 0 <= x <= 200 - wide and 0 <= y <= 100 - tall
-        shared = max(0, wide - abs(x - old[number]["bbox"][0])) * max(0, tall - abs(y - old[number]["bbox"][1]))
+        shared = max(0, wide - abs(x - old[number]["bbox"][0])) * max(
+            0, tall - abs(y - old[number]["bbox"][1])
+        )
         assert not moved or shared / (2 * wide * tall - shared) < 0.5
     assert planted.plant(before, 0.1, seed=1) == (after, done) != planted.plant(before, 0.1, seed=2)
 
@@ -250,14 +297,21 @@ def as_dataset(content, tmp_path):
         for one in content["annotations"]:
             if one["image_id"] == image["id"]:
                 x, y, wide, tall = one["bbox"]
-                columns.box((x, y, x + wide, y + tall), one["category_id"] - 5, one["id"], crowd=bool(one.get("iscrowd")))
+                columns.box(
+                    (x, y, x + wide, y + tall),
+                    one["category_id"] - 5,
+                    one["id"],
+                    crowd=bool(one.get("iscrowd")),
+                )
     return columns.build(tmp_path / "train.json", tmp_path, "train", "abc", (5, 6, 7))
 
 
 def test_a_perfect_list_finds_all_and_an_empty_one_nothing(tmp_path):
     after, done = planted.plant(coco(), 0.1)
     data = as_dataset(after, tmp_path)
-    row_of, image_of = ({int(number): i for i, number in enumerate(ids)} for ids in (data.annotation_ids, data.image_ids))
+    row_of, image_of = (
+        {int(number): i for i, number in enumerate(ids)} for ids in (data.annotation_ids, data.image_ids)
+    )
     suspects = [
         Suspect("missing", 1.0, image_of[one.image_id], None, 0, 0.9, one.box)
         if one.kind == "dropped"
@@ -265,14 +319,25 @@ def test_a_perfect_list_finds_all_and_an_empty_one_nothing(tmp_path):
         for one in done
     ]
     found = planted.scores(suspects, data, done)
-    assert found["first"]["24"] == {"precision": 1, "recall": 1, "recall_by_kind": {"moved": 1, "dropped": 1, "renamed": 1}}
+    assert found["first"]["24"] == {
+        "precision": 1,
+        "recall": 1,
+        "recall_by_kind": {"moved": 1, "dropped": 1, "renamed": 1},
+    }
     assert found["first"]["12"]["recall"] == 0.5
-    assert "first 24 suspects: precision 1.00, recall 1.00 (moved 1.00, dropped 1.00, renamed 1.00)" in planted.text(found)
+    assert (
+        "first 24 suspects: precision 1.00, recall 1.00 (moved 1.00, dropped 1.00, renamed 1.00)"
+        in planted.text(found)
+    )
     assert planted.scores([], data, done)["first"]["24"]["recall"] == 0
     wrong = replace(suspects[0], row=row_of[1])  # the crowd, which was left alone
     assert planted.hits([wrong], data, done) == [None]
     dropped = next(one for one in suspects if one.row is None)
-    elsewhere = replace(dropped, row=row_of[1], kind="renamed"), replace(dropped, box=(0.0, 0.0, 1.0, 1.0)), dropped
+    elsewhere = (
+        replace(dropped, row=row_of[1], kind="renamed"),
+        replace(dropped, box=(0.0, 0.0, 1.0, 1.0)),
+        dropped,
+    )
     assert [one is not None for one in planted.hits(elsewhere, data, done)] == [False, False, True]
 
 
@@ -303,13 +368,23 @@ def spoilt(scenes, tmp_path_factory):
 def test_the_verb_leaves_numbers_suspects_and_a_page(trained, spoilt, tmp_path, caplog):
     out = tmp_path / "out"
     with caplog.at_level(logging.INFO, "retinanet"):
-        found = anatomy.run(str(trained), str(spoilt), AnatomyConfig(out=out, count=5, device="cpu", workers=0))
+        found = anatomy.run(
+            str(trained), str(spoilt), AnatomyConfig(out=out, count=5, device="cpu", workers=0)
+        )
     content = json.loads((out / "anatomy.json").read_text())
     assert sum(row["loss"] for row in content["shares"]["groups"]) == pytest.approx(1)
     assert found.image_losses.sum() == pytest.approx(content["shares"]["total"]["class_loss"], rel=1e-4)
-    positives = sum(row["loss"] for row in content["shares"]["groups"][:2]) * content["shares"]["total"]["class_loss"]
-    assert positives <= found.box_losses.sum() * (1 + 1e-4)  # of the anchors of a box also what the absent classes cost
-    assert content["split"] == "train" and content["criterion"]["loss"] == "focal" and content["planted"]["planted"] > 0
+    positives = (
+        sum(row["loss"] for row in content["shares"]["groups"][:2]) * content["shares"]["total"]["class_loss"]
+    )
+    assert positives <= found.box_losses.sum() * (
+        1 + 1e-4
+    )  # of the anchors of a box also what the absent classes cost
+    assert (
+        content["split"] == "train"
+        and content["criterion"]["loss"] == "focal"
+        and content["planted"]["planted"] > 0
+    )
     assert "hard negatives" in caplog.text and "errors were planted" in caplog.text
     listed = json.loads((out / "suspects.json").read_text())
     assert len(listed) == min(5, len(found.suspects))
@@ -327,11 +402,17 @@ def test_crowds_and_boxes_without_an_anchor_are_counted_and_not_judged(trained, 
     boxes[0, 2:] = boxes[0, :2] + 2  # two pixels, which no anchor overlaps by IoU 0.4
     crowd[-1] = True
     odd = replace(data, boxes=boxes, crowd=crowd)
-    found = anatomy.dissect(retinanet.load(trained, device="cpu"), odd, anatomy.criterion_of(str(trained), odd)[0])
+    found = anatomy.dissect(
+        retinanet.load(trained, device="cpu"), odd, anatomy.criterion_of(str(trained), odd)[0]
+    )
     assert not found.matched[0] and not found.matched[-1] and found.box_losses[0] == 0
     assert not {0, len(crowd) - 1} & {one.row for one in found.suspects}
     content = anatomy.summary(found, odd)
-    assert (content["crowds"], content["boxes"], content["boxes_without_anchor"]) == (1, len(crowd) - 1, (~found.matched[:-1]).sum())
+    assert (content["crowds"], content["boxes"], content["boxes_without_anchor"]) == (
+        1,
+        len(crowd) - 1,
+        (~found.matched[:-1]).sum(),
+    )
 
 
 def test_neither_the_batch_nor_its_order_changes_what_is_found(trained, spoilt):
@@ -377,7 +458,9 @@ def test_planted_errors_are_found_by_a_model_that_was_trained_on_them(tmp_path):
     planted.plant_file(data / "annotations" / "train.json", data / planted.FILE, seed=2)
     small = {"scale": 192, "train_scale": 192, "anchor_size": 2.0, "validations": 1, "workers": 0, "seed": 2}
     run = retinanet.train(data, "tiny", out=tmp_path / "run", budget="700it", device="cpu", **small)
-    anatomy.run(str(run), str(data), AnatomyConfig(split="train", out=tmp_path / "out", device="cpu", workers=0))
+    anatomy.run(
+        str(run), str(data), AnatomyConfig(split="train", out=tmp_path / "out", device="cpu", workers=0)
+    )
     found = json.loads((tmp_path / "out" / "anatomy.json").read_text())["planted"]
     half, whole, double = found["first"].values()
     assert half["precision"] >= 0.8

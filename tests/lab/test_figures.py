@@ -20,7 +20,14 @@ from retinanet.model.retinanet import RetinaNet
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 OURS = [("RetinaNet-18", "256", 31.2, 20.1), ("RetinaNet-18", "384", 60.1, 26.9), ("SSD", "", 30.0, 15.0)]
-CELLS = [(1.0, 0.0, 30.0), (2.0, 0.0, 33.0), (2.0, 1.0, 34.0), (4.0, -1.0, None), (4.0, 0.0, 34.0), (0.5, 2.0, 12.0)]
+CELLS = [
+    (1.0, 0.0, 30.0),
+    (2.0, 0.0, 33.0),
+    (2.0, 1.0, 34.0),
+    (4.0, -1.0, None),
+    (4.0, 0.0, 34.0),
+    (0.5, 2.0, 12.0),
+]
 
 
 def line(gamma, losses):
@@ -35,7 +42,9 @@ def shares():
 
 
 def rows(losses):
-    return [{"kind": "train", "iteration": 10 * i, "loss": loss} for i, loss in enumerate(losses)] + [{"kind": "val", "iteration": 5}]
+    return [{"kind": "train", "iteration": 10 * i, "loss": loss} for i, loss in enumerate(losses)] + [
+        {"kind": "val", "iteration": 5}
+    ]
 
 
 DRAWN = {
@@ -45,7 +54,9 @@ DRAWN = {
     "fig5": figures.fig5,
     "fig6": figures.fig6,
     "fig7": lambda out: figures.fig7(CELLS, out, 33.0),
-    "prior": lambda out: figures.curves({"π = 0.01": rows([2.0, 1.0]), "$no prior_": rows([90.0, 99.0, None])}, out, "prior"),
+    "prior": lambda out: figures.curves(
+        {"π = 0.01": rows([2.0, 1.0]), "$no prior_": rows([90.0, 99.0, None])}, out, "prior"
+    ),
 }
 
 
@@ -128,11 +139,17 @@ def test_figure_7_calls_effective_what_lies_above_the_reference_or_in_the_best_t
     third = figures.fig7(CELLS, tmp_path)
     assert (third["limit"], effective(third)) == (33.0, [(2.0, 1.0), (4.0, 0.0)])
     assert third["cells"][3] == {"gamma": 4.0, "beta": -1.0, "AP": None, "effective": False}
-    assert effective(figures.fig7([(2.0, 1.0, None)], tmp_path)) == effective(figures.fig7([], tmp_path)) == []
+    assert (
+        effective(figures.fig7([(2.0, 1.0, None)], tmp_path)) == effective(figures.fig7([], tmp_path)) == []
+    )
 
 
 def test_a_curve_ends_where_its_loss_is_no_number(tmp_path):
-    drawn = figures.curves({"a": rows([3, 2, math.inf, 1]), "b": rows([None]), "c": rows([1.0] * 120), "d": []}, tmp_path, "losses")
+    drawn = figures.curves(
+        {"a": rows([3, 2, math.inf, 1]), "b": rows([None]), "c": rows([1.0] * 120), "d": []},
+        tmp_path,
+        "losses",
+    )
     assert drawn["a"] == {"x": [0, 10], "y": [3, 2], "cut": 20}
     assert drawn["b"] == {"x": [], "y": [], "cut": 0}
     assert drawn["c"]["y"] == pytest.approx([1.0] * 120)  # smoothed, also at its ends
@@ -146,7 +163,12 @@ def test_the_hardest_fifth_of_one_to_ten_are_nine_and_ten():
     assert 1 - y[160] == pytest.approx(19 / 55)
     assert y[20] == pytest.approx(1 / 55)  # the easiest tenth
     assert y[10] == pytest.approx(0.5 / 55)  # between anchors it is straight
-    assert figures.cumulative(np.zeros(3)) is figures.cumulative(np.empty(0)) is figures.cumulative(np.array([math.nan, 1])) is None
+    assert (
+        figures.cumulative(np.zeros(3))
+        is figures.cumulative(np.empty(0))
+        is figures.cumulative(np.array([math.nan, 1]))
+        is None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +196,9 @@ def slow_losses(detector, data, gamma):
         within = (centers[:, 0] < width) & (centers[:, 1] < height)
         iou[~within] = 0
         forced = ((iou == iou.amax(dim=0)) & (iou >= 0.4)).any(dim=1)
-        for p, overlap, is_forced, counts in zip(torch.cat(logits, dim=1)[0].double().sigmoid(), iou, forced, within, strict=True):
+        for p, overlap, is_forced, counts in zip(
+            torch.cat(logits, dim=1)[0].double().sigmoid(), iou, forced, within, strict=True
+        ):
             best = max(overlap.tolist(), default=0.0)
             if not counts:
                 continue
@@ -216,7 +240,8 @@ def test_curves_rise_from_0_to_1_and_gamma_moves_the_loss_to_the_hardest(detecto
 def test_a_limit_draws_negatives_by_the_seed_whatever_the_batch(detector, scenes):
     data = read_coco(scenes / "annotations" / "train.json")
     one, other, third = (
-        figures.cumulative_losses(detector, data, (1.0,), seed=seed, batch=batch, limit=700) for seed, batch in ((0, 1), (0, 4), (1, 4))
+        figures.cumulative_losses(detector, data, (1.0,), seed=seed, batch=batch, limit=700)
+        for seed, batch in ((0, 1), (0, 4), (1, 4))
     )
     assert one["negatives"]["found"] == other["negatives"]["found"] > one["negatives"]["used"] == 700
     curves = [told["negatives"]["lines"][0]["y"] for told in (one, other, third)]
@@ -228,7 +253,9 @@ def test_a_limit_draws_negatives_by_the_seed_whatever_the_batch(detector, scenes
 
 def test_some_images_are_drawn_by_the_seed_and_none_of_their_anchors_need_be_positive(detector, scenes):
     data = read_coco(scenes / "annotations" / "train.json")
-    assert figures.cumulative_losses(detector, data, images=2, seed=3) == figures.cumulative_losses(detector, data, images=2, seed=3)
+    assert figures.cumulative_losses(detector, data, images=2, seed=3) == figures.cumulative_losses(
+        detector, data, images=2, seed=3
+    )
     bare = data.keep_boxes(np.zeros(len(data.labels), dtype=bool))
     told = figures.cumulative_losses(detector, bare, images=2)
     assert (told["images"], told["positives"]["found"]) == (2, 0)

@@ -44,7 +44,10 @@ def lines(name, **aps):
     made = []
     for row in rows:
         scores = aps.get(row.name, [0.1, 0.1, 0.1])
-        results = [result(score, seed, "diverged" if score is None else "trained") for seed, score in enumerate(scores)]
+        results = [
+            result(score, seed, "diverged" if score is None else "trained")
+            for seed, score in enumerate(scores)
+        ]
         made.append(findings.Line(row.values, results, None))
     return made
 
@@ -74,7 +77,9 @@ def test_one_of_several_rows_that_is_not_beaten_leaves_a_conclusion_open():
 
 
 def test_a_training_that_diverged_counts_as_nothing_found():
-    claims = verdicts("prior", **{"loss CE, pi 0.5": [None, None, None], "loss CE, pi 0.01": [0.2, 0.21, 0.2]})
+    claims = verdicts(
+        "prior", **{"loss CE, pi 0.5": [None, None, None], "loss CE, pi 0.01": [0.2, 0.21, 0.2]}
+    )
     assert claims == [findings.HOLDS, findings.HOLDS]
     assert verdicts("prior", **{"loss CE, pi 0.5": [None, 0.1, None]})[0] == findings.OPEN
     assert verdicts("prior")[0] == findings.CONTRADICTED
@@ -84,7 +89,14 @@ def test_a_training_that_diverged_counts_as_nothing_found():
 
 
 def written(tmp_path, rows):
-    content = {"name": "table1b", "title": "T", "iterations": 3, "data": "cells", "machine": "m", "rows": rows}
+    content = {
+        "name": "table1b",
+        "title": "T",
+        "iterations": 3,
+        "data": "cells",
+        "machine": "m",
+        "rows": rows,
+    }
     (tmp_path / "table1b.json").write_text(json.dumps(content))
     return findings.read(tmp_path / "table1b.json")
 
@@ -106,8 +118,18 @@ def test_of_a_group_the_best_alpha_stands_for_its_gamma(tmp_path):
 
 def test_the_table_shows_ours_beside_the_papers(tmp_path):
     rows = [
-        {"values": {"gamma": 0.0, "alpha": 0.75}, "group": "", "paper": 31.1, "results": [result(0.2), result(0.22, 1)]},
-        {"values": {"gamma": 2.0, "alpha": 0.25}, "group": "", "paper": 34.0, "results": [result(0.3), result(0, 1, "stalled")]},
+        {
+            "values": {"gamma": 0.0, "alpha": 0.75},
+            "group": "",
+            "paper": 31.1,
+            "results": [result(0.2), result(0.22, 1)],
+        },
+        {
+            "values": {"gamma": 2.0, "alpha": 0.25},
+            "group": "",
+            "paper": 34.0,
+            "results": [result(0.3), result(0, 1, "stalled")],
+        },
     ]
     content, found = written(tmp_path, rows)
     head, cells = findings.table(content, found)
@@ -117,7 +139,10 @@ def test_the_table_shows_ours_beside_the_papers(tmp_path):
     assert "2 seeds" in findings.conditions(content, found)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"rows": [{}]}', '{"rows": [{"values": {}, "results": [], "paper": 1, "group": "x"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", '{"rows": [{}]}', '{"rows": [{"values": {}, "results": [], "paper": 1, "group": "x"}]}'],
+)
 def test_what_is_no_result_is_refused(tmp_path, text):
     (tmp_path / "table1b.json").write_text(text)
     with pytest.raises(CheckpointError, match="no result of retinanet lab"):
@@ -136,7 +161,11 @@ def test_every_row_is_a_training_that_can_be(name, alphas):
 @pytest.mark.parametrize("name", [name for name, found in EXPERIMENTS.items() if found.paper])
 def test_every_row_that_the_paper_prints_has_its_number(name):
     found = experiment(name)
-    unprinted = [row.name for row in found.rows(BASE, "paper") if ap(found.paper, **(row.printed or row.values)) is None]
+    unprinted = [
+        row.name
+        for row in found.rows(BASE, "paper")
+        if ap(found.paper, **(row.printed or row.values)) is None
+    ]
     assert unprinted == (["method random 1:3, batch_size 256"] if name == "table1d" else [])
 
 

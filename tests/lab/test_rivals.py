@@ -1,4 +1,6 @@
-"""The rivals of Table 2: the same backbone, pictures and schedule as ours, and answers in the pixels of the original."""
+"""The rivals of Table 2: the same backbone, pictures and schedule as ours, and answers in the pixels of the
+original.
+"""
 
 import json
 from dataclasses import replace
@@ -14,7 +16,18 @@ from retinanet.engine.metrics import NUMBERS
 from retinanet.engine.session import new_session, open_training, settled
 from retinanet.errors import ConfigError, DivergenceError
 from retinanet.lab import rivals
-from retinanet.lab.rivals import RIVALS, Rival, begin, build_rival, load_rival, measure, step, timings, train_rival, truth
+from retinanet.lab.rivals import (
+    RIVALS,
+    Rival,
+    begin,
+    build_rival,
+    load_rival,
+    measure,
+    step,
+    timings,
+    train_rival,
+    truth,
+)
 from retinanet.model.backbone import Backbone
 from retinanet.model.preprocess import Preprocess
 from retinanet.presets import preset
@@ -22,7 +35,16 @@ from retinanet.settings import override
 from retinanet.structures import Detections, Targets
 
 CPU = torch.device("cpu")
-SMALL = {"channels": 32, "depth": 1, "scale": 64, "train_scale": None, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": None,
+    "batch": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+}
 
 
 def small(**changes):
@@ -35,8 +57,12 @@ def data(scenes):
 
 
 def batch(boxes=((10.0, 12.0, 40.0, 44.0),), labels=(1,)):
-    """Two pictures in a canvas of 64 x 96 pixels, the first of 60 x 90 with the boxes, the second of 64 x 70 without any."""
-    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    """Two pictures in a canvas of 64 x 96 pixels, the first of 60 x 90 with the boxes, the second of 64 x 70
+    without any.
+    """
+    images = torch.randint(
+        0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     found = torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels, dtype=torch.long)
     nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
     targets = Targets.pad([found[0], nothing[0]], [found[1], nothing[1]], [(60, 90), (64, 70)])
@@ -50,7 +76,9 @@ def test_a_step_with_an_empty_picture_reaches_every_weight(name, precision, data
     before = {key: value.clone() for key, value in lesson.model.state_dict().items()}
     numbers = step(lesson, batch(), 0, 1e-3)
     assert all(torch.isfinite(value) for value in numbers.values())
-    assert float(numbers["loss"]) == pytest.approx(float(numbers["class_loss"] + numbers["box_loss"]), rel=1e-5)
+    assert float(numbers["loss"]) == pytest.approx(
+        float(numbers["class_loss"] + numbers["box_loss"]), rel=1e-5
+    )
     assert float(numbers["box_loss"]) > 0
     for key, parameter in lesson.model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
@@ -69,13 +97,17 @@ def test_a_step_without_any_box_is_finite(name, data):
 def test_the_network_sees_our_padded_batch_and_nothing_is_resized_again(name, data):
     lesson = begin(name, data[0], small(ema=None), CPU)
     seen = []
-    lesson.model.get_submodule("backbone.body").register_forward_hook(lambda module, given, made: seen.append((given[0], made)))
+    lesson.model.get_submodule("backbone.body").register_forward_hook(
+        lambda module, given, made: seen.append((given[0], made))
+    )
     one = batch()
     step(lesson, one, 0, 0.0)
     expected = lesson.preprocess.normalize(one.images, one.targets.sizes)
     assert torch.equal(seen[0][0], expected)
     strides = [4, 8, 16, 32] if name == "faster_rcnn_fpn" else [8, 16, 32]
-    assert [tuple(level.shape[2:]) for level in seen[0][1]] == [(64 // stride, 96 // stride) for stride in strides]
+    assert [tuple(level.shape[2:]) for level in seen[0][1]] == [
+        (64 // stride, 96 // stride) for stride in strides
+    ]
     rival = Rival(name, lesson.config.model, data[0].names, lesson.model, CPU)
     rival.answer(one.images, one.targets.sizes, [(120, 180), (128, 140)])
     assert torch.equal(seen[1][0], expected)
@@ -95,14 +127,20 @@ def test_pretrained_backbones_are_frozen_as_ours(name, data, monkeypatch):
     config = small(weights="imagenet", backbone_norm="frozen", ema=None)
     ours = new_session(config, *data, CPU).model.backbone
     theirs = begin(name, data[0], config, CPU).model.get_submodule("backbone.body")
-    trained = [{key for key, value in body.named_parameters() if value.requires_grad} for body in (ours, theirs)]
-    assert trained[0] == trained[1] and not any("bn" in key or key.startswith("body.conv1") for key in trained[0])
+    trained = [
+        {key for key, value in body.named_parameters() if value.requires_grad} for body in (ours, theirs)
+    ]
+    assert trained[0] == trained[1] and not any(
+        "bn" in key or key.startswith("body.conv1") for key in trained[0]
+    )
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
 def test_the_finer_backbone_adds_c2_and_changes_nothing_else(norm):
     torch.manual_seed(0)
-    body = build_rival("faster_rcnn_fpn", ModelConfig(backbone="resnet26", backbone_norm=norm, backbone_stride="1x1"), 1)
+    body = build_rival(
+        "faster_rcnn_fpn", ModelConfig(backbone="resnet26", backbone_norm=norm, backbone_stride="1x1"), 1
+    )
     torch.manual_seed(0)
     ours = Backbone("resnet26", norm, 1e-5, "1x1").eval()
     images = torch.rand(1, 3, 64, 64)
@@ -139,7 +177,9 @@ def test_answers_are_in_pixels_of_the_original_with_our_labels(name):
     one = batch()
     first, second = rival.answer(one.images, one.targets.sizes, [(120, 270), (128, 210)])
     assert first.boxes.tolist() == [[90, 30, 180, 90], [0, 0, 270, 120]]
-    assert second.boxes[0].tolist() == pytest.approx([90, 30, 180, 90]) and second.boxes[1].tolist() == pytest.approx([0, 0, 210, 120])
+    assert second.boxes[0].tolist() == pytest.approx([90, 30, 180, 90]) and second.boxes[
+        1
+    ].tolist() == pytest.approx([0, 0, 210, 120])
     assert first.labels.tolist() == ([2, 1] if name == "retinanet_torchvision" else [1, 0])
 
 
@@ -153,13 +193,18 @@ def test_anchors_and_offsets_stay_in_fp32_under_bf16(name):
     one = batch()
     rival.answer(one.images, one.targets.sizes, [(60, 90), (64, 70)])
     maps, predicted = made
-    parts = [*maps.values(), *(predicted.values() if isinstance(predicted, dict) else (x for level in predicted for x in level))]
+    parts = [
+        *maps.values(),
+        *(predicted.values() if isinstance(predicted, dict) else (x for level in predicted for x in level)),
+    ]
     assert {part.dtype for part in parts} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_short_training_leaves_its_numbers_and_its_weights(name, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(rivals, "milliseconds", lambda rival, pictures: timings([rival], pictures.subset(np.arange(1)), 1)[0])
+    monkeypatch.setattr(
+        rivals, "milliseconds", lambda rival, pictures: timings([rival], pictures.subset(np.arange(1)), 1)[0]
+    )
     result = train_rival(name, data, small(), 1, tmp_path / "run")
     assert tuple(result["metrics"]) == NUMBERS and result["iterations"] == 1
     assert result["milliseconds"] > 0 and result["images_per_second"] > 0 and 10 < result["parameters"] < 20
@@ -174,7 +219,9 @@ def test_samples_follow_from_the_seed_and_the_iteration(data):
     for seed, iteration in ((0, 0), (0, 0), (0, 1), (1, 0)):
         torch.rand(len(losses) + 1)  # what others draw does not matter
         lesson.config = replace(lesson.config, seed=seed)
-        losses.append(float(step(lesson, batch(), iteration, 0.0)["loss"]))  # the rate is 0: nothing is learned
+        losses.append(
+            float(step(lesson, batch(), iteration, 0.0)["loss"])
+        )  # the rate is 0: nothing is learned
     assert losses[0] == losses[1] and len(set(losses)) == 3
 
 
@@ -216,5 +263,7 @@ def test_timed_detectors_take_turns_on_at_least_ten_pictures(data):
 
 
 def test_our_detector_is_timed_in_the_same_way(data):
-    rival = Rival("ssd", small().model, data[0].names, build_rival("ssd", small().model, len(data[0].names)), CPU)
+    rival = Rival(
+        "ssd", small().model, data[0].names, build_rival("ssd", small().model, len(data[0].names)), CPU
+    )
     assert min(timings([new_session(small(), *data, CPU).detector(), rival], data[1], 1)) > 0

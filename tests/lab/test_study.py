@@ -13,7 +13,16 @@ from retinanet.presets import preset
 from retinanet.settings import override
 from retinanet.verbs import LabConfig
 
-SMALL = {"channels": 16, "depth": 1, "scale": 64, "train_scale": None, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
+SMALL = {
+    "channels": 16,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": None,
+    "batch": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +82,9 @@ def test_a_finished_row_is_not_trained_again_and_a_stopped_one_goes_on(scenes, t
 
     def stopped(source, settings, *rest):
         begun.append(settings.criterion.gamma)
-        monkeypatch.setattr("retinanet.engine.train.validate_and_save", lambda *some: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(
+            "retinanet.engine.train.validate_and_save", lambda *some: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         train(source, settings, *rest)
 
     monkeypatch.setattr(study, "train", stopped)
@@ -110,7 +121,9 @@ def test_a_row_that_diverges_is_told_and_never_tried_again(scenes, tmp_path, mon
 
 def test_minutes_become_iterations_once(scenes, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(study, "plan", lambda session, started: (asked.append(session.config.budget), (2, 1))[1])
+    monkeypatch.setattr(
+        study, "plan", lambda session, started: (asked.append(session.config.budget), (2, 1))[1]
+    )
     for _ in range(2):
         study.begin(str(scenes), config(tmp_path, budget="3min"))
     assert asked == ["3min"]
@@ -132,7 +145,10 @@ def test_several_seeds_give_intervals_and_leave_one_seeds_weights(scenes, tmp_pa
     path = study.run("fig4", str(scenes), replace(config(tmp_path), seeds=2))
     results = json.loads(path.read_text())["rows"][0]["results"]
     assert [result["seed"] for result in results] == [0, 1]
-    assert [(tmp_path / "rows" / result["key"] / "model.safetensors").exists() for result in results] == [True, False]
+    assert [(tmp_path / "rows" / result["key"] / "model.safetensors").exists() for result in results] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def test_match_says_class_background_or_ignore_and_the_box():
 def test_anchors_on_grids_are_matched_as_a_plain_list_is(count):
     anchors = grid_anchors([(8, 8), (4, 4)], (8, 16))
     generator = torch.Generator().manual_seed(0)
-    boxes = torch.rand(2, count, 2, generator=generator).mul(40).repeat(1, 1, 2) + torch.tensor([0.0, 0, 25, 30])
+    boxes = torch.rand(2, count, 2, generator=generator).mul(40).repeat(1, 1, 2) + torch.tensor(
+        [0.0, 0, 25, 30]
+    )
     wanted = Targets(boxes, torch.arange(count).repeat(2, 1), torch.tensor([[64.0, 64], [40, 50]]))
     found, plain = (Criterion().match(levels, wanted) for levels in (anchors, list(anchors)))
     assert torch.equal(found.labels, plain.labels)
@@ -63,9 +65,16 @@ def test_anchors_over_padding_are_ignored():
 def test_both_losses_are_sums_divided_by_the_positives():
     logits, offsets = outputs()
     criterion = Criterion()
-    found = criterion(logits, offsets, ANCHORS, criterion.match(ANCHORS, targets(((0.0, 0, 10, 9), (10.0, 0, 20, 10)), (1, 0))))
+    found = criterion(
+        logits,
+        offsets,
+        ANCHORS,
+        criterion.match(ANCHORS, targets(((0.0, 0, 10, 9), (10.0, 0, 20, 10)), (1, 0))),
+    )
     one_hot = torch.tensor([[[0.0, 1], [1, 0]]])
-    expected = losses.focal_loss(logits[0], one_hot, reduction="sum") + losses.focal_loss(logits[1], torch.zeros(1, 1, 2), reduction="sum")
+    expected = losses.focal_loss(logits[0], one_hot, reduction="sum") + losses.focal_loss(
+        logits[1], torch.zeros(1, 1, 2), reduction="sum"
+    )
     torch.testing.assert_close(found["class_loss"], expected / 2)
     offset_of_first = torch.tensor([0.0, -0.05, 0.0, math.log(0.9)])
     want = torch.stack([offset_of_first, torch.zeros(4)])
@@ -91,7 +100,14 @@ def test_per_image_division_averages_over_pictures():
     apart = []
     for i in range(2):
         one = Targets.pad([boxes[i]], [both.labels[i][: len(boxes[i])]], [(20, 20)])
-        apart.append(criterion([x[i : i + 1] for x in logits], [x[i : i + 1] for x in offsets], ANCHORS, criterion.match(ANCHORS, one)))
+        apart.append(
+            criterion(
+                [x[i : i + 1] for x in logits],
+                [x[i : i + 1] for x in offsets],
+                ANCHORS,
+                criterion.match(ANCHORS, one),
+            )
+        )
     for name in found:
         torch.testing.assert_close(found[name], (apart[0][name] + apart[1][name]) / 2)
 
@@ -110,7 +126,9 @@ def test_giou_compares_decoded_boxes():
     zeros = [torch.zeros_like(level) for level in offsets]
     criterion = Criterion(box_loss="giou", box_weight=2.0)
     found = criterion(logits, zeros, ANCHORS, criterion.match(ANCHORS, targets()))
-    torch.testing.assert_close(found["box_loss"], torch.tensor(2 * 0.1), rtol=1e-4, atol=1e-5)  # IoU 0.9, no empty hull
+    torch.testing.assert_close(
+        found["box_loss"], torch.tensor(2 * 0.1), rtol=1e-4, atol=1e-5
+    )  # IoU 0.9, no empty hull
 
 
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "l1", "giou"])
@@ -130,7 +148,9 @@ def test_bf16_predictions_are_scored_in_float32():
     criterion = Criterion()
     matched = criterion.match(ANCHORS, targets())
     low = criterion([x.bfloat16() for x in logits], [x.bfloat16() for x in offsets], ANCHORS, matched)
-    high = criterion([x.bfloat16().float() for x in logits], [x.bfloat16().float() for x in offsets], ANCHORS, matched)
+    high = criterion(
+        [x.bfloat16().float() for x in logits], [x.bfloat16().float() for x in offsets], ANCHORS, matched
+    )
     assert all(value.dtype == torch.float32 for value in low.values())
     for name in low:
         torch.testing.assert_close(low[name], high[name])
@@ -152,17 +172,29 @@ def test_every_class_loss_is_its_dense_form_over_the_positives(loss):
     torch.testing.assert_close(found, dense[loss](torch.cat(logits, dim=1)[0], one_hot).sum())
 
 
-GRID = [torch.tensor([[x, y, x + 10.0, y + 10] for y in range(0, side, 10) for x in range(0, side, 10)]) for side in (100, 30)]
+GRID = [
+    torch.tensor([[x, y, x + 10.0, y + 10] for y in range(0, side, 10) for x in range(0, side, 10)])
+    for side in (100, 30)
+]
 
 
 def crowd(pictures=3, classes=2):
-    """Logits and offsets that need a gradient, and targets of which the last picture has none, over 100 and 9 anchors."""
+    """Logits and offsets that need a gradient, and targets of which the last picture has none, over 100 and 9
+    anchors.
+    """
     generator = torch.Generator().manual_seed(0)
-    logits = [torch.randn(pictures, len(level), classes, generator=generator).mul(3).requires_grad_() for level in GRID]
+    logits = [
+        torch.randn(pictures, len(level), classes, generator=generator).mul(3).requires_grad_()
+        for level in GRID
+    ]
     offsets = [torch.randn(pictures, len(level), 4, generator=generator).requires_grad_() for level in GRID]
     boxes = [torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])] * (pictures - 1) + [torch.zeros(0, 4)]
     labels = [torch.tensor([0, 1])] * (pictures - 1) + [torch.zeros(0, dtype=torch.long)]
-    return logits, offsets, replace(Targets.pad(boxes, labels, [(100, 100)] * pictures), seeds=torch.arange(pictures))
+    return (
+        logits,
+        offsets,
+        replace(Targets.pad(boxes, labels, [(100, 100)] * pictures), seeds=torch.arange(pictures)),
+    )
 
 
 def learned_from(logits):
@@ -184,7 +216,9 @@ def test_ohem_is_the_mean_over_the_hardest_and_nothing_else_has_a_gradient():
 
 
 def test_nms_compares_anchors():
-    """On both levels there is an anchor of (0, 0, 10, 10): with NMS only the harder of each such two can be chosen."""
+    """On both levels there is an anchor of (0, 0, 10, 10): with NMS only the harder of each such two can be
+    chosen.
+    """
     logits, offsets, wanted = crowd()
     criterion = Criterion(mining="ohem", mining_batch=100)
     criterion(logits, offsets, GRID, criterion.match(GRID, wanted))["class_loss"].backward()
@@ -194,7 +228,10 @@ def test_nms_compares_anchors():
     assert chosen.sum().item() == 300
 
 
-@pytest.mark.parametrize(("mining", "positives", "negatives"), [("ohem-1:3", [2, 2, 0], [6, 6, 9]), ("random", [2, 2, 0], [10, 10, 12])])
+@pytest.mark.parametrize(
+    ("mining", "positives", "negatives"),
+    [("ohem-1:3", [2, 2, 0], [6, 6, 9]), ("random", [2, 2, 0], [10, 10, 12])],
+)
 def test_positives_and_negatives_of_a_minibatch(mining, positives, negatives):
     logits, offsets, wanted = crowd()
     criterion = Criterion(mining=mining, mining_batch=12, mining_nms=None, force_above=None)
@@ -214,7 +251,15 @@ def test_parts_of_a_step_add_up_to_the_whole(mining, normalize):
     whole = criterion(logits, offsets, GRID, matched)
     slices = (slice(0, 2), slice(2, 3))
     parts = [
-        criterion([x[rows] for x in logits], [x[rows] for x in offsets], GRID, matched[rows], matched.positives.sum(), 3) for rows in slices
+        criterion(
+            [x[rows] for x in logits],
+            [x[rows] for x in offsets],
+            GRID,
+            matched[rows],
+            matched.positives.sum(),
+            3,
+        )
+        for rows in slices
     ]
     for name, value in whole.items():
         torch.testing.assert_close(sum(part[name] for part in parts), value)
@@ -224,7 +269,9 @@ def test_parts_of_a_step_add_up_to_the_whole(mining, normalize):
 def test_mining_leaves_the_box_loss_and_a_minibatch_of_everything_alone(mining):
     logits, offsets, wanted = crowd()
     plain, mined = Criterion(), Criterion(mining=mining, mining_batch=1000, mining_nms=None)
-    one, other = (criterion(logits, offsets, GRID, criterion.match(GRID, wanted)) for criterion in (plain, mined))
+    one, other = (
+        criterion(logits, offsets, GRID, criterion.match(GRID, wanted)) for criterion in (plain, mined)
+    )
     torch.testing.assert_close(one["box_loss"], other["box_loss"])
     if mining != "ohem-1:3":  # the others hold all 109 anchors of each of the three pictures
         positives = plain.match(GRID, wanted).positives.sum()
@@ -266,7 +313,9 @@ def test_a_minibatch_too_small_for_a_positive_is_refused():
         Criterion(mining="ohem", mining_batch=3)
 
 
-@pytest.mark.parametrize("setting", [{"loss": "focl"}, {"box_loss": "l3"}, {"normalize": "batch"}, {"mining": "ohem 1:3"}])
+@pytest.mark.parametrize(
+    "setting", [{"loss": "focl"}, {"box_loss": "l3"}, {"normalize": "batch"}, {"mining": "ohem 1:3"}]
+)
 def test_unknown_names_are_refused(setting):
     with pytest.raises(ConfigError, match="unknown"):
         Criterion(**setting)

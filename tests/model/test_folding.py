@@ -15,7 +15,12 @@ def lived(module):
     generator = torch.Generator().manual_seed(0)
     for layer in module.modules():
         if isinstance(getattr(layer, "running_var", None), torch.Tensor):
-            for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.5, 0.5), ("running_mean", -0.5, 0.5), ("running_var", 0.5, 2.0)):
+            for name, low, high in (
+                ("weight", 0.5, 1.5),
+                ("bias", -0.5, 0.5),
+                ("running_mean", -0.5, 0.5),
+                ("running_var", 0.5, 2.0),
+            ):
                 value = getattr(layer, name).data
                 value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
     return module
@@ -29,7 +34,9 @@ def unfolded(backbone):
     return plain
 
 
-@pytest.mark.parametrize("name, norms", [("resnet18", 20), ("resnext50_32x4d", 53), ("mobilenetv3_small_100", 34)])
+@pytest.mark.parametrize(
+    "name, norms", [("resnet18", 20), ("resnext50_32x4d", 53), ("mobilenetv3_small_100", 34)]
+)
 def test_a_frozen_backbone_computes_and_learns_what_it_does_unfolded(name, norms):
     ours = lived(Backbone(name, "frozen")).double()
     assert sum(isinstance(layer, FrozenConv) for layer in ours.modules()) == norms
@@ -48,7 +55,11 @@ def test_a_frozen_backbone_computes_and_learns_what_it_does_unfolded(name, norms
 
 def test_folding_keeps_the_names_of_all_weights():
     names = set(Backbone("resnet18", "frozen").state_dict())
-    assert names == {name for name in Backbone("resnet18", "batch").state_dict() if not name.endswith("num_batches_tracked")}
+    assert names == {
+        name
+        for name in Backbone("resnet18", "batch").state_dict()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
@@ -68,8 +79,13 @@ def test_folding_leaves_the_network_itself_alone_and_shares_what_does_not_change
     model = RetinaNet(2, "resnet18", "batch", channels=16, depth=1)
     before = copy.deepcopy(model.state_dict())
     copied = folded(model, precision="bf16")
-    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert copied.class_subnet[0].weight.dtype == torch.bfloat16 and model.class_subnet[0].weight.dtype == torch.float32
+    assert model.training and all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    )
+    assert (
+        copied.class_subnet[0].weight.dtype == torch.bfloat16
+        and model.class_subnet[0].weight.dtype == torch.float32
+    )
     assert folded(model).class_subnet[0].weight is model.class_subnet[0].weight
 
 
@@ -85,7 +101,9 @@ def test_in_bf16_norms_that_cannot_be_folded_keep_their_precision():
 
 
 class Shared(nn.Module):
-    """A convolution whose output is used beside its norm, one that is called twice, and a norm with its activation inside."""
+    """A convolution whose output is used beside its norm, one that is called twice, and a norm with its
+    activation inside.
+    """
 
     def __init__(self):
         super().__init__()

@@ -34,13 +34,18 @@ def restated(logits, offsets, anchors, sizes, threshold, per_level, overlap, mos
         for k in range(x.shape[2]):
             mine = [entry for entry in found if entry[1] == k]
             if mine:
-                boxes, scores = torch.stack([box for _, _, box in mine]), torch.tensor([score for score, _, _ in mine])
+                boxes, scores = (
+                    torch.stack([box for _, _, box in mine]),
+                    torch.tensor([score for score, _, _ in mine]),
+                )
                 kept += [mine[i] for i in nms(boxes, scores, overlap).tolist()]
         answers.append(sorted(kept, key=lambda entry: -entry[0])[:most])
     return answers
 
 
-@pytest.mark.parametrize(("threshold", "per_level", "most"), [(0.05, 1000, 100), (0.3, 20, 10), (0.05, 7, 100)])
+@pytest.mark.parametrize(
+    ("threshold", "per_level", "most"), [(0.05, 1000, 100), (0.3, 20, 10), (0.05, 7, 100)]
+)
 def test_it_equals_the_rule_restated_one_class_at_a_time(threshold, per_level, most):
     logits, offsets, anchors = predictions()
     found = Postprocess(threshold, per_level, 0.5, most)(logits, offsets, anchors, SIZES)
@@ -53,7 +58,9 @@ def test_it_equals_the_rule_restated_one_class_at_a_time(threshold, per_level, m
 
 
 def test_scores_descend_and_boxes_stay_in_their_picture():
-    for (boxes, scores, _), (height, width) in zip(Postprocess()(*predictions(), SIZES), SIZES.tolist(), strict=True):
+    for (boxes, scores, _), (height, width) in zip(
+        Postprocess()(*predictions(), SIZES), SIZES.tolist(), strict=True
+    ):
         assert (scores.diff() <= 0).all()
         assert (boxes >= 0).all()
         assert (boxes[:, [0, 2]] <= width).all()
@@ -68,7 +75,9 @@ def test_a_picture_without_anything_has_no_answers():
 
 def test_boxes_of_two_classes_never_suppress_each_other():
     anchors = [torch.tensor([[0.0, 0, 30, 30]])]
-    found = Postprocess()([torch.tensor([[[3.0, 2.0]]])], [torch.zeros(1, 1, 4)], anchors, torch.tensor([[40.0, 40]]))
+    found = Postprocess()(
+        [torch.tensor([[[3.0, 2.0]]])], [torch.zeros(1, 1, 4)], anchors, torch.tensor([[40.0, 40]])
+    )
     assert found[0][2].tolist() == [0, 1]
 
 
@@ -76,7 +85,9 @@ def test_one_image_more_in_the_batch_changes_nothing():
     logits, offsets, anchors = predictions()
     together = Postprocess()(logits, offsets, anchors, SIZES)
     for b in range(2):
-        alone = Postprocess()([x[b : b + 1] for x in logits], [x[b : b + 1] for x in offsets], anchors, SIZES[b : b + 1])[0]
+        alone = Postprocess()(
+            [x[b : b + 1] for x in logits], [x[b : b + 1] for x in offsets], anchors, SIZES[b : b + 1]
+        )[0]
         for mine, theirs in zip(alone, together[b], strict=True):
             assert torch.equal(mine, theirs)
 
@@ -84,16 +95,22 @@ def test_one_image_more_in_the_batch_changes_nothing():
 def test_anchors_in_the_padding_never_answer():
     logits, offsets, anchors = predictions()
     certain = [torch.full_like(x, -10.0) for x in logits]
-    certain[0][:, -1] = 10.0  # the last cell of P3, at (92, 60): in the first picture, in the padding of the second
+    certain[0][:, -1] = (
+        10.0  # the last cell of P3, at (92, 60): in the first picture, in the padding of the second
+    )
     found = Postprocess()(certain, offsets, anchors, SIZES)
     assert [len(scores) > 0 for _, scores, _ in found] == [True, False]
 
 
 def answers(**settings):
-    """Two boxes of a class that overlap less than half only while they reach beyond the picture, and one outside of it."""
+    """Two boxes of a class that overlap less than half only while they reach beyond the picture, and one
+    outside of it.
+    """
     anchors = [torch.tensor([[0.0, 10, 30, 20], [-25, 10, 15, 20], [50, 50, 60, 60]])]
     logits = [torch.tensor([[[3.0], [2.0], [1.0]]])]
-    ((boxes, _, _),) = Postprocess(padding_anchors="kept", **settings)(logits, [torch.zeros(1, 3, 4)], anchors, torch.tensor([[30.0, 40]]))
+    ((boxes, _, _),) = Postprocess(padding_anchors="kept", **settings)(
+        logits, [torch.zeros(1, 3, 4)], anchors, torch.tensor([[30.0, 40]])
+    )
     return boxes.tolist()
 
 

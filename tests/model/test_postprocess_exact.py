@@ -1,4 +1,6 @@
-"""What is done to be fast, against a plain restatement: bit for bit the same answers, ties and broken numbers included."""
+"""What is done to be fast, against a plain restatement: bit for bit the same answers, ties and broken numbers
+included.
+"""
 
 import itertools
 
@@ -20,11 +22,15 @@ def predictions(seed=0, classes=5, mean=-2.0, ties=False, kind=torch.float32):
     logits = [torch.randn(3, len(level), classes, generator=generator) * 2 + mean for level in ANCHORS]
     if ties:
         logits = [(x * 2).round() / 2 for x in logits]
-    return [x.to(kind) for x in logits], [(torch.randn(3, len(level), 4, generator=generator) * 0.4).to(kind) for level in ANCHORS]
+    return [x.to(kind) for x in logits], [
+        (torch.randn(3, len(level), 4, generator=generator) * 0.4).to(kind) for level in ANCHORS
+    ]
 
 
 def plain_candidates(post, logits, offsets, anchors, sizes):
-    """Every anchor's best class, the best anchors, their best pairs, boxes of these: by the shortest words for it."""
+    """Every anchor's best class, the best anchors, their best pairs, boxes of these: by the shortest words
+    for it.
+    """
     levels = []
     for x, d, a in zip(logits, offsets, anchors, strict=True):
         best = x.amax(dim=2).float()
@@ -77,14 +83,19 @@ def assert_equal(post, logits, offsets, anchors=ANCHORS, sizes=SIZES):
 def test_the_answers_are_those_of_the_plain_way_in_every_setting(words, ties):
     settings = dict(zip(WORDS, words, strict=True))
     for seed, (per_level, most) in enumerate([(1000, 100), (50, 3), (7, 1), (1000, 10**6)]):
-        counts = assert_equal(Postprocess(0.05, per_level, 0.5, most, **settings), *predictions(seed, ties=ties))
+        counts = assert_equal(
+            Postprocess(0.05, per_level, 0.5, most, **settings), *predictions(seed, ties=ties)
+        )
         assert max(counts) == most or (most >= 100 and max(counts) > 10)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_number_formats_and_overlaps_change_nothing(kind, overlap):
-    assert min(assert_equal(Postprocess(nms_threshold=overlap, max_detections=20), *predictions(3, kind=kind))) > 0
+    assert (
+        min(assert_equal(Postprocess(nms_threshold=overlap, max_detections=20), *predictions(3, kind=kind)))
+        > 0
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.5, 0.999])
@@ -94,7 +105,11 @@ def test_thresholds_that_leave_all_or_nothing_change_nothing(threshold):
     assert assert_equal(Postprocess(threshold or 0.05), *predictions(4, mean=-50)) == [0, 0, 0]
 
 
-@pytest.mark.parametrize("words", [("before", "kept"), ("before", "dropped"), ("after", "kept"), ("after", "dropped")], ids="-".join)
+@pytest.mark.parametrize(
+    "words",
+    [("before", "kept"), ("before", "dropped"), ("after", "kept"), ("after", "dropped")],
+    ids="-".join,
+)
 def test_numbers_that_are_none_change_nothing(words):
     generator = torch.Generator().manual_seed(5)
     logits, offsets = predictions(5, ties=True)
@@ -109,13 +124,19 @@ def test_pictures_that_fill_the_batch_have_no_padding_to_look_for():
     level, sizes = ANCHORS[0], torch.tensor([[64.0, 96], [64, 96]])
     assert padding(level, sizes) is None
     assert torch.equal(padding(level, SIZES), ~inside(level, SIZES))
-    assert min(assert_equal(Postprocess(), *(([x[:2] for x in kind]) for kind in predictions()), sizes=sizes)) > 0
+    assert (
+        min(assert_equal(Postprocess(), *(([x[:2] for x in kind]) for kind in predictions()), sizes=sizes))
+        > 0
+    )
 
 
 def test_a_batch_without_pictures_has_no_answers():
     logits, offsets = predictions()
     for kind in (torch.float32, torch.bfloat16):
-        assert Postprocess()([x[:0].to(kind) for x in logits], [x[:0] for x in offsets], ANCHORS, SIZES[:0]) == []
+        assert (
+            Postprocess()([x[:0].to(kind) for x in logits], [x[:0] for x in offsets], ANCHORS, SIZES[:0])
+            == []
+        )
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -8,14 +8,21 @@ from retinanet.model.preprocess import MEAN, STD, Preprocess
 
 @pytest.mark.parametrize(
     ("scale", "size", "expected"),
-    [(800, (480, 640), (800, 1067)), (800, (400, 1600), (333, 1333)), (600, (500, 500), (600, 600)), (320, (1764, 430), (533, 130))],
+    [
+        (800, (480, 640), (800, 1067)),
+        (800, (400, 1600), (333, 1333)),
+        (600, (500, 500), (600, 600)),
+        (320, (1764, 430), (533, 130)),
+    ],
 )
 def test_the_short_side_decides_unless_the_long_one_would_be_too_long(scale, size, expected):
     assert Preprocess(scale).size(*size) == expected
 
 
 def test_batches_are_padded_to_a_multiple_of_32():
-    images, sizes = Preprocess(64).stack([torch.ones(3, 64, 70, dtype=torch.uint8), torch.ones(3, 60, 64, dtype=torch.uint8)])
+    images, sizes = Preprocess(64).stack(
+        [torch.ones(3, 64, 70, dtype=torch.uint8), torch.ones(3, 60, 64, dtype=torch.uint8)]
+    )
     assert images.shape == (2, 3, 64, 96)
     assert sizes.tolist() == [[64, 70], [60, 64]]
     assert images[0, 0, :, 70:].sum() == 0
@@ -27,7 +34,9 @@ def test_pixels_become_zero_mean_unit_deviation_and_padding_zero():
     out = Preprocess(32).normalize(images, sizes)
     assert out[:, :, :, 20:].abs().max() == 0
     assert out[:, :, :, :20].abs().max() < 0.01
-    white = Preprocess(32).normalize(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), torch.tensor([[32.0, 32]]))
+    white = Preprocess(32).normalize(
+        torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), torch.tensor([[32.0, 32]])
+    )
     torch.testing.assert_close(white[0, :, 0, 0], (1 - torch.tensor(MEAN)) / torch.tensor(STD))
 
 
@@ -62,5 +71,7 @@ def test_a_canvas_takes_every_picture_as_large_as_it_fits():
         (10, 96),
         (64, 64),
     ]
-    batch, sizes = canvas.stack([torch.ones(3, 64, 32, dtype=torch.uint8), torch.ones(3, 10, 96, dtype=torch.uint8)])
+    batch, sizes = canvas.stack(
+        [torch.ones(3, 64, 32, dtype=torch.uint8), torch.ones(3, 10, 96, dtype=torch.uint8)]
+    )
     assert batch.shape == (2, 3, 64, 96) and sizes.tolist() == [[64, 32], [10, 96]]

@@ -18,12 +18,17 @@ LEVELS = {"fpn": FIVE, "single": ["P5"], "hierarchy": FIVE, "finest": ["P3"]}
 
 def small(**settings):
     torch.manual_seed(0)
-    return RetinaNet(3, **{"backbone": "resnet18", "backbone_norm": "batch", "channels": 32, "depth": 1} | settings)
+    return RetinaNet(
+        3, **{"backbone": "resnet18", "backbone_norm": "batch", "channels": 32, "depth": 1} | settings
+    )
 
 
 def features():
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, width, *shape, generator=generator) for width, shape in ((8, (9, 13)), (12, (5, 7)), (16, (3, 4)))]
+    return [
+        torch.randn(1, width, *shape, generator=generator)
+        for width, shape in ((8, (9, 13)), (12, (5, 7)), (16, (3, 4)))
+    ]
 
 
 def pyramid(design, **settings):
@@ -48,7 +53,9 @@ def test_every_anchor_of_every_design_has_logits_and_offsets_at_odd_sizes(design
     assert len(anchors) == len(LEVELS[design])
     assert [level.shape for level in logits] == [(2, len(level), 3) for level in anchors]
     assert [level.shape for level in offsets] == [(2, len(level), 4) for level in anchors]
-    found = Postprocess(score_threshold=0.001)(logits, offsets, anchors, torch.tensor([size, size], dtype=torch.float32))
+    found = Postprocess(score_threshold=0.001)(
+        logits, offsets, anchors, torch.tensor([size, size], dtype=torch.float32)
+    )
     assert all(len(boxes) > 0 for boxes, _, _ in found)
 
 
@@ -62,7 +69,9 @@ def test_one_map_has_the_anchors_of_all_levels_in_each_cell(design, stride):
     assert len(anchors) == cells * 5 * 2 * 3
     for cell in anchors.reshape(cells, 30, 4)[[0, cells // 2, -1]]:
         assert sides(cell) == expected
-        torch.testing.assert_close(cell[:, :2] + cell[:, 2:], (cell[:1, :2] + cell[:1, 2:]).expand(30, 2), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            cell[:, :2] + cell[:, 2:], (cell[:1, :2] + cell[:1, 2:]).expand(30, 2), atol=1e-3, rtol=0
+        )
     assert ((anchors[0, :2] + anchors[0, 2:]) / 2).tolist() == pytest.approx([stride / 2] * 2, abs=1e-3)
 
 
@@ -82,12 +91,16 @@ def test_a_step_without_objects_gives_every_parameter_a_gradient(design):
     logits, offsets = model(images)
     anchors = model.anchors(images)
     sum(criterion(logits, offsets, anchors, criterion.match(anchors, targets)).values()).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ] == []
 
 
 def test_the_weights_of_fpn_have_the_names_that_files_know():
     names = [f"{part}.{level}" for part in ("lateral", "output") for level in range(3)] + ["p6", "p7"]
-    assert list(pyramid("fpn").state_dict()) == [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    assert list(pyramid("fpn").state_dict()) == [
+        f"{name}.{kind}" for name in names for kind in ("weight", "bias")
+    ]
     assert pyramid("hierarchy").state_dict().keys() == pyramid("fpn").state_dict().keys()
 
 
@@ -109,7 +122,13 @@ def test_in_a_hierarchy_every_map_is_its_own():
     fpn = pyramid("fpn")
     fpn.load_state_dict(hierarchy.state_dict())
     top_down = fpn(features())
-    assert [torch.equal(one, other) for one, other in zip(maps, top_down, strict=True)] == [False, False, True, True, True]
+    assert [torch.equal(one, other) for one, other in zip(maps, top_down, strict=True)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_a_single_map_sees_c5_alone():

@@ -12,7 +12,9 @@ PAIRS += [((1, 40), (33, 333)), ((40, 1), (7, 9)), ((64, 64), (32, 32))]
 
 
 def noise(height, width):
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
+    return torch.randint(
+        0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height)
+    )
 
 
 @pytest.mark.parametrize(("source", "size"), PAIRS)
@@ -26,7 +28,9 @@ def test_opencv_is_cv2_to_the_bit(source, size):
 @pytest.mark.parametrize(("source", "size"), PAIRS)
 def test_pillow_is_pillow_and_antialias_differs_by_one_grey_level_at_most(source, size):
     image = noise(*source)
-    expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR))
+    expected = np.asarray(
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+    )
     assert np.array_equal(resize(image, size, "pillow").permute(1, 2, 0).numpy(), expected)
     other = resize(image, size, "antialias").permute(1, 2, 0).numpy()
     assert np.abs(other.astype(int) - expected).max() <= 1

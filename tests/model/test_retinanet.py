@@ -17,7 +17,9 @@ CELLS = [(64 // s if s <= 64 else 1) * (96 // s if s <= 96 else 1) for s in (8, 
 
 def small(**settings):
     torch.manual_seed(0)
-    return RetinaNet(3, **{"backbone": "resnet18", "backbone_norm": "batch", "channels": 32, "depth": 1} | settings)
+    return RetinaNet(
+        3, **{"backbone": "resnet18", "backbone_norm": "batch", "channels": 32, "depth": 1} | settings
+    )
 
 
 def test_logits_and_offsets_have_a_row_for_each_anchor_of_each_level():
@@ -66,12 +68,16 @@ def test_the_papers_network_has_the_papers_size():
     assert [conv.out_channels for conv in convs] == [256] * 4 + [720]
     assert model.box_subnet[-1].out_channels == 36
     trained = sum(p.numel() for p in model.parameters()) / 1e6
-    assert trained == pytest.approx(37.9, abs=0.2)  # torchvision's ResNet-50 with P6 from C5, group norm aside, has 38.2 M
+    assert trained == pytest.approx(
+        37.9, abs=0.2
+    )  # torchvision's ResNet-50 with P6 from C5, group norm aside, has 38.2 M
 
 
 def test_the_subnets_share_weights_over_levels_but_not_with_each_other():
     model = small()
-    assert not {id(p) for p in model.class_subnet.parameters()} & {id(p) for p in model.box_subnet.parameters()}
+    assert not {id(p) for p in model.class_subnet.parameters()} & {
+        id(p) for p in model.box_subnet.parameters()
+    }
 
 
 def test_per_anchor_orders_rows_columns_anchors():
@@ -102,7 +108,9 @@ def test_a_step_without_objects_gives_every_parameter_a_gradient():
 
 
 def test_tiny_pictures_have_finite_gradients_in_bf16():
-    """torch 2.15's stride-2 convolution of one cell takes them from memory that nobody wrote; here that memory is full of NaN."""
+    """torch 2.15's stride-2 convolution of one cell takes them from memory that nobody wrote; here that
+    memory is full of NaN.
+    """
     model = small(subnet_norm="group")
     for size in (32, 64):
         for _ in range(3):
@@ -123,12 +131,17 @@ def test_one_image_more_in_the_batch_changes_nothing():
         torch.testing.assert_close(rows, torch.cat([one[level] for one in apart]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0", "mobilenetv3_small_050", "regnety_002", "rexnet_100"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "convnext_atto", "efficientnet_b0", "mobilenetv3_small_050", "regnety_002", "rexnet_100"],
+)
 def test_timm_backbones_with_the_three_reductions_work(name):
     norm = "frozen" if name != "convnext_atto" else "batch"
     body = backbone.Backbone(name, norm).eval()
     maps = body(torch.randn(1, 3, 64, 96))
-    assert [list(level.shape) for level in maps] == [[1, c, 64 // r, 96 // r] for c, r in zip(body.channels, (8, 16, 32), strict=True)]
+    assert [list(level.shape) for level in maps] == [
+        [1, c, 64 // r, 96 // r] for c, r in zip(body.channels, (8, 16, 32), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "inception_v4"])
@@ -180,9 +193,9 @@ def test_imagenet_weights_and_group_norm_do_not_go_together():
 def test_the_stride_can_stand_in_the_1x1_of_a_bottleneck():
     usual, caffe = Backbone("resnet50", "frozen"), Backbone("resnet50", "frozen", stride="1x1")
     blocks = [(one.body.layer2[0], two.body.layer2[0]) for one, two in ((usual, caffe),)]
-    assert [(one.conv1.stride, one.conv2.stride, two.conv1.stride, two.conv2.stride) for one, two in blocks] == [
-        ((1, 1), (2, 2), (2, 2), (1, 1))
-    ]
+    assert [
+        (one.conv1.stride, one.conv2.stride, two.conv1.stride, two.conv2.stride) for one, two in blocks
+    ] == [((1, 1), (2, 2), (2, 2), (1, 1))]
     assert usual.state_dict().keys() == caffe.state_dict().keys()
     with pytest.raises(ConfigError, match="no bottlenecks"):
         Backbone("resnet18", "frozen", stride="1x1")

@@ -15,7 +15,9 @@ def sides(anchors):
 def test_a_cell_of_p3_has_the_papers_nine_anchors():
     anchors = cell_anchors(8)
     areas = sides(anchors).prod(dim=1).sqrt()
-    torch.testing.assert_close(areas, torch.tensor([32.0, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)]).repeat_interleave(3))
+    torch.testing.assert_close(
+        areas, torch.tensor([32.0, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)]).repeat_interleave(3)
+    )
     ratios = sides(anchors)[:, 1] / sides(anchors)[:, 0]
     torch.testing.assert_close(ratios, torch.tensor([0.5, 1.0, 2.0]).repeat(3))
     torch.testing.assert_close(anchors[:, :2], -anchors[:, 2:])
@@ -45,14 +47,23 @@ def test_an_800_px_square_has_120_087_anchors():
 
 def test_anchors_centred_in_the_padding_are_outside():
     (level,) = grid_anchors([(1, 3)], strides=[8], scales=[1.0], ratios=[1.0])
-    assert inside(level, torch.tensor([[8.0, 24], [8, 20], [4, 24]])).tolist() == [[True] * 3, [True, True, False], [False] * 3]
+    assert inside(level, torch.tensor([[8.0, 24], [8, 20], [4, 24]])).tolist() == [
+        [True] * 3,
+        [True, True, False],
+        [False] * 3,
+    ]
 
 
-@pytest.mark.parametrize("settings", [{}, {"center": 0.0, "rounded": True, "picture": (60, 75)}, {"bases": [(8, 16), (16,)]}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"center": 0.0, "rounded": True, "picture": (60, 75)}, {"bases": [(8, 16), (16,)]}]
+)
 def test_the_grid_of_a_level_says_where_its_anchors_stand(settings):
     levels = grid_anchors([(8, 10), (4, 5)], (8, 16), **settings)
     for level, grid in zip(levels, levels.grids, strict=True):
-        x, y = (first + torch.arange(count) * step for first, count, step in zip(grid.first, grid.cells, grid.step, strict=True))
+        x, y = (
+            first + torch.arange(count) * step
+            for first, count, step in zip(grid.first, grid.cells, grid.step, strict=True)
+        )
         centers = torch.cartesian_prod(y, x).flip(1).repeat(1, 2)
         assert torch.equal(level, (centers[:, None] + torch.tensor(grid.shapes)).flatten(0, 1))
 

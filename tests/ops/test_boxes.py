@@ -27,7 +27,9 @@ def test_giou_is_iou_minus_the_empty_share_of_the_hull():
 
 def test_encode_by_hand():
     anchor, box = torch.tensor([0.0, 0, 10, 20]), torch.tensor([5.0, 10, 25, 20])
-    torch.testing.assert_close(boxes.encode(box, anchor), torch.tensor([1.0, 0.25, math.log(2), math.log(0.5)]))
+    torch.testing.assert_close(
+        boxes.encode(box, anchor), torch.tensor([1.0, 0.25, math.log(2), math.log(0.5)])
+    )
 
 
 def test_decode_is_the_inverse_of_encode():
@@ -44,7 +46,10 @@ def test_a_wild_offset_stays_a_box_of_at_most_62_anchors():
 
 
 def test_offsets_in_bf16_decode_in_float32():
-    assert boxes.decode(torch.zeros(4, dtype=torch.bfloat16), torch.tensor([0.0, 0, 16, 16])).dtype == torch.float32
+    assert (
+        boxes.decode(torch.zeros(4, dtype=torch.bfloat16), torch.tensor([0.0, 0, 16, 16])).dtype
+        == torch.float32
+    )
 
 
 def test_clip_cuts_each_picture_at_its_own_size():

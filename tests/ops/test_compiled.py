@@ -1,4 +1,6 @@
-"""The compiled class loss equals the plain one, is compiled once for all sizes, and never stands in the way where compiling fails."""
+"""The compiled class loss equals the plain one, is compiled once for all sizes, and never stands in the way
+where compiling fails.
+"""
 
 import os
 from shutil import which
@@ -49,7 +51,9 @@ def assert_exact(logits, labels, *settings, rtol=1e-5, **numbers):
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=rtol, atol=1e-7)
 
 
-needs_a_compiler = pytest.mark.skipif(which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
+needs_a_compiler = pytest.mark.skipif(
+    which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler"
+)
 
 
 @needs_a_compiler
@@ -63,7 +67,9 @@ def test_one_graph_is_exact_for_any_number_of_rows_and_any_logit():
     extreme = torch.tensor([[200.0, -200, 0, 90, -90], [-200, 200, 1, -1, 30]])
     for labels in ([0, 0], [-1, -1], [IGNORE, 1], [3, 4]):
         assert_exact(extreme, torch.tensor(labels))
-    assert_exact(torch.randn(2, 300, 5)[:, 20:70], sample(100)[1].view(2, 50))  # a level cut from a larger tensor
+    assert_exact(
+        torch.randn(2, 300, 5)[:, 20:70], sample(100)[1].view(2, 50)
+    )  # a level cut from a larger tensor
     assert graphs() - before == 1
 
 
@@ -79,7 +85,9 @@ def test_every_loss_is_exact_when_compiled(loss):
             for classes in (1, 3, 80, 91):
                 for alpha in (0.25, None, torch.linspace(0.1, 0.9, classes)):
                     for rows in (300, 2, 1001):
-                        assert_exact(*sample(rows, classes, dtype), loss, alpha, gamma, beta=0.5, margin=0.3, rtol=rtol)
+                        assert_exact(
+                            *sample(rows, classes, dtype), loss, alpha, gamma, beta=0.5, margin=0.3, rtol=rtol
+                        )
     assert compiled.COMPILER["works"]
     assert 0 < graphs() - before <= 32
 
@@ -100,12 +108,16 @@ def test_where_compiling_fails_the_plain_path_goes_on_and_one_line_says_why(monk
         for gamma in (1.25, 1.25, 1.75):  # numbers that no other test has compiled
             assert_exact(*sample(50), "focal", 0.25, gamma)
     assert len(trials) == 1
-    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == ["not compiled, since RuntimeError: no C++ compiler"]
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        "not compiled, since RuntimeError: no C++ compiler"
+    ]
 
 
 @pytest.mark.usefixtures("eager_to_compile")
 def test_a_function_that_torch_would_run_as_it_stands_is_not_run(monkeypatch, caplog):
-    """As when torch.compile is switched off by an environment variable: each of its steps would be as large as the logits."""
+    """As when torch.compile is switched off by an environment variable: each of its steps would be as large
+    as the logits.
+    """
     monkeypatch.setattr(torch, "compile", lambda function, fullgraph: function)
     with caplog.at_level("INFO", "retinanet"):
         assert_exact(*sample(50), "focal", 0.25, 1.3)

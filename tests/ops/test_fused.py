@@ -46,7 +46,9 @@ def test_value_and_gradient_equal_the_dense_loss(loss, alpha, gamma):
 @pytest.mark.parametrize("loss", fused.LOSSES)
 def test_the_gradient_is_that_of_finite_differences(loss):
     logits, labels = sample(batch=(12,))
-    assert torch.autograd.gradcheck(lambda x: fused.class_loss(x / 4, labels, loss, margin=0.7), logits.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: fused.class_loss(x / 4, labels, loss, margin=0.7), logits.requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("loss", fused.LOSSES)
@@ -56,7 +58,9 @@ def test_the_losses_of_the_anchors_are_the_parts_of_the_sum(loss, alpha):
     every = fused.anchor_losses(logits.requires_grad_(), labels, loss, alpha)
     assert (every.shape, every.dtype, every.requires_grad) == (labels.shape, torch.float32, False)
     for place in [(0, 0), (1, 7), (1, 49)]:
-        torch.testing.assert_close(every[place], fused.class_loss(logits[place][None], labels[place][None], loss, alpha).detach())
+        torch.testing.assert_close(
+            every[place], fused.class_loss(logits[place][None], labels[place][None], loss, alpha).detach()
+        )
     torch.testing.assert_close(every.sum(), fused.class_loss(logits, labels, loss, alpha).detach())
     assert not every[labels == IGNORE].any()
 
@@ -126,13 +130,17 @@ def test_hinge_of_bf16_logits_is_that_of_the_same_numbers_in_float64(dtype):
     fused.class_loss(low, labels, "hinge", 0.25, margin=0.3).backward()
     fused.class_loss(high, labels, "hinge", 0.25, margin=0.3).backward()
     assert low.grad.dtype == dtype
-    torch.testing.assert_close(low.grad.double(), high.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        low.grad.double(), high.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_it_is_finite_at_logits_of_200(gamma, dtype):
-    logits = torch.tensor([[200.0, -200], [-200, 200], [200, 200], [-200, -200]], dtype=dtype, requires_grad=True)
+    logits = torch.tensor(
+        [[200.0, -200], [-200, 200], [200, 200], [-200, -200]], dtype=dtype, requires_grad=True
+    )
     value = fused.class_loss(logits, torch.tensor([0, 0, BACKGROUND, BACKGROUND]), "focal", 0.25, gamma)
     value.backward()
     assert value.isfinite()
@@ -152,8 +160,13 @@ def test_ignored_anchors_have_neither_loss_nor_gradient():
 
 def test_a_sum_over_many_easy_anchors_in_bf16_is_not_lost():
     logits = torch.full((100_000, 1), -4.0, dtype=torch.bfloat16)
-    exact = losses.focal_loss(torch.tensor([-4.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)) * 100_000
-    torch.testing.assert_close(fused.class_loss(logits, torch.full((100_000,), BACKGROUND)).double(), exact[0], rtol=1e-5, atol=0)
+    exact = (
+        losses.focal_loss(torch.tensor([-4.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+        * 100_000
+    )
+    torch.testing.assert_close(
+        fused.class_loss(logits, torch.full((100_000,), BACKGROUND)).double(), exact[0], rtol=1e-5, atol=0
+    )
 
 
 def test_no_gradient_is_made_when_none_is_asked_for():

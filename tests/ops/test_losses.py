@@ -30,7 +30,9 @@ def test_focal_loss_is_equation_5(gamma, alpha):
     x, y = spread()
     p_t = torch.where(y == 1, torch.sigmoid(x), 1 - torch.sigmoid(x))
     a_t = 1.0 if alpha is None else torch.where(y == 1, alpha, 1 - alpha)
-    torch.testing.assert_close(losses.focal_loss(x, y, alpha, gamma), -a_t * (1 - p_t) ** gamma * p_t.log(), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(
+        losses.focal_loss(x, y, alpha, gamma), -a_t * (1 - p_t) ** gamma * p_t.log(), rtol=1e-8, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -39,7 +41,9 @@ def test_the_slope_of_focal_loss_is_equation_10(gamma):
     sign = 2 * y - 1
     p_t = torch.sigmoid(sign * x)
     closed = sign * (1 - p_t) ** gamma * (gamma * p_t * p_t.log() + p_t - 1)
-    torch.testing.assert_close(slope(lambda a, b: losses.focal_loss(a, b, None, gamma), x, y), closed, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(
+        slope(lambda a, b: losses.focal_loss(a, b, None, gamma), x, y), closed, rtol=1e-6, atol=1e-10
+    )
 
 
 def test_the_slope_of_cross_entropy_is_equation_9():
@@ -53,8 +57,12 @@ def test_focal_loss_star_is_equations_7_8_and_11(gamma, beta):
     x, y = spread()
     sign = 2 * y - 1
     p_star = torch.sigmoid(gamma * sign * x + beta)
-    torch.testing.assert_close(losses.focal_loss_star(x, y, gamma, beta), -p_star.log() / gamma, rtol=1e-6, atol=1e-12)
-    torch.testing.assert_close(slope(lambda a, b: losses.focal_loss_star(a, b, gamma, beta), x, y), sign * (p_star - 1))
+    torch.testing.assert_close(
+        losses.focal_loss_star(x, y, gamma, beta), -p_star.log() / gamma, rtol=1e-6, atol=1e-12
+    )
+    torch.testing.assert_close(
+        slope(lambda a, b: losses.focal_loss_star(a, b, gamma, beta), x, y), sign * (p_star - 1)
+    )
 
 
 @pytest.mark.parametrize("margin", [0.3, 0.5, 1.0])
@@ -64,13 +72,20 @@ def test_hinge_loss_is_the_margin_less_p_t_and_its_slope_is_that_of_p_t(margin):
     p_t = 1 / (1 + torch.exp(-sign * x))
     short = (p_t < margin).double()
     torch.testing.assert_close(losses.hinge_loss(x, y, margin), short * (margin - p_t))
-    torch.testing.assert_close(slope(lambda a, b: losses.hinge_loss(a, b, margin), x, y), -sign * short * p_t * (1 - p_t))
+    torch.testing.assert_close(
+        slope(lambda a, b: losses.hinge_loss(a, b, margin), x, y), -sign * short * p_t * (1 - p_t)
+    )
     off_the_kink = torch.tensor([-9.0, -2, 0.5, 3], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a: losses.hinge_loss(a, torch.tensor([0.0, 1, 0, 1]), margin, 0.25), off_the_kink)
+    assert torch.autograd.gradcheck(
+        lambda a: losses.hinge_loss(a, torch.tensor([0.0, 1, 0, 1]), margin, 0.25), off_the_kink
+    )
 
 
 def test_alpha_weighs_hinge_loss_when_it_is_given():
-    x, y = torch.full((2,), -math.log(3)), torch.tensor([1.0, 0.0])  # p = 1/4: the positive falls short by 1/4, the negative by nothing
+    x, y = (
+        torch.full((2,), -math.log(3)),
+        torch.tensor([1.0, 0.0]),
+    )  # p = 1/4: the positive falls short by 1/4, the negative by nothing
     torch.testing.assert_close(losses.hinge_loss(x, y), torch.tensor([0.25, 0.0]))
     torch.testing.assert_close(losses.hinge_loss(x, y, 1.0, 0.2), torch.tensor([0.2 * 0.75, 0.8 * 0.25]))
 
@@ -96,7 +111,9 @@ def test_gamma_0_without_alpha_is_cross_entropy():
 
 def test_the_focal_loss_agrees_with_torchvision_where_that_is_sound():
     x, y = spread(torch.float32)
-    torch.testing.assert_close(losses.focal_loss(x, y, 0.25, 2.0), sigmoid_focal_loss(x, y, 0.25, 2.0), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        losses.focal_loss(x, y, 0.25, 2.0), sigmoid_focal_loss(x, y, 0.25, 2.0), rtol=1e-4, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -117,7 +134,9 @@ def test_values_and_slopes_are_finite_and_right_at_logits_of_200(gamma, dtype):
         assert change.isfinite().all()
         exact, exact_change = loss(x.double(), y.double()), slope(loss, x.double(), y.double())
         torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(change.double(), exact_change, rtol=2e-2 if dtype != torch.float32 else 1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            change.double(), exact_change, rtol=2e-2 if dtype != torch.float32 else 1e-4, atol=1e-6
+        )
 
 
 def test_a_hopelessly_wrong_anchor_costs_its_logit():
@@ -132,7 +151,8 @@ def test_softmax_focal_loss_is_the_softmax_probability_of_the_true_class():
     one_hot = torch.eye(4, dtype=torch.float64)[truth]
     torch.testing.assert_close(losses.softmax_focal_loss(x, one_hot, None, 2.0), -((1 - p) ** 2) * p.log())
     torch.testing.assert_close(
-        losses.softmax_focal_loss(x, one_hot, None, 0.0), torch.nn.functional.cross_entropy(x, truth, reduction="none")
+        losses.softmax_focal_loss(x, one_hot, None, 0.0),
+        torch.nn.functional.cross_entropy(x, truth, reduction="none"),
     )
 
 

@@ -66,8 +66,12 @@ def examples(draw):
     numbers = st.lists(st.integers(0, 12), min_size=4 * size, max_size=4 * size)
     corners = torch.tensor(draw(numbers), dtype=torch.float32).reshape(size, 2, 2)
     boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
-    scores = torch.tensor(draw(st.lists(st.integers(0, 6), min_size=size, max_size=size)), dtype=torch.float32)
-    labels = torch.tensor(draw(st.lists(st.sampled_from([IGNORE, BACKGROUND, BACKGROUND, 0, 1]), min_size=size, max_size=size)))
+    scores = torch.tensor(
+        draw(st.lists(st.integers(0, 6), min_size=size, max_size=size)), dtype=torch.float32
+    )
+    labels = torch.tensor(
+        draw(st.lists(st.sampled_from([IGNORE, BACKGROUND, BACKGROUND, 0, 1]), min_size=size, max_size=size))
+    )
     return scores, boxes, labels.long(), draw(st.sampled_from([None, 0.0, 0.3, 0.5, 0.7, 1.0]))
 
 
@@ -93,15 +97,24 @@ def test_so_they_are_on_a_grid_of_anchors(kind, threshold):
 
 def test_nms_over_few_is_enough_when_most_survive(monkeypatch):
     seen = []
-    monkeypatch.setattr(mining, "nms", lambda boxes, scores, threshold: seen.append(len(boxes)) or nms(boxes, scores, threshold))
+    monkeypatch.setattr(
+        mining,
+        "nms",
+        lambda boxes, scores, threshold: seen.append(len(boxes)) or nms(boxes, scores, threshold),
+    )
     hardest(torch.rand(1000, generator=torch.Generator().manual_seed(0)), apart(1000), 10, 0.5)
     assert seen == [40]
 
 
 def test_what_nms_does_to_the_papers_anchors_is_what_is_said():
-    """Equal scores: at 0.7 only equal anchors of neighbouring cells go, and at one place all stay; at 0.5 most go."""
+    """Equal scores: at 0.7 only equal anchors of neighbouring cells go, and at one place all stay; at 0.5
+    most go.
+    """
     boxes = grid([(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)])
-    share = [1 - len(hardest(torch.zeros(len(boxes)), boxes, len(boxes), threshold)) / len(boxes) for threshold in (0.7, 0.5)]
+    share = [
+        1 - len(hardest(torch.zeros(len(boxes)), boxes, len(boxes), threshold)) / len(boxes)
+        for threshold in (0.7, 0.5)
+    ]
     assert share[0] == pytest.approx(0.28, abs=0.01)
     assert share[1] == pytest.approx(0.86, abs=0.01)
     assert len(hardest(torch.rand(9), grid([(1, 1)] + [(0, 0)] * 4), 9, 0.7)) == 9
@@ -122,8 +135,30 @@ def test_an_ignored_anchor_suppresses_nobody():
 def test_one_to_three_keeps_the_hardest_positives_and_three_times_as_many_negatives():
     labels = torch.tensor([0] * 3 + [BACKGROUND] * 10)
     scores = torch.tensor([1.0, 3, 2, *range(10)])
-    assert ohem_one_to_three(scores, labels, apart(13), 8, 0.5).tolist() == [1, 2, 12, 11, 10, 9, 8, 7]  # 2 + 6
-    assert ohem_one_to_three(scores, labels, apart(13), 400, 0.5).tolist() == [1, 2, 0, 12, 11, 10, 9, 8, 7, 6, 5, 4]  # 3 + 9
+    assert ohem_one_to_three(scores, labels, apart(13), 8, 0.5).tolist() == [
+        1,
+        2,
+        12,
+        11,
+        10,
+        9,
+        8,
+        7,
+    ]  # 2 + 6
+    assert ohem_one_to_three(scores, labels, apart(13), 400, 0.5).tolist() == [
+        1,
+        2,
+        0,
+        12,
+        11,
+        10,
+        9,
+        8,
+        7,
+        6,
+        5,
+        4,
+    ]  # 3 + 9
 
 
 def test_one_to_three_goes_down_to_the_easiest_positive():
@@ -138,7 +173,11 @@ def test_one_to_three_does_not_go_down_to_positives_that_are_suppressed_already(
     labels = torch.full((500,), BACKGROUND)
     labels[[3, 499]] = 0
     seen = []
-    monkeypatch.setattr(mining, "nms", lambda boxes, scores, threshold: seen.append(len(boxes)) or nms(boxes, scores, threshold))
+    monkeypatch.setattr(
+        mining,
+        "nms",
+        lambda boxes, scores, threshold: seen.append(len(boxes)) or nms(boxes, scores, threshold),
+    )
     assert ohem_one_to_three(torch.arange(500.0).flip(0), labels, boxes, 8, 0.5).tolist() == [3, 0, 1, 2]
     assert seen == [32]
 
@@ -154,7 +193,9 @@ def test_a_positive_that_overlaps_a_harder_negative_goes():
 def test_a_picture_without_positives_gives_negatives(choose):
     scores = torch.arange(20.0)
     wanted = 8 if choose is ohem else 6  # of a full minibatch of 8, three quarters are negatives
-    assert choose(scores, torch.full((20,), BACKGROUND), apart(20), 8, 0.5).tolist() == list(range(19, 19 - wanted, -1))
+    assert choose(scores, torch.full((20,), BACKGROUND), apart(20), 8, 0.5).tolist() == list(
+        range(19, 19 - wanted, -1)
+    )
     assert choose(scores, torch.full((20,), IGNORE), apart(20), 8, 0.5).tolist() == []
 
 
@@ -198,5 +239,7 @@ def test_a_generator_decides_what_is_drawn():
 
 def test_every_anchor_is_drawn_equally_often():
     labels, generator = many(8, 40, 0), torch.Generator().manual_seed(0)
-    counts = sum(torch.bincount(random_sample(labels, 16, generator), minlength=48) for _ in range(2000)) / 2000
+    counts = (
+        sum(torch.bincount(random_sample(labels, 16, generator), minlength=48) for _ in range(2000)) / 2000
+    )
     torch.testing.assert_close(counts, torch.tensor([4 / 8] * 8 + [12 / 40] * 40), atol=0.05, rtol=0)

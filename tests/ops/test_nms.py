@@ -1,4 +1,6 @@
-"""NMS down to as many survivors as are wanted, against NMS over everything and against the rule itself, box by box."""
+"""NMS down to as many survivors as are wanted, against NMS over everything and against the rule itself, box
+by box.
+"""
 
 import pytest
 import torch
@@ -12,10 +14,15 @@ def crowd(count, classes, seed=0, side=100.0, spread=10.0):
     """Boxes around a few places, some of them more than once."""
     generator = torch.Generator().manual_seed(seed)
     places = torch.rand(5, 2, generator=generator) * side
-    centers = places[torch.randint(0, 5, (count,), generator=generator)] + torch.randn(count, 2, generator=generator) * spread
+    centers = (
+        places[torch.randint(0, 5, (count,), generator=generator)]
+        + torch.randn(count, 2, generator=generator) * spread
+    )
     sides = 5 + 30 * torch.rand(count, 2, generator=generator)
     boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
-    boxes[count // 2 :] = boxes[torch.randint(0, max(count // 2, 1), (count - count // 2,), generator=generator)]
+    boxes[count // 2 :] = boxes[
+        torch.randint(0, max(count // 2, 1), (count - count // 2,), generator=generator)
+    ]
     return boxes, torch.randint(0, classes, (count,), generator=generator)
 
 
@@ -23,7 +30,9 @@ def one_by_one(boxes, labels, threshold, most):
     """A box stays when none of its class that stays before it overlaps it too much."""
     kept = []
     for i in range(len(boxes)):
-        if all(labels[i] != labels[j] or iou(boxes[i].double(), boxes[j].double()) <= threshold for j in kept):
+        if all(
+            labels[i] != labels[j] or iou(boxes[i].double(), boxes[j].double()) <= threshold for j in kept
+        ):
             kept.append(i)
     return kept[:most]
 
@@ -33,7 +42,11 @@ def one_by_one(boxes, labels, threshold, most):
 def test_it_keeps_what_the_rule_keeps(threshold, most):
     boxes, labels = crowd(60, 2)
     expected = one_by_one(boxes, labels, threshold, most)
-    assert survivors(boxes, labels, threshold, most).tolist() == all_survivors(boxes, labels, threshold, most).tolist() == expected
+    assert (
+        survivors(boxes, labels, threshold, most).tolist()
+        == all_survivors(boxes, labels, threshold, most).tolist()
+        == expected
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,4 +1,6 @@
-"""The anchors near a box: none that matters is missed, the answers are those of the plain reference, and nothing is as large as G x A."""
+"""The anchors near a box: none that matters is missed, the answers are those of the plain reference, and
+nothing is as large as G x A.
+"""
 
 import importlib
 
@@ -6,7 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retinanet.ops.anchors import PYRAMIDS, STRIDES, grid_anchors, inside
@@ -41,7 +47,9 @@ RULES = [  # positive, negative, force_above
 
 
 def crowd(flat, seed, batch, count):
-    """Boxes [B, G, 4]: like anchors, exactly anchors, between two of them, tiny, huge, far outside, without area, upside down, the same."""
+    """Boxes [B, G, 4]: like anchors, exactly anchors, between two of them, tiny, huge, far outside, without
+    area, upside down, the same.
+    """
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randint(len(flat), (batch, count), generator=generator)
     own, other = flat[draw], flat[(draw + 1) % len(flat)]
@@ -81,7 +89,10 @@ def test_the_answers_are_those_of_the_reference(grid, find):
         boxes = crowd(flat, case, batch, count)
         valid = None if case % 5 == 0 else inside(flat, torch.linspace(30, 90, 2 * batch).view(batch, 2))
         rule = RULES[case % len(RULES)]
-        assert torch.equal(assign_near(anchors, boxes, valid, *rule), assign(flat, boxes, valid, *rule)), (case, rule)
+        assert torch.equal(assign_near(anchors, boxes, valid, *rule), assign(flat, boxes, valid, *rule)), (
+            case,
+            rule,
+        )
 
 
 def test_a_crowd_has_all_answers_and_forced_ones():
@@ -89,7 +100,9 @@ def test_a_crowd_has_all_answers_and_forced_ones():
     flat = torch.cat(GRIDS["three levels"])
     boxes = crowd(flat, 0, 3, 9)
     assert {-2, -1, 0, 4} < set(assign(flat, boxes).flatten().tolist())
-    assert not torch.equal(assign(flat, boxes, None, 0.95, 0.3, 0.3), assign(flat, boxes, None, 0.95, 0.3, None))
+    assert not torch.equal(
+        assign(flat, boxes, None, 0.95, 0.3, 0.3), assign(flat, boxes, None, 0.95, 0.3, None)
+    )
 
 
 def test_a_large_picture_has_the_answers_of_the_reference(find):
@@ -105,7 +118,11 @@ def test_a_large_picture_has_the_answers_of_the_reference(find):
 corner = st.floats(-60, 200, width=32)
 
 
-@given(st.tuples(corner, corner, corner, corner), st.sampled_from([0.02, 0.3, 0.4, 0.7]), st.sampled_from(list(GRIDS)))
+@given(
+    st.tuples(corner, corner, corner, corner),
+    st.sampled_from([0.02, 0.3, 0.4, 0.7]),
+    st.sampled_from(list(GRIDS)),
+)
 @settings(max_examples=80, deadline=None, derandomize=True)
 def test_no_anchor_that_matters_is_missed(corners, least, grid):
     boxes, flat = torch.tensor([corners]), torch.cat(GRIDS[grid])
@@ -118,7 +135,9 @@ def test_no_anchor_that_matters_is_missed(corners, least, grid):
 
 @pytest.mark.parametrize("shape", [(1, 60), (60, 1)])
 def test_a_box_that_reaches_furthest_has_all_that_matter(shape):
-    """As high (or wide) as an anchor and 1 / 0.4 times the other side: every anchor within it overlaps it by 0.4."""
+    """As high (or wide) as an anchor and 1 / 0.4 times the other side: every anchor within it overlaps it by
+    0.4.
+    """
     anchors = grid_anchors([shape], (8,))
     flat = torch.cat(anchors)
     middle = flat[30 * 9 : 31 * 9]
@@ -175,7 +194,9 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         parts = result if isinstance(result, tuple | list) else [result]
-        self.numbers = max([self.numbers, *(part.numel() for part in parts if isinstance(part, torch.Tensor))])
+        self.numbers = max(
+            [self.numbers, *(part.numel() for part in parts if isinstance(part, torch.Tensor))]
+        )
         self.calls += 1
         return result
 
@@ -194,11 +215,16 @@ def test_no_tensor_of_boxes_times_anchors_exists_and_operations_do_not_grow():
 
 
 def test_on_a_gpu_the_host_need_not_know_the_boxes(monkeypatch):
-    """Fake tensors have shapes and no numbers: whatever asks for a number, as a wait for a GPU does, fails."""
+    """Fake tensors have shapes and no numbers: whatever asks for a number, as a wait for a GPU does,
+    fails.
+    """
     anchors, boxes = GRIDS["three levels"], torch.zeros(2, 5, 4)
     near = windows(anchors.grids, 0.4, CPU)
     with FakeTensorMode() as mode:
-        fake = {name: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for name, value in vars(near).items()}
+        fake = {
+            name: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+            for name, value in vars(near).items()
+        }
         monkeypatch.setattr(module, "windows", lambda *_: type(near)(**fake))
         levels = type(anchors)(map(mode.from_tensor, anchors), anchors.grids)
         boxes = mode.from_tensor(boxes)

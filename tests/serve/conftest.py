@@ -18,9 +18,11 @@ POISON = (13, 14, 15)
 
 
 class Colours:
-    """Finds in every picture its three mean colours, each with the whole picture as its box and a score of its mean over 255.
+    """Finds in every picture its three mean colours, each with the whole picture as its box and a score of
+    its mean over 255.
 
-    The sizes of its batches are kept in `batches`. It fails on a batch with a picture whose first pixel is POISON, and it
+    The sizes of its batches are kept in `batches`. It fails on a batch with a picture whose first pixel is
+    POISON, and it
     waits for `go`; `waiting` says that it has begun to.
     """
 
@@ -41,7 +43,9 @@ class Colours:
         if bool((images[:, :, 0, 0] == torch.tensor(POISON)).all(dim=1).any()):
             raise RuntimeError("poison")
         found = []
-        for image, (rows, columns), (height, width) in zip(images, sizes.long().tolist(), originals, strict=True):
+        for image, (rows, columns), (height, width) in zip(
+            images, sizes.long().tolist(), originals, strict=True
+        ):
             scores = image[:, :rows, :columns].float().mean(dim=(1, 2)) / 255
             scores, labels = scores.sort(descending=True)
             box = torch.tensor([0.0, 0.0, width, height]).repeat(3, 1)

@@ -23,7 +23,9 @@ def files(*contents):
 
 def metric(client, name):
     """A value of /metrics, by its name with labels."""
-    lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if not line.startswith("#"))
+    lines = dict(
+        line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if not line.startswith("#")
+    )
     return float(lines.get(name, 0))
 
 
@@ -37,14 +39,18 @@ def test_the_bytes_of_a_picture_get_its_detections(client, picture):
                 "name": "picture",
                 "width": 40,
                 "height": 20,
-                "detections": [{"class_name": "red", "category_id": 10, "score": 1.0, "box": [0.0, 0.0, 40.0, 20.0]}],
+                "detections": [
+                    {"class_name": "red", "category_id": 10, "score": 1.0, "box": [0.0, 0.0, 40.0, 20.0]}
+                ],
             }
         ],
     }
 
 
 def test_files_of_a_form_are_answered_in_their_order(client, picture):
-    sent = files(("b.png", picture((0, 0, 255))), ("a.jpg", picture((0, 255, 0), kind="JPEG")), ("b.png", picture(RED)))
+    sent = files(
+        ("b.png", picture((0, 0, 255))), ("a.jpg", picture((0, 255, 0), kind="JPEG")), ("b.png", picture(RED))
+    )
     images = client().post("/predict", files=sent).json()["images"]
     assert [image["name"] for image in images] == ["b.png", "a.jpg", "b.png"]
     assert [image["detections"][0]["class_name"] for image in images] == ["blue", "green", "red"]
@@ -52,7 +58,10 @@ def test_files_of_a_form_are_answered_in_their_order(client, picture):
 
 def test_the_threshold_is_the_models_own_unless_told(client, picture):
     ask = client()
-    counts = {query: len(ask.post(f"/predict{query}", content=picture(DIM)).json()["images"][0]["detections"]) for query in QUERIES}
+    counts = {
+        query: len(ask.post(f"/predict{query}", content=picture(DIM)).json()["images"][0]["detections"])
+        for query in QUERIES
+    }
     assert counts == QUERIES
 
 
@@ -70,11 +79,16 @@ def test_a_threshold_that_is_no_score_is_refused_in_words(client, picture, value
 def test_a_text_file_named_jpg_is_refused_in_words(client):
     answer = client().post("/predict", files=files(("notes.jpg", b"buy milk")))
     reason = "notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM picture"
-    assert (answer.status_code, answer.json()) == (422, {"detail": reason, "images": [{"name": "notes.jpg", "error": reason}]})
+    assert (answer.status_code, answer.json()) == (
+        422,
+        {"detail": reason, "images": [{"name": "notes.jpg", "error": reason}]},
+    )
 
 
 def test_a_bad_picture_does_not_hurt_the_others_of_its_request(client, picture):
-    answer = client().post("/predict", files=files(("a.png", picture()), ("b.png", b""), ("c.png", picture()[:-20])))
+    answer = client().post(
+        "/predict", files=files(("a.png", picture()), ("b.png", b""), ("c.png", picture()[:-20]))
+    )
     assert answer.status_code == 200
     good, empty, cut = answer.json()["images"]
     assert good["detections"] and empty == {"name": "b.png", "error": "b.png: the file is empty"}
@@ -94,15 +108,30 @@ def test_when_the_detector_fails_only_the_culprit_is_told(client, picture):
     ("request_", "status", "words"),
     [
         ({"content": b""}, 422, "send its bytes as the body"),
-        ({"files": files(*[(f"{number}.png", b"x") for number in range(4)])}, 413, "one request may hold 3 pictures"),
+        (
+            {"files": files(*[(f"{number}.png", b"x") for number in range(4)])},
+            413,
+            "one request may hold 3 pictures",
+        ),
         ({"content": b"x" * 5001}, 413, "5000 bytes at the most"),
         ({"content": iter([b"x" * 3000] * 2)}, 413, "5000 bytes at the most"),
         ({"files": files(("a.png", b"x" * 5001))}, 413, "5000 bytes at the most"),
-        ({"data": {"threshold": "0.3"}, "files": files(("a.png", b"x"))}, 422, "'threshold' of the form is not a file"),
-        ({"content": b"--x--\r\n", "headers": FORM}, 422, "the form holds no file"),
-        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "the form cannot be read"),
         (
-            {"content": b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nxyz', "headers": FORM},
+            {"data": {"threshold": "0.3"}, "files": files(("a.png", b"x"))},
+            422,
+            "'threshold' of the form is not a file",
+        ),
+        ({"content": b"--x--\r\n", "headers": FORM}, 422, "the form holds no file"),
+        (
+            {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
+            400,
+            "the form cannot be read",
+        ),
+        (
+            {
+                "content": b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nxyz',
+                "headers": FORM,
+            },
             400,
             "ends before its last",
         ),
@@ -139,13 +168,18 @@ def test_names_come_back_as_they_were_as_far_as_they_can_be_written(client, char
     assert answer.json()["images"][0]["name"] == told
 
 
-@pytest.mark.parametrize("charset", ["undefined", "unicode_escape", "rot13", "no-such-charset-at-all", "idna"])
+@pytest.mark.parametrize(
+    "charset", ["undefined", "unicode_escape", "rot13", "no-such-charset-at-all", "idna"]
+)
 def test_charsets_that_forms_do_not_have_are_refused_and_not_remembered(client, charset, picture):
     kind = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
     head = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n'
     known = set(encodings._cache)
     answer = client().post("/predict", content=head + picture() + b"\r\n--x--\r\n", headers=kind)
-    assert (answer.status_code, answer.json()["detail"]) == (400, f"the form cannot be read: its charset is {charset!r}; take utf-8")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        f"the form cannot be read: its charset is {charset!r}; take utf-8",
+    )
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert set(encodings._cache) == known
 
@@ -154,7 +188,10 @@ def test_a_full_queue_sends_back_and_recovers(client, colours, picture, until):
     colours.go.clear()
     ask = client(queue=2, max_images=2)
     answers = []
-    threads = [threading.Thread(target=lambda: answers.append(ask.post("/predict", content=picture()))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(ask.post("/predict", content=picture())))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     until(lambda: ask.app.state.batcher.held == 2)
@@ -208,7 +245,11 @@ def test_the_page_loads_nothing_from_elsewhere_and_every_answer_has_its_headers(
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "access-control-allow-origin" not in answer.headers
     for path in ("/", "/page.css", "/page.js"):
-        addresses = {word for word in ask.get(path).text.split("http")[1:] if not word.startswith("://www.w3.org/2000/svg")}
+        addresses = {
+            word
+            for word in ask.get(path).text.split("http")[1:]
+            if not word.startswith("://www.w3.org/2000/svg")
+        }
         assert not addresses
     assert ask.get("/docs").status_code == 404
 
@@ -233,11 +274,23 @@ def test_the_description_names_every_answer_and_the_token(client):
 def test_a_token_is_wanted_where_one_is_set(client, path, picture):
     ask = client(token="open sesame".replace(" ", "-"))
     method, body = ("POST", picture()) if path == "/predict" else ("GET", None)
-    for header in (None, "open-sesame", "Bearer", "Bearer open", "Basic open-sesame", "Bearer öpen-sesame".encode()):
-        answer = ask.request(method, path, content=body, headers={} if header is None else {"Authorization": header})
+    for header in (
+        None,
+        "open-sesame",
+        "Bearer",
+        "Bearer open",
+        "Basic open-sesame",
+        "Bearer öpen-sesame".encode(),
+    ):
+        answer = ask.request(
+            method, path, content=body, headers={} if header is None else {"Authorization": header}
+        )
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
-    assert ask.request(method, path, content=body, headers={"Authorization": "Bearer open-sesame"}).status_code == 200
+    assert (
+        ask.request(method, path, content=body, headers={"Authorization": "Bearer open-sesame"}).status_code
+        == 200
+    )
     assert ask.get("/").status_code == ask.get("/healthz").status_code == 200
 
 
@@ -263,7 +316,9 @@ def test_a_foreign_name_is_not_answered_on_loopback(client, settings, host, stat
 
 
 PROXIED = {"Origin": "http://cells.example", "Host": "127.0.0.1:8000"}
-"""What comes of a browser on plain HTTP through a proxy that sends a Host of its own: such pages get no Sec-Fetch-Site."""
+"""What comes of a browser on plain HTTP through a proxy that sends a Host of its own: such pages get no
+Sec-Fetch-Site.
+"""
 
 
 @pytest.mark.parametrize(
@@ -296,7 +351,9 @@ def test_a_real_model_answers_as_predict_does(client, tmp_path):
     torch.manual_seed(0)
     network = RetinaNet(3, "resnet18", "group", channels=32, depth=1)
     torch.nn.init.normal_(network.class_subnet[-1].weight, std=0.2)  # scores apart from each other
-    detector = Detector(network, Preprocess(scale=64), Postprocess(max_detections=10), ["a", "b", "c"], [7, 8, 9])
+    detector = Detector(
+        network, Preprocess(scale=64), Postprocess(max_detections=10), ["a", "b", "c"], [7, 8, 9]
+    )
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for number, path in enumerate(paths):
         pixels = torch.from_numpy(scene(number, ((64, 96), (64, 128))[number % 2]).image).permute(2, 0, 1)
@@ -307,5 +364,9 @@ def test_a_real_model_answers_as_predict_does(client, tmp_path):
         assert len(image["detections"]) == len(wanted) > 0
         assert {one["category_id"] for one in image["detections"]} <= {7, 8, 9}
         assert [one["class_name"] for one in image["detections"]] == [name for name, _, _ in wanted]
-        torch.testing.assert_close(torch.tensor([one["box"] for one in image["detections"]]), wanted.boxes, atol=2e-3, rtol=0)
-        torch.testing.assert_close(torch.tensor([one["score"] for one in image["detections"]]), wanted.scores, atol=2e-6, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor([one["box"] for one in image["detections"]]), wanted.boxes, atol=2e-3, rtol=0
+        )
+        torch.testing.assert_close(
+            torch.tensor([one["score"] for one in image["detections"]]), wanted.scores, atol=2e-6, rtol=0
+        )

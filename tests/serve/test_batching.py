@@ -1,4 +1,6 @@
-"""Batches from many requests: who shares one, who waits, who is hurt when something fails, and what is left at the end."""
+"""Batches from many requests: who shares one, who waits, who is hurt when something fails, and what is left
+at the end.
+"""
 
 import threading
 import time
@@ -36,8 +38,12 @@ def best(future):
 def test_every_picture_gets_its_own_answer(batcher, picture):
     colour = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
     wanted = [(name, (width, 40)) for width in (30, 60) for name in colour for _ in range(5)]
-    futures = batcher(max_batch=4, decoders=3).submit([(name, picture(colour[name], size)) for name, size in wanted])
-    assert [best(future) for future in futures] == [(name, (height, width)) for name, (width, height) in wanted]
+    futures = batcher(max_batch=4, decoders=3).submit(
+        [(name, picture(colour[name], size)) for name, size in wanted]
+    )
+    assert [best(future) for future in futures] == [
+        (name, (height, width)) for name, (width, height) in wanted
+    ]
 
 
 def test_what_arrives_while_the_detector_is_at_work_is_the_next_batch(batcher, colours, picture, until):
@@ -52,7 +58,9 @@ def test_what_arrives_while_the_detector_is_at_work_is_the_next_batch(batcher, c
     assert colours.batches == [1, 4, 2]
 
 
-def test_only_pictures_of_one_padded_shape_share_a_batch_and_the_oldest_goes_first(batcher, colours, picture, until):
+def test_only_pictures_of_one_padded_shape_share_a_batch_and_the_oldest_goes_first(
+    batcher, colours, picture, until
+):
     colours.go.clear()
     running = batcher(decoders=1)
     futures = running.submit([("first", picture())])
@@ -65,7 +73,9 @@ def test_only_pictures_of_one_padded_shape_share_a_batch_and_the_oldest_goes_fir
     assert colours.batches == [1, 2, 3]
 
 
-def test_the_detector_computes_with_all_threads_and_each_decoder_with_one(batcher, colours, picture, monkeypatch):
+def test_the_detector_computes_with_all_threads_and_each_decoder_with_one(
+    batcher, colours, picture, monkeypatch
+):
     ours, used = torch.get_num_threads(), {}
 
     def note(name, call):
@@ -89,11 +99,15 @@ def test_the_detector_computes_with_all_threads_and_each_decoder_with_one(batche
 
 def test_a_lone_picture_waits_for_nobody(batcher, picture):
     running = batcher(wait=60.0)
-    assert best(running.submit([("alone", picture())])[0])[0] == "red"  # in a third of that time, or `best` gives up
+    assert (
+        best(running.submit([("alone", picture())])[0])[0] == "red"
+    )  # in a third of that time, or `best` gives up
 
 
 def test_a_picture_that_cannot_be_read_hurts_only_itself(batcher, picture):
-    bad, good, empty = batcher().submit([("notes.jpg", b"no picture"), ("good", picture()), ("empty.png", b"")])
+    bad, good, empty = batcher().submit(
+        [("notes.jpg", b"no picture"), ("good", picture()), ("empty.png", b"")]
+    )
     with pytest.raises(DataError, match=r"^notes\.jpg: not a JPEG, PNG"):
         bad.result(20)
     with pytest.raises(DataError, match=r"^empty\.png: the file is empty$"):
@@ -111,7 +125,9 @@ def test_when_the_detector_fails_only_the_culprit_does(batcher, colours, picture
     running = batcher()
     first = running.submit([("first", picture())])
     until(lambda: first[0].running())
-    futures = running.submit([("a", picture()), ("poison", picture((13, 14, 15))), ("b", picture((0, 0, 255)))])
+    futures = running.submit(
+        [("a", picture()), ("poison", picture((13, 14, 15))), ("b", picture((0, 0, 255)))]
+    )
     until(lambda: running._decoding == 0)
     colours.go.set()
     with pytest.raises(RuntimeError, match="poison"):
@@ -183,11 +199,17 @@ def test_a_decoder_that_is_stuck_does_not_keep_the_server_from_ending(colours, p
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
-def test_what_fails_through_no_fault_of_the_picture_is_logged_and_not_the_pictures_error(batcher, picture, monkeypatch, caplog, error):
+def test_what_fails_through_no_fault_of_the_picture_is_logged_and_not_the_pictures_error(
+    batcher, picture, monkeypatch, caplog, error
+):
     def fail(*_):
         raise error
 
-    place = "PIL.ImageFile.ImageFile.load" if isinstance(error, MemoryError) else "retinanet.serve.batching.prepare"
+    place = (
+        "PIL.ImageFile.ImageFile.load"
+        if isinstance(error, MemoryError)
+        else "retinanet.serve.batching.prepare"
+    )
     monkeypatch.setattr(place, fail)
     told = batcher().submit([("a.png", picture())])[0].exception(20)
     assert type(told) is type(error)

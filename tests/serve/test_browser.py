@@ -26,13 +26,18 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """An empty tab that fails the test when the page has an error, is refused something by its policy, or asks anybody else."""
+    """An empty tab that fails the test when the page has an error, is refused something by its policy, or
+    asks anybody else.
+    """
     with browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True) as context:
         tab = context.new_page()
         tab.set_default_timeout(10_000)
         tab.problems, tab.asked = [], []
         tab.on("pageerror", lambda error: tab.problems.append(str(error)))
-        tab.on("console", lambda said: tab.problems.append(said.text) if "Content Security" in said.text else None)
+        tab.on(
+            "console",
+            lambda said: tab.problems.append(said.text) if "Content Security" in said.text else None,
+        )
         tab.on("request", lambda request: tab.asked.append(request.url))
         yield tab
         assert tab.problems == []
@@ -57,7 +62,10 @@ def slide(tab, value):
 
 
 def counts(tab):
-    return {row.locator(".name").inner_text(): row.locator(".count").inner_text() for row in tab.locator("#classes label").all()}
+    return {
+        row.locator(".name").inner_text(): row.locator(".count").inner_text()
+        for row in tab.locator("#classes label").all()
+    }
 
 
 def test_a_picture_shows_its_boxes_and_slider_and_filter_ask_nobody(page, address, picture):
@@ -125,9 +133,19 @@ def test_what_is_shown_can_be_kept(page, address, picture):
     see(page, "2 of 3")
     page.get_by_label("red").uncheck()
     kept = json.loads(download(page, "Download JSON", "a.b.json"))
-    detection = {"class_name": "green", "category_id": 20, "score": pytest.approx(150 / 255, abs=1e-6), "box": [0, 0, 60, 40]}
-    assert kept == {"threshold": 0.5, "images": [{"name": "a.b.png", "width": 60, "height": 40, "detections": [detection]}]}
-    drawn = np.asarray(Image.open(io.BytesIO(download(page, "Download picture", "a.b-boxes.png"))).convert("RGB"))
+    detection = {
+        "class_name": "green",
+        "category_id": 20,
+        "score": pytest.approx(150 / 255, abs=1e-6),
+        "box": [0, 0, 60, 40],
+    }
+    assert kept == {
+        "threshold": 0.5,
+        "images": [{"name": "a.b.png", "width": 60, "height": 40, "detections": [detection]}],
+    }
+    drawn = np.asarray(
+        Image.open(io.BytesIO(download(page, "Download picture", "a.b-boxes.png"))).convert("RGB")
+    )
     assert drawn.shape == (40, 60, 3)
     assert drawn[20, 0].tolist() == [0x00, 0x8D, 0xF9]  # the second class's colour
     assert drawn[35, 30].tolist() == [200, 150, 100]
@@ -159,7 +177,10 @@ def test_a_change_of_the_windows_size_takes_the_focus_from_nobody(page, address,
     label = page.locator("#boxes rect").last
     before = label.get_attribute("height")
     page.set_viewport_size({"width": 500, "height": 800})
-    page.wait_for_function("before => [...document.querySelectorAll('#boxes rect')].at(-1).getAttribute('height') !== before", arg=before)
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('#boxes rect')].at(-1).getAttribute('height') !== before",
+        arg=before,
+    )
     assert page.evaluate("document.activeElement.textContent") == "green0.35"
     assert page.locator("#boxes .on").first.get_attribute("data-place") == "1"
 
@@ -167,7 +188,9 @@ def test_a_change_of_the_windows_size_takes_the_focus_from_nobody(page, address,
 def test_a_text_file_named_jpg_is_told_in_words_and_the_next_picture_is_answered(page, address, picture):
     page.goto(address())
     give(page, "notes.jpg", b"buy milk", "image/jpeg")
-    page.get_by_role("alert").get_by_text("notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM picture").wait_for()
+    page.get_by_role("alert").get_by_text(
+        "notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM picture"
+    ).wait_for()
     assert page.locator("#boxes .box").count() == 0 and not page.locator("#view").is_visible()
     give(page, "red.png", picture())
     see(page, "1 of 3")

@@ -1,4 +1,6 @@
-"""Requests that nobody should send: no 5xx, nothing left behind, and the next good request is answered right."""
+"""Requests that nobody should send: no 5xx, nothing left behind, and the next good request is answered
+right.
+"""
 
 import gc
 import io
@@ -63,7 +65,9 @@ def png(width, height, *extra, depth=8, colour=2):
     line = bytes(1 + width * depth * {0: 1, 2: 3}[colour] // 8)
     data = b"".join(rows.compress(line) for _ in range(height)) + rows.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *extra, chunk(b"IDAT", data), chunk(b"IEND", b"")])
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), *extra, chunk(b"IDAT", data), chunk(b"IEND", b"")]
+    )
 
 
 def strange():
@@ -96,7 +100,12 @@ def strange():
     yield "profile that unpacks to 50 MB", png(40, 30, chunk(b"iCCP", b"a\0\0" + bomb)), None, None
     yield "16 bits of grey", png(40, 30, depth=16, colour=0), 200, (40, 30)
     yield "jpeg with a zip behind it", jpeg + b"PK\x03\x04" + b"\0" * 200, 200, (40, 30)
-    yield "gif with a page in its comment", encoded(red, "GIF", comment=b"<script>alert(1)</script>"), 200, (40, 30)
+    yield (
+        "gif with a page in its comment",
+        encoded(red, "GIF", comment=b"<script>alert(1)</script>"),
+        200,
+        (40, 30),
+    )
     yield "animated gif", encoded(red, "GIF", **frames), 200, (40, 30)
     yield "animated webp", encoded(red, "WEBP", **frames), 200, (40, 30)
     yield "tiff of two pages", encoded(red, "TIFF", **frames), 200, (40, 30)
@@ -104,7 +113,12 @@ def strange():
     yield "palette with alpha", encoded(red.convert("P"), "PNG", transparency=0), 200, (40, 30)
     yield "numbers of 32 bits", encoded(Image.fromarray(np.zeros((30, 40), np.float32)), "TIFF"), 422, None
     for number, exif in enumerate(
-        (b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\1" * 40)
+        (
+            b"",
+            b"Exif\0\0",
+            b"Exif\0\0MM\0*\xff\xff\xff\xff",
+            b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\1" * 40,
+        )
     ):
         yield f"broken exif {number}", encoded(red, "JPEG", exif=exif), 200, (40, 30)
 
@@ -115,8 +129,12 @@ def promised(width, height):
     return whole[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + whole[33:]
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # outside of tests we do not listen to what Pillow warns of
-@pytest.mark.parametrize(("content", "status", "size"), [pytest.param(*rest, id=name) for name, *rest in strange()])
+@pytest.mark.filterwarnings(
+    "ignore:Corrupt EXIF data"
+)  # outside of tests we do not listen to what Pillow warns of
+@pytest.mark.parametrize(
+    ("content", "status", "size"), [pytest.param(*rest, id=name) for name, *rest in strange()]
+)
 def test_a_strange_picture_is_read_or_refused(server, content, status, size, picture):
     answer = server.post("/predict", content=content)
     assert answer.status_code == status if status else answer.status_code in (200, 422)
@@ -129,11 +147,15 @@ def test_a_strange_picture_is_read_or_refused(server, content, status, size, pic
 
 
 def bodies(count, seed=0):
-    """(path, headers, body, right) of requests that are whole or damaged; right is the picture where nothing is."""
+    """(path, headers, body, right) of requests that are whole or damaged; right is the picture where nothing
+    is.
+    """
     rng = random.Random(seed)
     for _ in range(count):
         suffix, content, pixels = make_picture(rng)
-        kind = rng.choice(("whole", "picture", "picture", "form", "form", "promise", "many", "noise", "large"))
+        kind = rng.choice(
+            ("whole", "picture", "picture", "form", "form", "promise", "many", "noise", "large")
+        )
         path, headers, right = "/predict?threshold=0", {}, None
         if kind == "whole":
             right = pixels
@@ -142,13 +164,16 @@ def bodies(count, seed=0):
         elif kind == "promise":
             content = promising(encoded(Image.fromarray(pixels), "PNG"), rng)
         elif kind == "noise":
-            content = rng.choice((b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"GIF8", b"RIFF", b"BM", b"P6")) + rng.randbytes(
-                rng.randrange(300)
-            )
+            content = rng.choice(
+                (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"GIF8", b"RIFF", b"BM", b"P6")
+            ) + rng.randbytes(rng.randrange(300))
         elif kind == "large":
             content = content + bytes(2_000_001)
         else:
-            parts = [form(f"{number}.{suffix}".encode(), content) for number in range(rng.randrange(1, 7) if kind == "many" else 1)]
+            parts = [
+                form(f"{number}.{suffix}".encode(), content)
+                for number in range(rng.randrange(1, 7) if kind == "many" else 1)
+            ]
             content, headers = b"".join(parts) + b"--x--\r\n", BOUNDARY
             content = bytes_damaged(content, rng) if kind == "form" else content
             if rng.random() < 0.1:
@@ -167,7 +192,13 @@ def bodies(count, seed=0):
 
 
 def form(name, content):
-    return b'--x\r\nContent-Disposition: form-data; name="files"; filename="' + name + b'"\r\n\r\n' + content + b"\r\n"
+    return (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="'
+        + name
+        + b'"\r\n\r\n'
+        + content
+        + b"\r\n"
+    )
 
 
 def send(ask, count, seed, picture):
@@ -199,7 +230,9 @@ def test_damaged_requests_in_pieces_are_read_or_refused_over_a_real_connection(a
         def post(self, path, content, headers=None):
             return super().post(path, content=pieces(content), headers=headers)
 
-    with InPieces(base_url=address(max_bytes=2_000_000, max_pixels=9_000_000, max_images=4), timeout=60) as ask:
+    with InPieces(
+        base_url=address(max_bytes=2_000_000, max_pixels=9_000_000, max_images=4), timeout=60
+    ) as ask:
         send(ask, 150, seed=4, picture=picture)
     state = address.servers[0][0].config.app.state
     assert (state.batcher.held, state.gate.open_requests, state.gate.held) == (0, 0, 0)
@@ -223,15 +256,23 @@ def test_five_thousand_damaged_requests_leave_nothing(server, picture):
 
 @pytest.mark.parametrize("count", [100, pytest.param(3000, marks=pytest.mark.slow)])
 def test_requests_made_from_the_description_get_what_it_says(client, count):
-    made = schemathesis.openapi.from_asgi("/openapi.json", client(hosts=("testserver",), max_bytes=100_000).app)
+    made = schemathesis.openapi.from_asgi(
+        "/openapi.json", client(hosts=("testserver",), max_bytes=100_000).app
+    )
     operations = [operation.ok() for operation in made.get_all_operations()]
     kinds = [operation.as_strategy(generation_mode=mode) for operation in operations for mode in MODES]
 
     @hypothesis.given(case=hypothesis.strategies.one_of(kinds))
     @hypothesis.settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
     def each(case):
-        case.call_and_validate(excluded_checks=[checks.positive_data_acceptance])  # any bytes are described as a picture, and few are one
+        case.call_and_validate(
+            excluded_checks=[checks.positive_data_acceptance]
+        )  # any bytes are described as a picture, and few are one
 
     each()

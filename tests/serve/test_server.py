@@ -1,4 +1,6 @@
-"""The verb: settings that are refused, and what only a real connection shows: leaving, refusing while it is sent, ending."""
+"""The verb: settings that are refused, and what only a real connection shows: leaving, refusing while it is
+sent, ending.
+"""
 
 import http.client
 import socket
@@ -26,12 +28,20 @@ from retinanet.verbs import ServeConfig
         ({"token": ""}, "the token is empty"),
         ({"token": "two words"}, "without spaces"),
         ({"port": 70000}, "port must be between 0 and 65535"),
-        ({"max_batch": 0, "decoders": 0}, "max-batch must be at least 1, not 0\ndecoders must be at least 1, not 0"),
+        (
+            {"max_batch": 0, "decoders": 0},
+            "max-batch must be at least 1, not 0\ndecoders must be at least 1, not 0",
+        ),
         ({"max_wait": float("nan")}, "max-wait must be at least 0"),
-        ({"host": "no.such.host.invalid", "auth": False}, "cannot listen on port 8000 of no.such.host.invalid"),
+        (
+            {"host": "no.such.host.invalid", "auth": False},
+            "cannot listen on port 8000 of no.such.host.invalid",
+        ),
     ],
 )
-def test_settings_that_make_no_sense_or_let_everybody_in_are_refused_before_the_model_is_read(settings, words, monkeypatch):
+def test_settings_that_make_no_sense_or_let_everybody_in_are_refused_before_the_model_is_read(
+    settings, words, monkeypatch
+):
     monkeypatch.delenv("RETINANET_TOKEN", raising=False)
     with pytest.raises(ConfigError) as error:
         run("no model at all", ServeConfig(**settings))
@@ -60,7 +70,9 @@ def test_the_token_may_come_from_the_environment(monkeypatch, capsys):
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client", "python_multipart"])
 def test_without_its_packages_the_error_is_the_line_that_installs_them(package, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("retinanet.serve.") and not name.endswith("server")]:
+    for name in [
+        name for name in sys.modules if name.startswith("retinanet.serve.") and not name.endswith("server")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"\({package} is missing\): pip install 'retinanet\[serve\]'"):
@@ -107,7 +119,8 @@ def test_a_request_that_is_too_large_gets_its_sentence_though_it_is_still_being_
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nand no more",
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 300_000 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: eA==\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: "
+        b"Upgrade\r\nSec-WebSocket-Key: eA==\r\n\r\n",
     ],
 )
 def test_what_is_no_http_harms_nobody(address, begin, picture, garbage):
@@ -125,7 +138,9 @@ def test_what_is_no_http_harms_nobody(address, begin, picture, garbage):
 
 def dial(stack, address, *sent):
     """A connection over which this has been sent."""
-    door = stack.enter_context(socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/"))), timeout=20))
+    door = stack.enter_context(
+        socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/"))), timeout=20)
+    )
     for content in sent:
         door.sendall(content)
     return door
@@ -143,7 +158,9 @@ def test_a_body_that_does_not_come_is_not_waited_for(address, monkeypatch):
         assert answer.status == 408 and b"has not arrived within 0 s" in answer.read()
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET"]
+)
 def test_a_head_that_does_not_come_is_not_waited_for(address, monkeypatch, sent):
     monkeypatch.setattr("retinanet.serve.connection.HEAD", 0.2)
     with ExitStack() as stack:
@@ -194,7 +211,9 @@ def test_who_leaves_is_taken_off_the_queue(address, begin, colours, picture, unt
     assert colours.batches == [1]
 
 
-def test_what_is_in_flight_when_the_server_is_told_to_end_is_finished(address, begin, colours, picture, until):
+def test_what_is_in_flight_when_the_server_is_told_to_end_is_finished(
+    address, begin, colours, picture, until
+):
     colours.go.clear()
     place = address()
     connections = [begin(place, picture()) for _ in range(5)]
@@ -202,7 +221,9 @@ def test_what_is_in_flight_when_the_server_is_told_to_end_is_finished(address, b
     ((server, thread),) = address.servers
     server.should_exit = True  # what the handler of SIGTERM does
     answers = []
-    reader = threading.Thread(target=lambda: answers.extend(connection.getresponse().status for connection in connections))
+    reader = threading.Thread(
+        target=lambda: answers.extend(connection.getresponse().status for connection in connections)
+    )
     reader.start()
     until(lambda: not server.servers[0].is_serving())
     with pytest.raises(ConnectionRefusedError):

@@ -1,4 +1,6 @@
-"""The load test runs, on sizes that say nothing about speed; with it the verb in a process of its own. And it sees what is wrong."""
+"""The load test runs, on sizes that say nothing about speed; with it the verb in a process of its own. And it
+sees what is wrong.
+"""
 
 import importlib
 import json
@@ -15,7 +17,11 @@ from PIL import Image
 from retinanet.structures import Detections
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-ANSWER = [(0.9, 1, [0.0, 0.0, 10.0, 10.0]), (0.5, 2, [5.0, 5.0, 9.0, 9.0]), (0.4999, 1, [0.0, 20.0, 9.0, 30.0])]
+ANSWER = [
+    (0.9, 1, [0.0, 0.0, 10.0, 10.0]),
+    (0.5, 2, [5.0, 5.0, 9.0, 9.0]),
+    (0.4999, 1, [0.0, 20.0, 9.0, 30.0]),
+]
 BRINK = (0.0504, 2, [1.0, 1.0, 2.0, 2.0])
 
 
@@ -34,7 +40,11 @@ def test_a_server_answers_everybody_rightly_under_load_and_ends_well(serving, mo
     assert found["script"] == "benchmarks/serving.py"
     assert set(found["statuses"]) <= {"200", "503"} and found["statuses"]["200"] > 40
     assert (found["wrong"], found["exit_status"]) == (0, 0)
-    assert found["ratio"] > 0 and found["half_load"]["requests"] > 1 and set(found["half_load"]["others"]) <= {"503"}
+    assert (
+        found["ratio"] > 0
+        and found["half_load"]["requests"] > 1
+        and set(found["half_load"]["others"]) <= {"503"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +77,9 @@ def test_of_a_full_answer_the_last_may_be_another(serving):
 
 @pytest.fixture
 def load(serving, tmp_path):
-    """Makes a load on a server that does with each connection the next of these: answers it so, or resets it."""
+    """Makes a load on a server that does with each connection the next of these: answers it so, or resets
+    it.
+    """
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
     detector = SimpleNamespace(
@@ -92,15 +104,30 @@ def load(serving, tmp_path):
 
 
 def said(status, body=b"", extra=b""):
-    return b"HTTP/1.1 %d x\r\nConnection: close\r\nContent-Length: %d\r\n%s\r\n%s" % (status, len(body), extra, body)
+    return b"HTTP/1.1 %d x\r\nConnection: close\r\nContent-Length: %d\r\n%s\r\n%s" % (
+        status,
+        len(body),
+        extra,
+        body,
+    )
 
 
-GOOD = said(200, json.dumps({"images": [{"detections": [{"score": 0.9, "category_id": 7, "box": [0, 0, 8, 8]}]}]}).encode())
+GOOD = said(
+    200,
+    json.dumps(
+        {"images": [{"detections": [{"score": 0.9, "category_id": 7, "box": [0, 0, 8, 8]}]}]}
+    ).encode(),
+)
 
 
 def test_a_lost_connection_and_a_wrong_answer_are_counted_and_the_next_request_is_sent(load):
     running = load(
-        b"", said(503, extra=b"Retry-After: 7\r\n"), GOOD, b"HTTP/1.1 200 x\r\nContent-Length: 9\r\n\r\nxx", said(200, b"{}"), GOOD
+        b"",
+        said(503, extra=b"Retry-After: 7\r\n"),
+        GOOD,
+        b"HTTP/1.1 200 x\r\nContent-Length: 9\r\n\r\nxx",
+        said(200, b"{}"),
+        GOOD,
     )
     assert [running.ask(0) for _ in range(6)] == [(0, 1), (503, 7), (200, 0), (0, 1), (200, 0), (200, 0)]
     assert (running.statuses, running.wrong) == ({0: 2, 503: 1, 200: 3}, 1)

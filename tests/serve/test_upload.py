@@ -1,4 +1,6 @@
-"""What of a request is held, for how long, and that it is let go: without waiting for the collector of cycles."""
+"""What of a request is held, for how long, and that it is let go: without waiting for the collector of
+cycles.
+"""
 
 import asyncio
 import gc
@@ -53,12 +55,25 @@ def test_a_refused_body_is_gone_while_its_rest_is_drained(colours, kind, first, 
         said.append(message)
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", kind.encode())]
-    scope = {"type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"", "headers": headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "raw_path": b"/predict",
+        "query_string": b"",
+        "headers": headers,
+    }
     gc.collect()
     gc.disable()
     tracemalloc.start()
     try:
-        asyncio.run(app(scope | {"http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 8000)}, receive, send))
+        asyncio.run(
+            app(
+                scope | {"http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 8000)},
+                receive,
+                send,
+            )
+        )
         after = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()

@@ -25,7 +25,11 @@ def pixel(image: torch.Tensor, x: int, y: int) -> tuple[int, ...]:
 def test_twelve_classes_have_twelve_colours_and_sixty_have_more_than_fifty():
     assert len({colour(label) for label in range(12)}) == len(PALETTE) == 12
     assert len({colour(label) for label in range(60)}) > 50
-    nearest = min(sum(abs(a - b) for a, b in zip(colour(i), colour(j), strict=True)) for i in range(12) for j in range(i))
+    nearest = min(
+        sum(abs(a - b) for a, b in zip(colour(i), colour(j), strict=True))
+        for i in range(12)
+        for j in range(i)
+    )
     assert nearest > 50
 
 
@@ -50,10 +54,14 @@ def test_the_best_detection_lies_on_top():
 
 def test_detections_and_loose_tensors_draw_the_same():
     boxes, scores, labels = torch.tensor([[30.0, 40.0, 80.0, 90.0]]), torch.tensor([0.75]), torch.tensor([0])
-    assert torch.equal(draw(grey(), Detections(boxes, scores, labels, NAMES)), draw(grey(), boxes, labels, scores, NAMES))
+    assert torch.equal(
+        draw(grey(), Detections(boxes, scores, labels, NAMES)), draw(grey(), boxes, labels, scores, NAMES)
+    )
 
 
-@pytest.mark.parametrize("box", [(0, 0, 20, 20), (150, 110, 160, 120), (-30, -30, 400, 400), (60, 2, 61, 3), (158, 0, 160, 120)])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 20, 20), (150, 110, 160, 120), (-30, -30, 400, 400), (60, 2, 61, 3), (158, 0, 160, 120)]
+)
 def test_a_tag_lies_inside_the_picture_whole(box: tuple[float, float, float, float]):
     left, top = place_tag(box, (60, 14), (160, 120))
     assert 0 <= left <= 160 - 60
@@ -72,7 +80,13 @@ def test_a_tag_makes_way_for_one_that_is_there():
 
 
 def test_tags_are_filled_with_the_colour_of_the_class_and_written_in_black_or_white():
-    drawn = draw(grey(), torch.tensor([[40.0, 50.0, 90.0, 100.0]]), torch.tensor([5]), torch.tensor([0.5]), ["?"] * 5 + ["wombat"])
+    drawn = draw(
+        grey(),
+        torch.tensor([[40.0, 50.0, 90.0, 100.0]]),
+        torch.tensor([5]),
+        torch.tensor([0.5]),
+        ["?"] * 5 + ["wombat"],
+    )
     above = drawn[:, 30:49, 40:120].flatten(1).T
     assert (above == torch.tensor(colour(5))).all(dim=1).sum() > 300
     assert (above > 230).all(dim=1).any()
@@ -82,8 +96,16 @@ def test_tags_are_filled_with_the_colour_of_the_class_and_written_in_black_or_wh
 def test_tiny_pictures_with_long_names_are_drawn(height: int, width: int):
     boxes = torch.tensor([[0.0, 0.0, width, height], [1.0, 1.0, 2.0, 2.0]])
     names = ["a very long name of a class, longer than any picture is wide", "b"]
-    assert draw(grey(height, width), boxes, torch.tensor([0, 1]), torch.tensor([0.4, 0.5]), names).shape == (3, height, width)
-    assert draw_truth(grey(height, width), boxes, torch.tensor([0, 1]), names, tags=True).shape == (3, height, width)
+    assert draw(grey(height, width), boxes, torch.tensor([0, 1]), torch.tensor([0.4, 0.5]), names).shape == (
+        3,
+        height,
+        width,
+    )
+    assert draw_truth(grey(height, width), boxes, torch.tensor([0, 1]), names, tags=True).shape == (
+        3,
+        height,
+        width,
+    )
 
 
 def test_boxes_that_are_no_numbers_swapped_or_elsewhere_do_no_harm():
@@ -101,7 +123,13 @@ def test_no_box_leaves_the_picture_as_it_is():
 
 
 def test_names_in_any_script_and_labels_without_a_name_are_drawn():
-    draw(grey(), torch.tensor([[20.0, 40, 80, 90]] * 3), torch.tensor([0, 1, 7]), torch.rand(3), ["猫\nねこ", ""])
+    draw(
+        grey(),
+        torch.tensor([[20.0, 40, 80, 90]] * 3),
+        torch.tensor([0, 1, 7]),
+        torch.rand(3),
+        ["猫\nねこ", ""],
+    )
 
 
 def test_the_truth_is_dashed():
@@ -111,7 +139,10 @@ def test_the_truth_is_dashed():
 
 
 def test_anchors_have_the_colour_of_their_box_and_lie_below_it():
-    boxes, anchors = torch.tensor([[40.0, 40, 80, 80]]), torch.tensor([[20.0, 30, 100, 110], [40, 40, 80, 80]])
+    boxes, anchors = (
+        torch.tensor([[40.0, 40, 80, 80]]),
+        torch.tensor([[20.0, 30, 100, 110], [40, 40, 80, 80]]),
+    )
     drawn = anchors_picture(grey(), boxes, torch.tensor([1]), NAMES, anchors, torch.tensor([0, 0]))
     red, green, blue = pixel(drawn, 20, 100)
     assert (red, green, blue) != (128, 128, 128)
@@ -132,7 +163,10 @@ def test_a_picture_of_the_wrong_type_is_refused():
 def test_a_sheet_has_even_cells_and_keeps_every_picture_whole():
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     shapes = [(60, 80), (60, 80), (80, 40)]
-    pictures = [torch.tensor(c, dtype=torch.uint8)[:, None, None].expand(3, *s) for c, s in zip(colours, shapes, strict=True)]
+    pictures = [
+        torch.tensor(c, dtype=torch.uint8)[:, None, None].expand(3, *s)
+        for c, s in zip(colours, shapes, strict=True)
+    ]
     made = sheet(pictures, columns=2, width=400)
     assert made.shape[2] == 400
     counts = [int((made == torch.tensor(c)[:, None, None]).all(dim=0).sum()) for c in colours]

@@ -58,7 +58,9 @@ def test_the_pictures_are_embedded_with_type_and_size(page: Path, tmp_path: Path
         ("40", "30", "Curves <so far>"),
         ("80", "20", "Detections"),
     ]
-    for image, kind, content in zip(images, ("png", "jpeg"), (picture("PNG"), (tmp_path / "sheet.jpg").read_bytes()), strict=True):
+    for image, kind, content in zip(
+        images, ("png", "jpeg"), (picture("PNG"), (tmp_path / "sheet.jpg").read_bytes()), strict=True
+    ):
         head, data = image.get("src", "").split(",")
         assert head == f"data:image/{kind};base64"
         assert base64.b64decode(data) == content

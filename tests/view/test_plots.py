@@ -1,4 +1,6 @@
-"""Plots are written for whatever a run leaves, without a warning (the test run turns warnings into errors)."""
+"""Plots are written for whatever a run leaves, without a warning (the test run turns warnings into
+errors).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.view.plots import _at, _ceiling, _smooth, plot_ap, plot_confusion, plot_f1, plot_losses, plot_precision_recall
+from retinanet.view.plots import (
+    _at,
+    _ceiling,
+    _smooth,
+    plot_ap,
+    plot_confusion,
+    plot_f1,
+    plot_losses,
+    plot_precision_recall,
+)
 
 Rows = list[dict[str, Any]]
 RUN: Rows = [
-    {"kind": "train", "iteration": i, "loss": 3 / i, "class_loss": 2 / i, "box_loss": 1 / i, "lr": 1e-3, "positives": 31.2}
+    {
+        "kind": "train",
+        "iteration": i,
+        "loss": 3 / i,
+        "class_loss": 2 / i,
+        "box_loss": 1 / i,
+        "lr": 1e-3,
+        "positives": 31.2,
+    }
     for i in range(1, 120)
-] + [{"kind": "val", "iteration": i, "loss": 0.1, "AP": i / 500, "AP50": i / 300, "AP75": i / 600} for i in (40, 80, 120)]
+] + [
+    {"kind": "val", "iteration": i, "loss": 0.1, "AP": i / 500, "AP50": i / 300, "AP75": i / 600}
+    for i in (40, 80, 120)
+]
 ODD: dict[str, Rows] = {
     "empty": [],
     "one point": [RUN[0], RUN[-1]],
@@ -26,8 +48,16 @@ ODD: dict[str, Rows] = {
         {"kind": "train", "iteration": 1, "loss": math.nan, "lr": math.inf},
         {"kind": "val", "iteration": 1, "AP": math.nan, "AP50": None},
     ],
-    "keys missing": [{"kind": "train", "iteration": 5}, {"kind": "val"}, {"loss": 1.0}, {"kind": "train", "loss": 2.0}],
-    "all zero": [{"kind": "train", "iteration": 0, "loss": 0.0, "lr": 0.0}, {"kind": "val", "iteration": 0, "AP": 0.0}],
+    "keys missing": [
+        {"kind": "train", "iteration": 5},
+        {"kind": "val"},
+        {"loss": 1.0},
+        {"kind": "train", "loss": 2.0},
+    ],
+    "all zero": [
+        {"kind": "train", "iteration": 0, "loss": 0.0, "lr": 0.0},
+        {"kind": "val", "iteration": 0, "AP": 0.0},
+    ],
     "a whole run": RUN,
 }
 
@@ -55,7 +85,9 @@ def test_precision_and_recall_are_plotted_for_any_number_of_classes(count: int, 
 
 def test_precision_and_recall_of_one_point_of_none_and_of_nan(tmp_path: Path):
     plot_precision_recall(
-        {"a": ([0.5], [0.5]), "b": ([], []), "c": ([0, 1], [math.nan, math.nan])}, tmp_path / "pr.png", mean=([0.5], [0.5])
+        {"a": ([0.5], [0.5]), "b": ([], []), "c": ([0, 1], [math.nan, math.nan])},
+        tmp_path / "pr.png",
+        mean=([0.5], [0.5]),
     )
     assert looks_like_a_picture(tmp_path / "pr.png")
 
@@ -75,7 +107,12 @@ def test_confusion_tolerates_any_names_but_not_the_wrong_number_of_them(tmp_path
 
 @pytest.mark.parametrize(
     "thresholds, f1, best",
-    [([], [], math.nan), ([0.2, 0.3], [0.1, 0.2], None), ([0.5], [0.4], 0.5), ([0.1, 0.5, 0.9], [0.2, math.nan, 0.1], 0.9)],
+    [
+        ([], [], math.nan),
+        ([0.2, 0.3], [0.1, 0.2], None),
+        ([0.5], [0.4], 0.5),
+        ([0.1, 0.5, 0.9], [0.2, math.nan, 0.1], 0.9),
+    ],
 )
 def test_f1_is_plotted(thresholds: list[float], f1: list[float], best: float | None, tmp_path: Path):
     plot_f1(thresholds, f1, best, tmp_path / "f1.png")
@@ -97,7 +134,9 @@ def test_smoothing_is_a_centred_mean_that_keeps_the_length():
 
 
 def test_precision_beyond_the_last_recall_is_zero():
-    assert _at(np.array([0.0, 0.5]), np.array([1.0, 0.6]), np.array([0.25, 0.5, 0.75])).tolist() == pytest.approx([0.8, 0.6, 0.0])
+    assert _at(
+        np.array([0.0, 0.5]), np.array([1.0, 0.6]), np.array([0.25, 0.5, 0.75])
+    ).tolist() == pytest.approx([0.8, 0.6, 0.0])
 
 
 def test_the_axis_of_ap_ends_above_the_highest_value():

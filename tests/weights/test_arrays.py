@@ -17,7 +17,13 @@ FEW = dict(size=b"K\x04\x85", stride=b"K\x01\x85", offset=b"K\x00", count=b"K\x0
 
 def tensor(size: bytes, stride: bytes, offset: bytes, count: bytes, kind: bytes) -> bytes:
     """The pickle of a tensor of storage "0"."""
-    storage = b"(X\x07\x00\x00\x00storagectorch\n" + kind + b"\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + count + b"tQ"
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\n"
+        + kind
+        + b"\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+        + count
+        + b"tQ"
+    )
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + size + stride + b"\x89)tR"
 
 
@@ -96,7 +102,9 @@ def test_a_bool_is_one_or_nothing():
 
 
 def test_storages_of_other_kinds_are_placeholders():
-    assert read(tensor(**FEW | dict(kind=b"QUInt8Storage")) + b".", bytes(4)) == Placeholder("torch._utils._rebuild_tensor")
+    assert read(tensor(**FEW | dict(kind=b"QUInt8Storage")) + b".", bytes(4)) == Placeholder(
+        "torch._utils._rebuild_tensor"
+    )
 
 
 def test_a_dtype_whose_code_is_no_text_is_none_of_numbers():

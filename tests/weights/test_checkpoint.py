@@ -14,7 +14,14 @@ from retinanet.errors import CheckpointError
 from retinanet.weights import checkpoint
 from retinanet.weights.checkpoint import Card, build, load_model, read, save_model
 
-CONFIG = ModelConfig(backbone="resnet18", backbone_norm="batch", channels=32, depth=1, subnet_norm="group", anchor_ratios=(0.5, 1.0))
+CONFIG = ModelConfig(
+    backbone="resnet18",
+    backbone_norm="batch",
+    channels=32,
+    depth=1,
+    subnet_norm="group",
+    anchor_ratios=(0.5, 1.0),
+)
 CARD = Card(CONFIG, ("cat", "dög"), (17, 18), 0.31, {"data": "pets", "validation": {"AP": 0.5}})
 
 
@@ -123,7 +130,11 @@ def test_another_projects_safetensors_is_refused(tmp_path):
 )
 def test_a_description_that_is_not_ours_is_told(tmp_path, change, reason):
     card = {"format": 1, "model": {}, "names": ["a"], "category_ids": [1], "threshold": 0.5, "about": {}}
-    save_file({"weight": torch.zeros(2)}, tmp_path / "x.safetensors", metadata={"retinanet": json.dumps(card | change)})
+    save_file(
+        {"weight": torch.zeros(2)},
+        tmp_path / "x.safetensors",
+        metadata={"retinanet": json.dumps(card | change)},
+    )
     with pytest.raises(CheckpointError, match=reason):
         read(tmp_path / "x.safetensors")
 
@@ -164,7 +175,13 @@ def test_a_description_that_its_weights_do_not_bear_out_costs_no_memory(model, t
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda x: x.to(torch.int8), lambda x: x.to(torch.complex64), lambda x: x * torch.nan, lambda x: x + torch.inf]
+    "spoil",
+    [
+        lambda x: x.to(torch.int8),
+        lambda x: x.to(torch.complex64),
+        lambda x: x * torch.nan,
+        lambda x: x + torch.inf,
+    ],
 )
 def test_weights_that_are_no_finite_numbers_are_told(model, tmp_path, spoil):
     weights = dict(model.state_dict())
@@ -175,5 +192,9 @@ def test_weights_that_are_no_finite_numbers_are_told(model, tmp_path, spoil):
 
 
 def test_weights_of_half_precision_are_welcome(model, tmp_path):
-    save_model(tmp_path / "x.safetensors", {k: v.bfloat16() if v.is_floating_point() else v for k, v in model.state_dict().items()}, CARD)
+    save_model(
+        tmp_path / "x.safetensors",
+        {k: v.bfloat16() if v.is_floating_point() else v for k, v in model.state_dict().items()},
+        CARD,
+    )
     assert load_model(tmp_path / "x.safetensors")[0].pyramid.p6.weight.dtype == torch.float32

@@ -1,4 +1,6 @@
-"""Other projects' weights give their boxes: torchvision's both RetinaNets, built here with random weights, against ours."""
+"""Other projects' weights give their boxes: torchvision's both RetinaNets, built here with random weights,
+against ours.
+"""
 
 import copy
 import re
@@ -36,7 +38,9 @@ def picture(height, width):
 
 
 def randomised(version, seed=0):
-    """torchvision's network as if trained: spread logits and offsets, batch-norm statistics of all magnitudes."""
+    """torchvision's network as if trained: spread logits and offsets, batch-norm statistics of all
+    magnitudes.
+    """
     torch.manual_seed(seed)
     model = BUILDERS[version](weights=None, weights_backbone=None, min_size=SHORT, max_size=LONG).eval()
     with torch.no_grad():
@@ -58,12 +62,16 @@ def randomised(version, seed=0):
         spread(model, model.head.classification_head.cls_logits, 0.7, -4.5)
         spread(model, model.head.regression_head.bbox_reg, 0.3, 0.0)
         dead = torch.tensor([slot not in COCO for slot in range(91)])
-        model.head.classification_head.cls_logits.bias.unflatten(0, (9, 91))[:, dead] = -100.0  # in trained weights nobody has seen these
+        model.head.classification_head.cls_logits.bias.unflatten(0, (9, 91))[
+            :, dead
+        ] = -100.0  # in trained weights nobody has seen these
     return model
 
 
 def spread(model, conv, deviation, mean):
-    """Scale a last convolution so that each of its channels varies from cell to cell: no two answers are alike, as in a trained network."""
+    """Scale a last convolution so that each of its channels varies from cell to cell: no two answers are
+    alike, as in a trained network.
+    """
     nn.init.normal_(conv.weight)
     nn.init.zeros_(conv.bias)
     seen = []
@@ -87,7 +95,9 @@ def both(request, tmp_path_factory):
 
 
 def unmatched(found, expected):
-    """How many of torchvision's answers are not among ours: box within 0.01 px, score within 1e-5, the same class."""
+    """How many of torchvision's answers are not among ours: box within 0.01 px, score within 1e-5, the same
+    class.
+    """
     labels = torch.tensor([list(COCO).index(int(label)) for label in expected["labels"]])
     near = (found.boxes[None] - expected["boxes"][:, None]).abs().amax(2) <= 0.01
     near &= (found.scores[None] - expected["scores"][:, None]).abs() <= 1e-5
@@ -114,14 +124,18 @@ def test_torchvisions_boxes_are_ours(both, height, width):
 
 @pytest.mark.parametrize(("height", "width"), SIZES, ids=str)
 def test_from_a_picture_to_boxes_in_float32(both, height, width):
-    """The whole way. Of two boxes of a class whose scores agree to five digits either may suppress the other: 2 % of the answers."""
+    """The whole way. Of two boxes of a class whose scores agree to five digits either may suppress the other:
+    2 % of the answers.
+    """
     theirs, detector, _ = both
     image = picture(height, width)
     with torch.inference_mode():
         (expected,) = theirs([image.float() / 255])
         transformed, _ = theirs.transform([image.float() / 255])
     batch, sizes = detector.preprocess.stack([detector.preprocess.resized(image)])
-    torch.testing.assert_close(detector.preprocess.normalize(batch, sizes), transformed.tensors, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        detector.preprocess.normalize(batch, sizes), transformed.tensors, atol=1e-5, rtol=0
+    )
     found = detector.predict(image)
     assert abs(len(found) - len(expected["boxes"])) <= 0.02 * len(found)
     assert unmatched(found, expected) <= 2 * 0.02 * len(found)
@@ -148,7 +162,9 @@ def test_the_raw_outputs_are_torchvisions(both, height, width):
         normalized = detector.preprocess.normalize(batch, sizes)
         torch.testing.assert_close(normalized, transformed.tensors, atol=1e-5, rtol=1e-5)
         for found, wanted in zip(detector.model(normalized), expected, strict=True):
-            torch.testing.assert_close(torch.cat(found, 1)[0], wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
+            torch.testing.assert_close(
+                torch.cat(found, 1)[0], wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0
+            )
 
 
 def test_the_anchors_are_torchvisions(both):
@@ -157,7 +173,9 @@ def test_the_anchors_are_torchvisions(both):
 
     for height, width in ((800, 1088), (800, 800), (96, 1344)):
         images = torch.zeros(1, 3, height, width)
-        shapes = [torch.zeros(1, 1, -(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
+        shapes = [
+            torch.zeros(1, 1, -(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)
+        ]
         (expected,) = theirs.anchor_generator(ImageList(images, [(height, width)]), shapes)
         ordered = expected.unflatten(0, (-1, 3, 3)).transpose(1, 2).flatten(0, 2)
         torch.testing.assert_close(torch.cat(detector.model.anchors(images)), ordered, atol=0, rtol=0)
@@ -186,7 +204,10 @@ def test_the_names_of_old_files_are_understood(tmp_path):
     torch.save(weights, tmp_path / "new.pth")
     (old, _), (new, _) = (import_weights(tmp_path / name) for name in ("old.pth", "new.pth"))
     assert all(torch.equal(old[key], new[key]) for key in new)
-    used = {next(rule[0] for rule in TORCHVISION.table if re.fullmatch(rule[0], key)) for key in [*weights, *old_names(weights)]}
+    used = {
+        next(rule[0] for rule in TORCHVISION.table if re.fullmatch(rule[0], key))
+        for key in [*weights, *old_names(weights)]
+    }
     v2 = randomised("v2").state_dict()
     used |= {next(rule[0] for rule in TORCHVISION.table if re.fullmatch(rule[0], key)) for key in v2}
     assert used == {rule[0] for rule in TORCHVISION.table}
@@ -210,7 +231,9 @@ def test_the_eps_of_batch_norm_makes_the_boxes(tmp_path):
     with torch.inference_mode():
         expected, _ = raw(theirs, images)
         logits, _ = model(images)
-    torch.testing.assert_close(torch.cat(logits, 1)[0], expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        torch.cat(logits, 1)[0], expected, atol=1e-4 * float(expected.abs().max()), rtol=0
+    )
 
 
 def test_the_verb_writes_a_file_of_ours_that_answers_alike(both, tmp_path, capsys):
@@ -228,7 +251,16 @@ def test_the_verb_writes_a_file_of_ours_that_answers_alike(both, tmp_path, capsy
 
 def test_a_training_starts_from_imported_weights_with_other_classes(both, scenes, tmp_path, caplog):
     _, detector, path = both
-    settings = {"scale": 64, "budget": "1it", "batch": 1, "workers": 0, "device": "cpu", "validations": 1, "lr": 0.0, "max_side": None}
+    settings = {
+        "scale": 64,
+        "budget": "1it",
+        "batch": 1,
+        "workers": 0,
+        "device": "cpu",
+        "validations": 1,
+        "lr": 0.0,
+        "max_side": None,
+    }
     with caplog.at_level("INFO", "retinanet"):
         run = retinanet.train(scenes, "tiny", init=path, out=tmp_path / "run", **settings)
     assert "no class has a name that the model knows" in caplog.text
@@ -242,11 +274,23 @@ def test_a_training_starts_from_imported_weights_with_other_classes(both, scenes
     [
         (lambda weights: weights.pop("head.regression_head.bbox_reg.bias"), "not the whole of a RetinaNet"),
         (lambda weights: weights.pop("backbone.body.layer3.0.conv1.weight"), "missing"),
-        (lambda weights: weights.update({"head.mask.weight": torch.zeros(1)}), "no rule for the keys head.mask.weight"),
+        (
+            lambda weights: weights.update({"head.mask.weight": torch.zeros(1)}),
+            "no rule for the keys head.mask.weight",
+        ),
         (lambda weights: weights.update({"backbone.body.layer5.weight": torch.zeros(1)}), "left over"),
-        (lambda weights: weights.update({"backbone.body.conv1.weight": torch.zeros(64, 4, 7, 7)}), "of another shape"),
-        (lambda weights: weights.pop("backbone.body.conv1.weight"), "1 missing, the first: backbone.body.conv1.weight"),
-        (lambda weights: weights.pop("head.classification_head.cls_logits.weight"), "no.* project that is known"),
+        (
+            lambda weights: weights.update({"backbone.body.conv1.weight": torch.zeros(64, 4, 7, 7)}),
+            "of another shape",
+        ),
+        (
+            lambda weights: weights.pop("backbone.body.conv1.weight"),
+            "1 missing, the first: backbone.body.conv1.weight",
+        ),
+        (
+            lambda weights: weights.pop("head.classification_head.cls_logits.weight"),
+            "no.* project that is known",
+        ),
         (lambda weights: weights.pop("backbone.body.layer1.0.conv2.weight"), "no known ResNet"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Detectron2's and MMDetection's weights give their boxes, as the restated rules have them (restated.py says from which files)."""
+"""Detectron2's and MMDetection's weights give their boxes, as the restated rules have them (restated.py says
+from which files).
+"""
 
 import copy
 import functools
@@ -35,7 +37,9 @@ model = dict(
     train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0)),
     test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 """
-PYTORCH = CONFIG.format(mean="[123.675, 116.28, 103.53]", std="[58.395, 57.12, 57.375]", rgb=True, style="pytorch")
+PYTORCH = CONFIG.format(
+    mean="[123.675, 116.28, 103.53]", std="[58.395, 57.12, 57.375]", rgb=True, style="pytorch"
+)
 CAFFE = CONFIG.format(mean="[103.53, 116.28, 123.675]", std="[1.0, 1.0, 1.0]", rgb=False, style="caffe")
 KINDS = {
     "detectron2": (Detectron2, 50, {"caffe": True}),
@@ -59,21 +63,30 @@ def trained(project, layout, image, **how):
 def write(path, project, weights, meta=None):
     """As their tools write it: a pickle of numpy arrays, or torch.save with a meta."""
     if project is Detectron2:
-        content = {"model": {key: value.float().numpy() for key, value in weights.items()}, "__author__": "Detectron2 Model Zoo"}
+        content = {
+            "model": {key: value.float().numpy() for key, value in weights.items()},
+            "__author__": "Detectron2 Model Zoo",
+        }
         path.write_bytes(pickle.dumps(content))
     else:
-        torch.save({"meta": meta or {}, "state_dict": {key: value.float() for key, value in weights.items()}}, path)
+        torch.save(
+            {"meta": meta or {}, "state_dict": {key: value.float() for key, value in weights.items()}}, path
+        )
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request, tmp_path_factory):
-    """Their project, our detector from a file of its weights, its raw outputs and its answers to a picture."""
+    """Their project, our detector from a file of its weights, its raw outputs and its answers to a
+    picture.
+    """
     project, depth, how = KINDS[request.param]
     extra = {} if project is Detectron2 else how
     _, image = project.prepared(rgb(480, 640), SHORT, LONG, **extra)
     weights = trained(project, project.layout(depth), image, **how)
     path = tmp_path_factory.mktemp(request.param) / ("theirs.pkl" if project is Detectron2 else "theirs.pth")
-    write(path, project, weights, {"config": CAFFE if how["caffe"] else PYTORCH, "CLASSES": list(COCO.values())})
+    write(
+        path, project, weights, {"config": CAFFE if how["caffe"] else PYTORCH, "CLASSES": list(COCO.values())}
+    )
     detector = retinanet.load(path, device="cpu", scale=SHORT)
 
     def raw(image):
@@ -92,7 +105,9 @@ def rgb(height, width):
 
 
 def unmatched(found, expected):
-    """How many of the answers of either are not among the other's: box within 0.01 px, score within 1e-5, the same class."""
+    """How many of the answers of either are not among the other's: box within 0.01 px, score within 1e-5, the
+    same class.
+    """
     boxes, scores, labels = expected
     near = (found.boxes[None] - boxes[:, None]).abs().amax(2) <= 0.01
     near &= (found.scores[None] - scores[:, None]).abs() <= 1e-5
@@ -102,7 +117,9 @@ def unmatched(found, expected):
 
 @pytest.mark.parametrize(("height", "width"), SIZES, ids=str)
 def test_their_boxes_are_ours(both, height, width):
-    """In float64, where rounding decides nothing: the same picture enters the network, and every answer is the same."""
+    """In float64, where rounding decides nothing: the same picture enters the network, and every answer is
+    the same.
+    """
     project, detector, _, answers, extra = both
     expected = answers(height, width)
     model = copy.deepcopy(detector.model).double()
@@ -110,7 +127,9 @@ def test_their_boxes_are_ours(both, height, width):
         size, image = project.prepared(rgb(height, width), SHORT, LONG, **extra)
         batch, sizes = detector.preprocess.stack([detector.preprocess.resized(picture(height, width))])
         assert sizes.tolist() == [list(size)]
-        torch.testing.assert_close(detector.preprocess.normalize(batch, sizes).double(), image, atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            detector.preprocess.normalize(batch, sizes).double(), image, atol=2e-5, rtol=0
+        )
         logits, offsets = model(image)
         (found,) = detector.select(logits, offsets, image, sizes, [(height, width)])
     assert len(found) == len(expected[0]) > (20 if height > 1 else 2)
@@ -118,7 +137,9 @@ def test_their_boxes_are_ours(both, height, width):
 
 
 def test_from_a_picture_to_boxes_in_float32(both):
-    """The whole way, on every picture. Of two boxes of a class that score alike to five digits either may suppress the other: 2 %."""
+    """The whole way, on every picture. Of two boxes of a class that score alike to five digits either may
+    suppress the other: 2 %.
+    """
     _, detector, _, answers, _ = both
     wrong, total = 0, 0
     for height, width in SIZES:
@@ -139,7 +160,9 @@ def test_the_raw_outputs_and_anchors_are_theirs(both):
         torch.testing.assert_close(ours, in_our_order(project, theirs), atol=1e-3, rtol=0)
     for outputs, theirs in zip(found, expected, strict=True):
         wanted = torch.cat([in_our_order(project, level) for level in theirs])
-        torch.testing.assert_close(torch.cat(outputs, 1)[0].double(), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
+        torch.testing.assert_close(
+            torch.cat(outputs, 1)[0].double(), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0
+        )
 
 
 def in_our_order(project, level):
@@ -152,8 +175,18 @@ PUBLISHED = {
     "mmdet r18": (MMDETECTION, MMDetection.layout(18), "resnet18", PYTORCH),
     "mmdet r50": (MMDETECTION, MMDetection.layout(50), "resnet50", PYTORCH),
     "mmdet r101 caffe": (MMDETECTION, MMDetection.layout(101), "resnet101", CAFFE),
-    "mmdet x101 32x4d": (MMDETECTION, MMDetection.layout(101, groups=32, width=4), "resnext101_32x4d", PYTORCH),
-    "mmdet x101 64x4d": (MMDETECTION, MMDetection.layout(101, groups=64, width=4), "resnext101_64x4d", PYTORCH),
+    "mmdet x101 32x4d": (
+        MMDETECTION,
+        MMDetection.layout(101, groups=32, width=4),
+        "resnext101_32x4d",
+        PYTORCH,
+    ),
+    "mmdet x101 64x4d": (
+        MMDETECTION,
+        MMDetection.layout(101, groups=64, width=4),
+        "resnext101_64x4d",
+        PYTORCH,
+    ),
 }
 
 
@@ -167,16 +200,27 @@ def test_every_key_of_the_published_layouts_has_a_rule_and_every_rule_is_used(ki
         weights["pixel_mean"] += torch.tensor([103.53, 116.28, 123.675])[:, None, None]
         weights["anchor_generator.cell_anchors.4"] = Detectron2.anchors(128, 128)[4][:9]
     else:
-        weights |= {key.replace("running_var", "num_batches_tracked"): torch.zeros(1) for key in layout if key.endswith("running_var")}
+        weights |= {
+            key.replace("running_var", "num_batches_tracked"): torch.zeros(1)
+            for key in layout
+            if key.endswith("running_var")
+        }
     path = tmp_path / "theirs.pth"
     path.touch()
-    content = {"state_dict": weights, "meta": {"config": config, "CLASSES": tuple(COCO.values())} if config else {}}
+    content = {
+        "state_dict": weights,
+        "meta": {"config": config, "CLASSES": tuple(COCO.values())} if config else {},
+    }
     monkeypatch.setattr(convert, "read_foreign", lambda path: content)
     ours, card = import_weights(path)
     assert card.model.backbone == backbone
     assert (card.model.backbone_stride == "1x1") == (project is DETECTRON2 or config is CAFFE)
     assert len(ours) == len(layout)
-    used = {next(rule[0] for rule in project.table if re.fullmatch(rule[0], key)) for key in weights if not key.endswith("tracked")}
+    used = {
+        next(rule[0] for rule in project.table if re.fullmatch(rule[0], key))
+        for key in weights
+        if not key.endswith("tracked")
+    }
     assert used == {rule[0] for rule in project.table}
 
 
@@ -196,12 +240,16 @@ def test_resnext_and_a_deep_resnet_give_their_raw_outputs(tmp_path):
             found = detector.model(image.float())
         for outputs, theirs in zip(found, expected, strict=True):
             wanted = torch.cat([in_our_order(project, level) for level in theirs])
-            torch.testing.assert_close(torch.cat(outputs, 1)[0].double(), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
+            torch.testing.assert_close(
+                torch.cat(outputs, 1)[0].double(), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0
+            )
     assert retinanet.load(tmp_path / "MMDetection.pth", device="cpu").names == ["a", "b"]
 
 
 def content(meta, layout=None):
-    weights = {key: torch.zeros(shape) for key, shape in (layout or MMDetection.layout(18, classes=2)).items()}
+    weights = {
+        key: torch.zeros(shape) for key, shape in (layout or MMDetection.layout(18, classes=2)).items()
+    }
     return {"state_dict": weights, "meta": meta}
 
 
@@ -211,9 +259,16 @@ def imported(tmp_path, meta, layout=None, **how):
 
 
 def test_what_an_mmdetection_file_says_of_itself_is_taken_over(tmp_path):
-    changes = {"score_thr=0.05": "score_thr=0.1", "max_per_img=100": "max_per_img=300", "nms_pre=1000": "nms_pre=500"}
+    changes = {
+        "score_thr=0.05": "score_thr=0.1",
+        "max_per_img=100": "max_per_img=300",
+        "nms_pre=1000": "nms_pre=500",
+    }
     changes |= {"octave_base_scale=4": "octave_base_scale=3", "iou_threshold=0.5": "iou_threshold=0.6"}
-    changes |= {"mean=[123.675, 116.28, 103.53]": "mean=[127.5, 0, 51.0]", "std=[58.395, 57.12, 57.375]": "std=[255, 51.0, 25.5]"}
+    changes |= {
+        "mean=[123.675, 116.28, 103.53]": "mean=[127.5, 0, 51.0]",
+        "std=[58.395, 57.12, 57.375]": "std=[255, 51.0, 25.5]",
+    }
     text = PYTORCH
     for old, new in changes.items():
         assert old in text
@@ -227,8 +282,15 @@ def test_what_an_mmdetection_file_says_of_itself_is_taken_over(tmp_path):
     augmented = "tta_model = dict(tta_cfg=dict(nms=dict(iou_threshold=0.9), max_per_img=7))"
     sizes = "test_pipeline = [dict(keep_ratio=True, scale=(512, 320), type='Resize')]"
     others = imported(tmp_path, {"cfg": f"{text}\n{augmented}\n{sizes}\n", "CLASSES": ["a", "b"]}).model
-    assert (others.nms_threshold, others.max_detections, others.scale, others.max_side) == (0.6, 300, 320, 512)
-    inherited = imported(tmp_path, {"config": f"base.py\n{PYTORCH}\nchild.py\n{CAFFE}", "CLASSES": ["a", "b"]}).model
+    assert (others.nms_threshold, others.max_detections, others.scale, others.max_side) == (
+        0.6,
+        300,
+        320,
+        512,
+    )
+    inherited = imported(
+        tmp_path, {"config": f"base.py\n{PYTORCH}\nchild.py\n{CAFFE}", "CLASSES": ["a", "b"]}
+    ).model
     assert (inherited.pixel_order, inherited.pixel_std) == ("bgr", pytest.approx((1 / 255,) * 3))
     assert inherited.backbone_stride == "3x3"  # a ResNet-18 has no 1x1 that it could be in
 
@@ -252,12 +314,18 @@ def detectron2_file(path, **constants):
 
 
 def test_the_constants_in_a_detectron2_file_are_believed(tmp_path):
-    constants = {"pixel_mean": [[[103.53]], [[116.28]], [[123.675]]], "pixel_std": [[[57.375]], [[57.12]], [[58.395]]]}
+    constants = {
+        "pixel_mean": [[[103.53]], [[116.28]], [[123.675]]],
+        "pixel_std": [[[57.375]], [[57.12]], [[58.395]]],
+    }
     model = import_weights(detectron2_file(tmp_path / "bgr.pkl", **constants), ["a", "b"])[1].model
     assert (model.pixel_order, model.backbone_stride) == ("bgr", "3x3")
     assert model.pixel_mean == pytest.approx((0.485, 0.456, 0.406))
     assert model.pixel_std == pytest.approx((0.229, 0.224, 0.225))
-    constants = {"pixel_mean": [[[123.675]], [[116.28]], [[103.53]]], "pixel_std": [[[58.395]], [[57.12]], [[57.375]]]}
+    constants = {
+        "pixel_mean": [[[123.675]], [[116.28]], [[103.53]]],
+        "pixel_std": [[[58.395]], [[57.12]], [[57.375]]],
+    }
     model = import_weights(detectron2_file(tmp_path / "rgb.pkl", **constants), ["a", "b"])[1].model
     assert (model.pixel_order, model.pixel_std) == ("rgb", pytest.approx((0.229, 0.224, 0.225)))
     odd = {"anchor_generator.cell_anchors.0": np.ones((9, 4))}
@@ -270,20 +338,72 @@ def test_the_constants_in_a_detectron2_file_are_believed(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda file: file["state_dict"].update({"bbox_head.retina_cls.bias": torch.zeros(7)}), "does not hold|classes"),
-        (lambda file: file["state_dict"].update({"bbox_head.retina_cls.bias": torch.zeros(())}), "does not hold"),
-        (lambda file: file["state_dict"].update({"backbone.layer1.0.conv2.weight": torch.zeros(48, 5, 3, 3)}), "no known ResNet"),
-        (lambda file: file["state_dict"].update({"neck.fpn_convs.3.conv.weight": torch.zeros(256, 256, 3, 3)}), "neither from C5"),
-        (lambda file: file["state_dict"].update({"neck.fpn_convs.5.conv.weight": torch.zeros(1)}), "no rule for the keys neck.fpn_convs.5"),
-        (lambda file: file["meta"].update(cfg=PYTORCH.replace("score_thr=0.05", "score_thr=e.-")), "does not hold"),
-        (lambda file: file["meta"].update(cfg=PYTORCH.replace("[0.5, 1.0, 2.0]", "[0.5, x, 2.0]")), "does not hold"),
-        (lambda file: file["meta"].update(cfg=PYTORCH.replace("nms_pre=1000", f"nms_pre={10**60}")), "per_level must be"),
-        (lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=0")), "anchor_scales must be"),
-        (lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=999999999")), "0 classes"),
-        (lambda file: file["meta"].update(cfg=PYTORCH.replace("[1.0, 1.0, 1.0, 1.0]", "[0.1, 0.1, 0.2, 0.2]")), "target_stds = 0.1"),
-        (lambda file: file["meta"].update(cfg=PYTORCH.replace("octave_base_scale=4", "scales=[8]")), "anchor scales = 8"),
-        (lambda file: file["meta"].update(cfg=PYTORCH + "test_pipeline = [dict(type='Resize', keep_ratio=False)]"), "keep_ratio = False"),
-        (lambda file: file["meta"].update(cfg=PYTORCH.replace("ratios=", "strides=[4, 8, 16, 32, 64], ratios=")), "strides = 4"),
+        (
+            lambda file: file["state_dict"].update({"bbox_head.retina_cls.bias": torch.zeros(7)}),
+            "does not hold|classes",
+        ),
+        (
+            lambda file: file["state_dict"].update({"bbox_head.retina_cls.bias": torch.zeros(())}),
+            "does not hold",
+        ),
+        (
+            lambda file: file["state_dict"].update(
+                {"backbone.layer1.0.conv2.weight": torch.zeros(48, 5, 3, 3)}
+            ),
+            "no known ResNet",
+        ),
+        (
+            lambda file: file["state_dict"].update(
+                {"neck.fpn_convs.3.conv.weight": torch.zeros(256, 256, 3, 3)}
+            ),
+            "neither from C5",
+        ),
+        (
+            lambda file: file["state_dict"].update({"neck.fpn_convs.5.conv.weight": torch.zeros(1)}),
+            "no rule for the keys neck.fpn_convs.5",
+        ),
+        (
+            lambda file: file["meta"].update(cfg=PYTORCH.replace("score_thr=0.05", "score_thr=e.-")),
+            "does not hold",
+        ),
+        (
+            lambda file: file["meta"].update(cfg=PYTORCH.replace("[0.5, 1.0, 2.0]", "[0.5, x, 2.0]")),
+            "does not hold",
+        ),
+        (
+            lambda file: file["meta"].update(cfg=PYTORCH.replace("nms_pre=1000", f"nms_pre={10**60}")),
+            "per_level must be",
+        ),
+        (
+            lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=0")),
+            "anchor_scales must be",
+        ),
+        (
+            lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=999999999")),
+            "0 classes",
+        ),
+        (
+            lambda file: file["meta"].update(
+                cfg=PYTORCH.replace("[1.0, 1.0, 1.0, 1.0]", "[0.1, 0.1, 0.2, 0.2]")
+            ),
+            "target_stds = 0.1",
+        ),
+        (
+            lambda file: file["meta"].update(cfg=PYTORCH.replace("octave_base_scale=4", "scales=[8]")),
+            "anchor scales = 8",
+        ),
+        (
+            lambda file: file["meta"].update(
+                cfg=PYTORCH + "test_pipeline = [dict(type='Resize', keep_ratio=False)]"
+            ),
+            "keep_ratio = False",
+        ),
+        (
+            lambda file: file["meta"].update(
+                cfg=PYTORCH.replace("ratios=", "strides=[4, 8, 16, 32, 64], ratios=")
+            ),
+            "strides = 4",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, change, reason):
@@ -300,9 +420,20 @@ def test_a_training_starts_from_them_and_keeps_the_rows_of_known_classes(scenes,
     file = content({"cfg": CAFFE, "CLASSES": names}, MMDetection.layout(18, classes=3))
     file["state_dict"]["bbox_head.retina_cls.bias"] = torch.arange(27.0)  # by ratio, scale, class
     torch.save(file, tmp_path / "theirs.pth")
-    settings = {"scale": 64, "max_side": None, "budget": "1it", "batch": 1, "workers": 0, "device": "cpu", "validations": 1, "lr": 0.0}
+    settings = {
+        "scale": 64,
+        "max_side": None,
+        "budget": "1it",
+        "batch": 1,
+        "workers": 0,
+        "device": "cpu",
+        "validations": 1,
+        "lr": 0.0,
+    }
     with caplog.at_level("INFO", "retinanet"):
-        run = retinanet.train(scenes, "tiny", init=tmp_path / "theirs.pth", out=tmp_path / "run", ema=None, **settings)
+        run = retinanet.train(
+            scenes, "tiny", init=tmp_path / "theirs.pth", out=tmp_path / "run", ema=None, **settings
+        )
     assert f"classes kept by name: {NAMES[0]}, {NAMES[2]}; new: {NAMES[1]}" in caplog.text
     detector = retinanet.load(run, device="cpu")
     assert detector.preprocess.pixel_order == "bgr"
@@ -312,6 +443,9 @@ def test_a_training_starts_from_them_and_keeps_the_rows_of_known_classes(scenes,
 
 
 def test_rename_refuses_two_keys_of_one_name(tmp_path):
-    weights = {"backbone.fpn_lateral3.weight": torch.zeros(1), "backbone.fpn_lateral03.weight": torch.zeros(1)}
+    weights = {
+        "backbone.fpn_lateral3.weight": torch.zeros(1),
+        "backbone.fpn_lateral03.weight": torch.zeros(1),
+    }
     with pytest.raises(CheckpointError, match="no rule"):
         rename(tmp_path, weights, DETECTRON2.table)

@@ -1,4 +1,6 @@
-"""Other projects' files: the same tensors as torch and numpy read from them, and nothing that a file could make happen."""
+"""Other projects' files: the same tensors as torch and numpy read from them, and nothing that a file could
+make happen.
+"""
 
 import contextlib
 import copy
@@ -21,7 +23,17 @@ from retinanet.errors import CheckpointError
 from retinanet.weights.arrays import Placeholder
 from retinanet.weights.foreign import MAGIC, read_foreign, state_dict_of
 
-KINDS = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
+KINDS = [
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+]
 KINDS += [torch.bool, torch.complex64, torch.complex128, torch.uint16]
 FORMS = ["pkl", "legacy", "zip"]
 
@@ -60,9 +72,15 @@ def refused(path, data: bytes, reason: str | None = None) -> None:
 
 
 def alike(ours, theirs) -> bool:
-    """Equal in every value, type, dtype and shape, OrderedDicts being dicts and arrays and parameters being tensors."""
+    """Equal in every value, type, dtype and shape, OrderedDicts being dicts and arrays and parameters being
+    tensors.
+    """
     if isinstance(theirs, dict):
-        return type(ours) is dict and list(ours) == list(theirs) and all(alike(ours[key], theirs[key]) for key in theirs)
+        return (
+            type(ours) is dict
+            and list(ours) == list(theirs)
+            and all(alike(ours[key], theirs[key]) for key in theirs)
+        )
     if isinstance(theirs, list | tuple):
         return type(ours) is type(theirs) and len(ours) == len(theirs) and all(map(alike, ours, theirs))
     if isinstance(theirs, np.ndarray):
@@ -73,14 +91,37 @@ def alike(ours, theirs) -> bool:
 
 
 def checkpoint():
-    """What a torch file may hold, of every dtype, shared, strided and empty; with `_metadata`, which state dicts carry as an attribute."""
+    """What a torch file may hold, of every dtype, shared, strided and empty; with `_metadata`, which state
+    dicts carry as an attribute.
+    """
     torch.manual_seed(0)
     everything = {str(kind): (torch.arange(12) % 5).reshape(3, 4).to(kind) for kind in KINDS}
     weights = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2)).state_dict()
     base = torch.arange(20.0)
-    views = {"rows": base.view(4, 5)[1:], "turned": base.view(4, 5).t()[2:], "none": torch.empty(0, 4), "one": torch.tensor(7)}
-    plain = {"epoch": 3, "lr": [0.1, 1e-3], "big": 1 << 70, "text": "ä", "raw": b"\0\xff", "nothing": None, "z": 1 + 2j, 5: (), "set": {1}}
-    return {"model": weights, "all": everything, "views": views, "parameter": torch.nn.Parameter(torch.ones(2)), "plain": plain}
+    views = {
+        "rows": base.view(4, 5)[1:],
+        "turned": base.view(4, 5).t()[2:],
+        "none": torch.empty(0, 4),
+        "one": torch.tensor(7),
+    }
+    plain = {
+        "epoch": 3,
+        "lr": [0.1, 1e-3],
+        "big": 1 << 70,
+        "text": "ä",
+        "raw": b"\0\xff",
+        "nothing": None,
+        "z": 1 + 2j,
+        5: (),
+        "set": {1},
+    }
+    return {
+        "model": weights,
+        "all": everything,
+        "views": views,
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "plain": plain,
+    }
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -89,9 +130,15 @@ def test_a_file_of_torch_reads_as_torch_reads_it(path, new):
     torch.save(saved, path, _use_new_zipfile_serialization=new)
     content = read_foreign(path)
     assert alike(content, saved)
-    assert content["views"]["rows"].untyped_storage().data_ptr() == content["views"]["turned"].untyped_storage().data_ptr()
+    assert (
+        content["views"]["rows"].untyped_storage().data_ptr()
+        == content["views"]["turned"].untyped_storage().data_ptr()
+    )
     if not new:
-        del saved["all"]["torch.uint16"], content["all"]["torch.uint16"]  # torch writes it in the old format and cannot read it
+        del (
+            saved["all"]["torch.uint16"],
+            content["all"]["torch.uint16"],
+        )  # torch writes it in the old format and cannot read it
         torch.save(saved, path, _use_new_zipfile_serialization=new)
     assert alike(content, torch.load(path, weights_only=True))
 
@@ -143,7 +190,10 @@ ARRAYS = {
     "mask": np.array([[True], [False]]),
     "empty": np.zeros((0, 3), "f4"),
     "scalar": np.array(3, "i8"),
-    **{code: np.arange(4).astype(code) for code in ("i1", "i2", "i4", "u1", "u2", "u4", "u8", "f2", "c8", "c16")},
+    **{
+        code: np.arange(4).astype(code)
+        for code in ("i1", "i2", "i4", "u1", "u2", "u4", "u8", "f2", "c8", "c16")
+    },
 }
 
 
@@ -155,31 +205,64 @@ def test_detectron2s_pickles_of_arrays_become_tensors(path, protocol):
 
 def test_what_python_2_wrote_is_latin1(path):
     raw = np.arange(-3, 3, dtype="f4").tobytes()
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01K\x03K\x02\x86cnumpy\ndtype\n(U\x02f4K\x00K\x01tR"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01K\x03K\x02\x86cnumpy\ndtype\n(U\x02f4K\x00K\x01tR"
+    array += (
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + struct.pack("<i", len(raw))
+        + raw
+        + b"tb"
     )
-    array += b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
-    number = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x02f8K\x00K\x01tRU\x08" + struct.pack("<d", 2.5) + b"tR"
+    number = (
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x02f8K\x00K\x01tRU\x08"
+        + struct.pack("<d", 2.5)
+        + b"tR"
+    )
     pairs = b"ccollections\nOrderedDict\n(](](U\x01aK\x01e](U\x01bc__builtin__\nset\n(](K\x07etReetR"
-    data = b"\x80\x02}(U\x05model}U\x01w" + array + b"sU\tauthor \xe9\xe8U\x01xU\x02lr" + number + b"U\x01p" + pairs + b"u."
+    data = (
+        b"\x80\x02}(U\x05model}U\x01w"
+        + array
+        + b"sU\tauthor \xe9\xe8U\x01xU\x02lr"
+        + number
+        + b"U\x01p"
+        + pairs
+        + b"u."
+    )
     content = read(path, data)
     assert alike(content, pickle.loads(data, encoding="latin1") | {"lr": 2.5})
     assert (
-        content["model"]["w"].tolist() == [[-3, -2], [-1, 0], [1, 2]] and content["author éè"] == "x" and content["p"] == {"a": 1, "b": {7}}
+        content["model"]["w"].tolist() == [[-3, -2], [-1, 0], [1, 2]]
+        and content["author éè"] == "x"
+        and content["p"] == {"a": 1, "b": {7}}
     )
 
 
 def test_scalars_become_numbers_and_arrays_of_objects_stay_unread(path):
-    scalars = [np.float64(0.5), np.float32(0.25), np.int64(-3), np.bool_(True), np.uint8(200), np.complex64(1j)]
-    content = {"scalars": scalars, "objects": np.array([{}, None]), "names": np.array(["cat", "dog"]), "dtype": np.dtype("f4")}
+    scalars = [
+        np.float64(0.5),
+        np.float32(0.25),
+        np.int64(-3),
+        np.bool_(True),
+        np.uint8(200),
+        np.complex64(1j),
+    ]
+    content = {
+        "scalars": scalars,
+        "objects": np.array([{}, None]),
+        "names": np.array(["cat", "dog"]),
+        "dtype": np.dtype("f4"),
+    }
     for protocol in (2, 4, 5):
         answer = read(path, pickle.dumps(content, protocol))
         assert alike(answer["scalars"], [0.5, 0.25, -3, True, 200, 1j])
-        assert answer["objects"] == answer["names"] == Placeholder("numpy.ndarray") and answer["dtype"] == Placeholder("numpy.dtype")
+        assert answer["objects"] == answer["names"] == Placeholder("numpy.ndarray") and answer[
+            "dtype"
+        ] == Placeholder("numpy.dtype")
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(path, tmp_path, monkeypatch, new):
+def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(
+    path, tmp_path, monkeypatch, new
+):
     names = ["mmengine", "mmengine.logging", "mmengine.logging.history_buffer"]
     modules = {name: types.ModuleType(name) for name in names}
     exec("class HistoryBuffer:\n    def __init__(self, log): self.log = log", modules[names[-1]].__dict__)
@@ -187,8 +270,15 @@ def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(pat
         for name, module in modules.items():
             patch.setitem(sys.modules, name, module)
         buffer = modules[names[-1]].HistoryBuffer(np.arange(9.0))
-        hub = {"log_scalars": OrderedDict(loss=buffer), "runtime_info": OrderedDict(lr=np.float64(0.01), iter=9)}
-        content = {"meta": {"epoch": 1, "cfg": "model = dict()"}, "state_dict": {"bbox_head.weight": torch.ones(3)}, "message_hub": hub}
+        hub = {
+            "log_scalars": OrderedDict(loss=buffer),
+            "runtime_info": OrderedDict(lr=np.float64(0.01), iter=9),
+        }
+        content = {
+            "meta": {"epoch": 1, "cfg": "model = dict()"},
+            "state_dict": {"bbox_head.weight": torch.ones(3)},
+            "message_hub": hub,
+        }
         torch.save(content, path, _use_new_zipfile_serialization=new)
     trap = tmp_path / "mmengine" / "logging"
     trap.mkdir(parents=True)
@@ -198,9 +288,16 @@ def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(pat
     with pytest.raises(SystemExit), path.open("rb") as file:
         torch.load(file, weights_only=False)  # the trap works
     content = read_foreign(path)
-    assert content["message_hub"]["log_scalars"]["loss"] == Placeholder("mmengine.logging.history_buffer.HistoryBuffer")
-    assert alike(content["message_hub"]["runtime_info"], {"lr": 0.01, "iter": 9}) and content["meta"]["epoch"] == 1
-    assert state_dict_of(content)["bbox_head.weight"].tolist() == [1, 1, 1] and not set(names) & set(sys.modules)
+    assert content["message_hub"]["log_scalars"]["loss"] == Placeholder(
+        "mmengine.logging.history_buffer.HistoryBuffer"
+    )
+    assert (
+        alike(content["message_hub"]["runtime_info"], {"lr": 0.01, "iter": 9})
+        and content["meta"]["epoch"] == 1
+    )
+    assert state_dict_of(content)["bbox_head.weight"].tolist() == [1, 1, 1] and not set(names) & set(
+        sys.modules
+    )
 
 
 def text(value: str) -> bytes:
@@ -227,10 +324,16 @@ def hostile(canary) -> dict[str, bytes]:
         "getattr": b"cbuiltins\ngetattr\n(" + imported + text("mkdir") + b"tR(" + name + b"tR.",
         "partial": b"cfunctools\npartial\n(cos\nmkdir\n" + name + b"tR)R.",
         "map": b"cbuiltins\nlist\n(cbuiltins\nmap\n(cos\nmkdir\n(" + name + b"ltRtR.",
-        "copyreg": b"ccopyreg\n_reconstructor\n(cfractions\nFraction\ncbuiltins\nobject\nNtR0cos\nmkdir\n" + name + b"\x85R.",
+        "copyreg": b"ccopyreg\n_reconstructor\n(cfractions\nFraction\ncbuiltins\nobject\nNtR0cos\nmkdir\n"
+        + name
+        + b"\x85R.",
         "pickle": b"\x80\x03cpickle\nloads\n(" + octets(plain) + b"tR.",
-        "torch.load": b"\x80\x03ctorch.storage\n_load_from_bytes\n(" + octets(wrapped("legacy", plain)) + b"tR.",
-        "in a builder": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(cos\nmkdir\nctorch\nTensor\n" + name + b"\x85NtR.",
+        "torch.load": b"\x80\x03ctorch.storage\n_load_from_bytes\n("
+        + octets(wrapped("legacy", plain))
+        + b"tR.",
+        "in a builder": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(cos\nmkdir\nctorch\nTensor\n"
+        + name
+        + b"\x85NtR.",
         "in a tensor": b"\x80\x02ctorch._utils\n_rebuild_parameter\n(cos\nmkdir\n" + name + b"\x85RNNtR.",
     }
 
@@ -249,7 +352,9 @@ def test_no_hostile_pickle_has_anything_run(path, tmp_path, form):
         canary.rmdir()
         with contextlib.suppress(CheckpointError):
             content = read(path, wrapped(form, payload))
-            assert all(value == {"x": Placeholder("os.mkdir")} or value == 1 for value in content.values()), name
+            assert all(value == {"x": Placeholder("os.mkdir")} or value == 1 for value in content.values()), (
+                name
+            )
         assert not canary.exists(), name
 
 
@@ -317,7 +422,9 @@ def test_what_is_no_checkpoint_is_told(path, tmp_path):
     refused(path, b"<!DOCTYPE html><html>", "web page")
     refused(path, b"version https://git-lfs.github.com/spec/v1\n", "LFS")
     refused(path, zipped({"code/x.py": b""}), "without its data.pkl")
-    refused(path, zipped({"data.pkl": b"}.", "constants.pkl": b")."}), "TorchScript archive; give the state dict")
+    refused(
+        path, zipped({"data.pkl": b"}.", "constants.pkl": b")."}), "TorchScript archive; give the state dict"
+    )
     refused(path, zipped({"data.pkl": b"}."}, zipfile.ZIP_DEFLATED), "compressed")
     refused(path, pickle.dumps({1: 2}), "no dict")
     refused(path, b"cmodels\nYolo\n)\x81}b.", r"whole object of models\.Yolo")
@@ -333,7 +440,11 @@ def test_what_is_no_checkpoint_is_told(path, tmp_path):
     "content",
     [
         {"a": torch.ones(1), "n": 3},
-        {"state_dict": {"a": torch.ones(1), "n": None}, "ema_state_dict": {"b": torch.ones(1)}, "optimizer": {}},
+        {
+            "state_dict": {"a": torch.ones(1), "n": None},
+            "ema_state_dict": {"b": torch.ones(1)},
+            "optimizer": {},
+        },
         {"model": {"module.a": torch.ones(1)}, "model_ema": {"b": torch.ones(1)}},
         {"model_state_dict": {"module.a": torch.ones(1)}, "epoch": 1},
         {"model": {"state_dict": {"a": torch.ones(1)}}},
@@ -349,7 +460,9 @@ def test_module_stays_in_names_that_do_not_all_have_it():
 
 def test_content_without_weights_lists_its_keys():
     with pytest.raises(CheckpointError, match=r"'ema_state_dict', 'epoch', 'model' \(a ultralytics\.Model\)"):
-        state_dict_of({"ema_state_dict": {"a": torch.ones(1)}, "epoch": 3, "model": Placeholder("ultralytics.Model")})
+        state_dict_of(
+            {"ema_state_dict": {"a": torch.ones(1)}, "epoch": 3, "model": Placeholder("ultralytics.Model")}
+        )
     with pytest.raises(CheckpointError, match="nothing"):
         state_dict_of({})
 

@@ -1,4 +1,6 @@
-"""Published weights: fetched once, verified, converted once; every way in which a network fails is told in seconds, with what to do."""
+"""Published weights: fetched once, verified, converted once; every way in which a network fails is told in
+seconds, with what to do.
+"""
 
 import hashlib
 import os
@@ -44,7 +46,11 @@ class Handler(BaseHTTPRequestHandler):
         if kind != "unmeasured":
             self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
-        self.wfile.write({"missing": b"", "truncated": BODY[:-1000], "stalled": BODY[:5000], "changed": BODY[::-1]}.get(kind, BODY))
+        self.wfile.write(
+            {"missing": b"", "truncated": BODY[:-1000], "stalled": BODY[:5000], "changed": BODY[::-1]}.get(
+                kind, BODY
+            )
+        )
         self.wfile.flush()
         if kind == "stalled":
             self.server.closing.wait(10)
@@ -81,11 +87,15 @@ def publish(monkeypatch):
 
     def imported(path, style):
         assert path.read_bytes() == BODY
-        return build(SMALL, 80).state_dict(), Card(SMALL, tuple(COCO.values()), tuple(COCO), about={"style": style, "sha256": SHA256})
+        return build(SMALL, 80).state_dict(), Card(
+            SMALL, tuple(COCO.values()), tuple(COCO), about={"style": style, "sha256": SHA256}
+        )
 
     def publish(address, algorithm="sha256", digits=None, style=None):
         digits = digits or {"sha256": SHA256[:8], "md5": MD5[:6]}[algorithm]
-        entry = hub.Published(NAME, f"{address}-{digits}.pth", (algorithm, digits), "CC0", 12.3, "a page", style)
+        entry = hub.Published(
+            NAME, f"{address}-{digits}.pth", (algorithm, digits), "CC0", 12.3, "a page", style
+        )
         monkeypatch.setitem(hub.KNOWN, NAME, entry)
         return entry
 
@@ -107,7 +117,10 @@ def test_the_table_says_what_the_installed_torchvision_says():
     }
     assert set(entries) == {name for name in hub.KNOWN if name.startswith("torchvision/")}
     for name, theirs in entries.items():
-        assert (hub.KNOWN[name].address, hub.KNOWN[name].ap) == (theirs.url, theirs.meta["_metrics"]["COCO-val2017"]["box_map"])
+        assert (hub.KNOWN[name].address, hub.KNOWN[name].ap) == (
+            theirs.url,
+            theirs.meta["_metrics"]["COCO-val2017"]["box_map"],
+        )
 
 
 def test_addresses_are_put_together_as_the_projects_pages_have_them():
@@ -119,24 +132,38 @@ def test_addresses_are_put_together_as_the_projects_pages_have_them():
         + "retinanet/retinanet_r18_fpn_1x_coco/retinanet_r18_fpn_1x_coco_20220407_171055-614fd399.pth",
         "mmdet/retinanet_r50_fpn_amp-1x_coco": mmdet + "fp16/retinanet_r50_fpn_fp16_1x_coco/"
         "retinanet_r50_fpn_fp16_1x_coco_20200702-0dbfb212.pth",
-        "mmdet/retinanet_r101-caffe_fpn_ms-3x_coco": mmdet + "retinanet/retinanet_r101_caffe_fpn_mstrain_3x_coco/"
+        "mmdet/retinanet_r101-caffe_fpn_ms-3x_coco": mmdet
+        + "retinanet/retinanet_r101_caffe_fpn_mstrain_3x_coco/"
         "retinanet_r101_caffe_fpn_mstrain_3x_coco_20210721_063439-88a8a944.pth",
     }
     assert {name: hub.KNOWN[name].address for name in expected} == expected
 
 
 def test_every_row_is_one_file_of_its_own_whose_name_ends_with_its_digest():
-    assert len(hub.KNOWN) == len(hub.FILES) == len({hub.original(entry) for entry in hub.KNOWN.values()}) == 22
+    assert (
+        len(hub.KNOWN) == len(hub.FILES) == len({hub.original(entry) for entry in hub.KNOWN.values()}) == 22
+    )
     for name, entry in hub.KNOWN.items():
-        ending, digits = (r"_([0-9a-f]{6})\.pkl", "md5") if name.startswith("detectron2/") else (r"-([0-9a-f]{8})\.pth", "sha256")
+        ending, digits = (
+            (r"_([0-9a-f]{6})\.pkl", "md5")
+            if name.startswith("detectron2/")
+            else (r"-([0-9a-f]{8})\.pth", "sha256")
+        )
         assert entry.name == name
         assert entry.digest == (digits, re.search(ending + "$", entry.address)[1])
-        assert 30 < entry.ap < 45 and entry.classes == 80 and entry.licence and entry.source.startswith("https://")
+        assert (
+            30 < entry.ap < 45
+            and entry.classes == 80
+            and entry.licence
+            and entry.source.startswith("https://")
+        )
 
 
 def test_only_mmdetections_files_have_a_style():
     for name, entry in hub.KNOWN.items():
-        assert entry.style == (("caffe" if "-caffe_" in name else "pytorch") if name.startswith("mmdet/") else None)
+        assert entry.style == (
+            ("caffe" if "-caffe_" in name else "pytorch") if name.startswith("mmdet/") else None
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- it goes well
@@ -187,7 +214,9 @@ def test_the_proxy_of_the_environment_is_asked(server, publish, monkeypatch):
 def test_a_bar_is_shown_only_where_somebody_watches(publish, monkeypatch, watched):
     entry = publish("http://nowhere.invalid/good")
     asked = []
-    monkeypatch.setattr(hub, "download", lambda address, path, check, show: asked.append((address, path, show)))
+    monkeypatch.setattr(
+        hub, "download", lambda address, path, check, show: asked.append((address, path, show))
+    )
     monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
     hub.downloaded(entry)
     assert asked == [(entry.address, hub.original(entry), watched)]
@@ -205,7 +234,11 @@ def test_the_bar_leaves_stdout_to_the_answers(server, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("changed", rf"sha256 should begin with {SHA256[:8]} and is {hashlib.sha256(BODY[::-1]).hexdigest()}.*retinanet import"),
+        (
+            "changed",
+            rf"sha256 should begin with {SHA256[:8]} and is "
+            rf"{hashlib.sha256(BODY[::-1]).hexdigest()}.*retinanet import",
+        ),
         ("missing", "the server answered 404 Not Found"),
         ("truncated", "only 999,000 of 1,000,000 bytes came"),
         ("stalled", r"nothing came for 0\.3 s"),
@@ -229,7 +262,10 @@ def test_without_a_network_the_error_comes_in_seconds_and_names_address_and_plac
     assert time.perf_counter() - started < 10
     error = capsys.readouterr().err
     assert error.startswith(f"retinanet: {NAME} cannot be fetched: ")
-    assert f"fetch {entry.address} elsewhere and put it here: {home / 'checkpoints' / entry.address.rsplit('/', 1)[1]}\n" in error
+    assert (
+        f"fetch {entry.address} elsewhere and put it here: "
+        f"{home / 'checkpoints' / entry.address.rsplit('/', 1)[1]}\n" in error
+    )
 
 
 def test_a_look_up_of_a_name_that_hangs_is_not_waited_for(publish, monkeypatch):
@@ -253,7 +289,10 @@ def test_a_file_of_the_user_that_does_not_fit_is_told_and_kept(publish):
     path = hub.original(entry)
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY[:-1])
-    with pytest.raises(CheckpointError, match=rf"truncated, or another file .*md5 should begin with {MD5[:6]} and is .*Delete it"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"truncated, or another file .*md5 should begin with {MD5[:6]} and is .*Delete it",
+    ):
         hub.fetch(NAME)
     assert path.read_bytes() == BODY[:-1]
 
@@ -293,7 +332,9 @@ def test_what_lies_on_the_disk_wins_over_a_published_name(tmp_path, monkeypatch)
     assert find_model(str(mine)) == mine
 
 
-@pytest.mark.parametrize("model", ["nowhere", "runs/cells", "torchvision", "torchvision/runs/cells", Path("other/name"), ""])
+@pytest.mark.parametrize(
+    "model", ["nowhere", "runs/cells", "torchvision", "torchvision/runs/cells", Path("other/name"), ""]
+)
 def test_anything_else_is_no_published_name(model):
     assert hub.resolve(model) is None
 
@@ -308,7 +349,17 @@ def test_a_slip_in_a_name_is_told_with_its_neighbours():
 def test_a_training_starts_from_a_published_name(server, publish, scenes, tmp_path):
     publish(server.address + "/good")
     assert start_config("tiny", Path(NAME)).model == SMALL
-    run = retinanet.train(scenes, "tiny", init=NAME, budget="1it", batch=2, workers=0, device="cpu", validations=1, out=tmp_path / "run")
+    run = retinanet.train(
+        scenes,
+        "tiny",
+        init=NAME,
+        budget="1it",
+        batch=2,
+        workers=0,
+        device="cpu",
+        validations=1,
+        out=tmp_path / "run",
+    )
     assert f"{NAME.split('/')[1]}-{SHA256[:8]}" in (run / "log.txt").read_text()
     assert len(server.asked) == 1
 
@@ -363,7 +414,10 @@ def test_a_cached_copy_is_taken_without_asking(tmp_path):
 
 def test_a_repository_is_asked_for_our_file_at_the_revision(monkeypatch):
     monkeypatch.setattr(hub, "reachable", lambda host, port: None)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, file, revision: f"/{repository}/{file}/{revision}")
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download",
+        lambda repository, file, revision: f"/{repository}/{file}/{revision}",
+    )
     assert hub.resolve("hf:owner/name") == Path("/owner/name/model.safetensors/None")
     assert hub.resolve("hf:owner/name@refs/pr/1") == Path("/owner/name/model.safetensors/refs/pr/1")
 
@@ -371,7 +425,10 @@ def test_a_repository_is_asked_for_our_file_at_the_revision(monkeypatch):
 def test_without_a_network_the_command_that_fills_the_cache_is_told(monkeypatch):
     monkeypatch.setattr(hub, "reachable", lambda host, port: f"no route to {host}:{port}")
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
-    with pytest.raises(CheckpointError, match=r"no route to huggingface\.co:443.*hf download owner/name model\.safetensors --revision v1"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no route to huggingface\.co:443.*hf download owner/name model\.safetensors --revision v1",
+    ):
         hub.resolve("hf:owner/name@v1")
 
 
@@ -402,7 +459,9 @@ def test_an_error_of_the_library_is_told_in_our_words(monkeypatch, kind, meaning
         hub.resolve("hf:owner/name@v1")
 
 
-@pytest.mark.parametrize("reference", ["hf:", "hf:name", "hf:owner/name/more", "hf:owner/name@", "hf:../name name"])
+@pytest.mark.parametrize(
+    "reference", ["hf:", "hf:name", "hf:owner/name/more", "hf:owner/name@", "hf:../name name"]
+)
 def test_what_names_no_repository_is_told(reference):
     with pytest.raises(ConfigError, match="hf:OWNER/NAME"):
         hub.resolve(reference)

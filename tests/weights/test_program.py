@@ -19,7 +19,9 @@ class Doubled(torch.nn.Module):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("program") / "good.pt2"
-    made = torch.export.export(Doubled(), (torch.zeros(4, 4),), dynamic_shapes={"x": {0: 2 * torch.export.Dim("half", max=50)}})
+    made = torch.export.export(
+        Doubled(), (torch.zeros(4, 4),), dynamic_shapes={"x": {0: 2 * torch.export.Dim("half", max=50)}}
+    )
     made._guards_code = []
     torch.export.save(made, path)
     return path
@@ -53,12 +55,16 @@ def call(target):
 
 
 def first_argument(**argument):
-    return in_model(lambda model: model["graph_module"]["graph"]["nodes"][0]["inputs"][0].update(arg=argument))
+    return in_model(
+        lambda model: model["graph_module"]["graph"]["nodes"][0]["inputs"][0].update(arg=argument)
+    )
 
 
 def spec(**what):
     nested = json.dumps([1, {"type": None, "context": None, "children_spec": [], **what}])
-    return in_model(lambda model: model["graph_module"]["module_call_graph"][0]["signature"].update(in_spec=nested))
+    return in_model(
+        lambda model: model["graph_module"]["module_call_graph"][0]["signature"].update(in_spec=nested)
+    )
 
 
 def say(expression):
@@ -78,7 +84,9 @@ def test_a_program_of_torchs_operators_passes(program):
     with zipfile.ZipFile(looked_through(program)) as archive:
         assert b"nn_module_stack" not in archive.read("archive/models/model.json")
     loaded = torch.export.load(looked_through(program)).module()
-    assert torch.equal(loaded(-torch.eye(6, 4)), torch.full((6, 4), 6.0)) and torch.equal(loaded(torch.eye(2, 4)), 2 * torch.eye(2, 4) + 2)
+    assert torch.equal(loaded(-torch.eye(6, 4)), torch.full((6, 4), 6.0)) and torch.equal(
+        loaded(torch.eye(2, 4)), 2 * torch.eye(2, 4) + 2
+    )
 
 
 def test_torch_sees_what_was_looked_at_and_nothing_else(program, tmp_path):
@@ -107,10 +115,20 @@ def test_torch_sees_what_was_looked_at_and_nothing_else(program, tmp_path):
         (in_model(lambda model: model.update(extra={"as_custom_obj": {"name": "x"}})), "objects"),
         (first_argument(as_operator="torch.os.system"), "objects \\(as_operator"),
         (call("torch.ops.aten.from_file.default"), "calls 'torch.ops.aten.from_file"),
-        (spec(type="builtins.tuple", context='{"__enum__": 1, "fqn": "os:x"}'), "inputs or outputs are builtins.tuple"),
-        (spec(type="collections.defaultdict", context='["os", "system"]'), "inputs or outputs are collections.defaultdict"),
         (
-            in_model(lambda model: model["graph_module"]["graph"]["inputs"][0]["as_tensor"].update(name="x=print(1)")),
+            spec(type="builtins.tuple", context='{"__enum__": 1, "fqn": "os:x"}'),
+            "inputs or outputs are builtins.tuple",
+        ),
+        (
+            spec(type="collections.defaultdict", context='["os", "system"]'),
+            "inputs or outputs are collections.defaultdict",
+        ),
+        (
+            in_model(
+                lambda model: model["graph_module"]["graph"]["inputs"][0]["as_tensor"].update(
+                    name="x=print(1)"
+                )
+            ),
             "names something 'x=print",
         ),
         (in_model(lambda model: model["range_constraints"].update({"s0'": {}})), "names something"),
@@ -129,7 +147,11 @@ def test_a_pickled_weight_and_a_strange_entry_are_refused(program, tmp_path):
         archive.writestr("good/data/constants/opaque_obj_0", pickle.dumps(Hostile()))
     with pytest.raises(CheckpointError, match="opaque_obj_0"):
         looked_through(bad)
-    payload = {"config": {"weight": {"path_name": "weight_0", "is_param": True, "use_pickle": True, "tensor_meta": None}}}
+    payload = {
+        "config": {
+            "weight": {"path_name": "weight_0", "is_param": True, "use_pickle": True, "tensor_meta": None}
+        }
+    }
 
     def swap(name, content):
         return json.dumps(payload).encode() if name.endswith("weights_config.json") else content

@@ -70,7 +70,16 @@ def test_a_training_may_start_from_a_run_of_other_classes(trained, tmp_path, cap
     data = write_scenes(tmp_path / "data", {"train": 4, "val": 2}, size=(64, 96), seed=3, across=(16, 48))
     with caplog.at_level("INFO", "retinanet"):
         run = retinanet.train(
-            data, "tiny", init=trained, out=tmp_path / "run", budget="1it", batch=2, workers=0, device="cpu", validations=1, lr=0.0
+            data,
+            "tiny",
+            init=trained,
+            out=tmp_path / "run",
+            budget="1it",
+            batch=2,
+            workers=0,
+            device="cpu",
+            validations=1,
+            lr=0.0,
         )
     assert "disc" in caplog.text
     (theirs, card), (mine, own) = (load_model(folder / "model.safetensors") for folder in (trained, run))

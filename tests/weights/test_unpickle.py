@@ -1,4 +1,6 @@
-"""Pickles that ask for what they do not hold: each ends in an error, soon, and for the reason that stops it."""
+"""Pickles that ask for what they do not hold: each ends in an error, soon, and for the reason that stops
+it.
+"""
 
 import io
 import pickle
@@ -51,7 +53,10 @@ GREEDY = {
     "deep lists": (b"]" * 60_000 + b"a" * 59_999, "nest deeper"),
     "deep tuples": (b")" + b"\x85" * 150_000, "nest deeper"),
     "deep states": (ARRAY * 20_000 + b"b" * 19_999, ""),
-    "deep calls": (b"ctorch._tensor\n_rebuild_from_type_v2\n(" * 20_000 + b"cx\ny\nN)Nt" + b"N)Nt" * 19_999 + b"R", ""),
+    "deep calls": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" * 20_000 + b"cx\ny\nN)Nt" + b"N)Nt" * 19_999 + b"R",
+        "",
+    ),
     "keys of numbers": (b"}(" + NUMBERS + b"u", "one of too many"),
     "members of numbers": (b"(" + NUMBERS + b"\x91", "one of too many"),
     "a huge key": (b"}\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"Ns", "int for a key"),
@@ -65,7 +70,10 @@ GREEDY = {
     "a bytearray of a number": (b"cbuiltins\nbytearray\n" + HUGE + b"\x85R", "bytes-like"),
     "bytes of a number": (b"cbuiltins\nbytes\n" + HUGE + b"\x85R", "bytes-like"),
     "ten million digits": (b"L" + b"9" * 10_000_000 + b"L\n", "4300 digits"),
-    "bytes encoded again and again": (MEGABYTE + (b"c_codecs\nencode\nh\x00" + text("latin1") + b"\x86R") * 1000 + b"e", "times its size"),
+    "bytes encoded again and again": (
+        MEGABYTE + (b"c_codecs\nencode\nh\x00" + text("latin1") + b"\x86R") * 1000 + b"e",
+        "times its size",
+    ),
     "names of megabytes": (MEGABYTE + b"h\x00h\x00\x93" * 1000 + b"e", "global without a name"),
     "a set made again and again": (
         b"](" + b"K\x01" * 10**5 + b"eq\x000](" + b"cbuiltins\nset\nh\x00\x85R" * 1000 + b"e",
@@ -155,5 +163,13 @@ def test_plain_values_of_every_protocol_are_those_of_pickle():
 
 
 def test_only_these_names_are_ever_called():
-    assert {name.split(".")[0] for name in BUILDERS} == {"_codecs", "builtins", "collections", "numpy", "torch"}
-    assert not any(word in name for name in BUILDERS for word in ("eval", "exec", "import", "attr", "open", "load"))
+    assert {name.split(".")[0] for name in BUILDERS} == {
+        "_codecs",
+        "builtins",
+        "collections",
+        "numpy",
+        "torch",
+    }
+    assert not any(
+        word in name for name in BUILDERS for word in ("eval", "exec", "import", "attr", "open", "load")
+    )
