@@ -49,7 +49,7 @@ from torchvision.ops import sigmoid_focal_loss
 from retinanet.ops import fused
 from retinanet.ops.anchors import STRIDES
 from retinanet.ops.assign import BACKGROUND, IGNORE
-from retinanet.ops.compiled import COMPILER
+from retinanet.ops.fused import COMPILER
 
 ALPHA = 0.25
 Side = Callable[[], object]

@@ -29,12 +29,12 @@ from PIL import Image
 from prediction import agreement, read, run, untrained
 
 import retinanet
+from retinanet.commands.export import described, write
+from retinanet.config.commands import ExportConfig
 from retinanet.data.scenes import scene
-from retinanet.engine.detector import Detector, detector_of
 from retinanet.export.graph import Graph
-from retinanet.export.write import described, write
-from retinanet.verbs import ExportConfig
-from retinanet.weights.convert import load_any
+from retinanet.inference.detector import Detector
+from retinanet.inference.load import detector_of, load_checkpoint
 
 FILES = {
     "onnx-fp32": ("onnx", "fp32"),
@@ -124,7 +124,7 @@ def exported(model: Path, name: str, options: argparse.Namespace) -> Detector:
     kind, precision = FILES[name]
     size = (options.side, options.side)
     config = ExportConfig(format=kind, precision=precision, size=size, calibration=options.calibration)  # type: ignore[arg-type]
-    network, card = load_any(model)
+    network, card = load_checkpoint(model)
     traced = "bf16" if (kind, precision) == ("torch", "bf16") else "fp32"
     source = detector_of(network, card, torch.device("cpu"), traced, canvas=size)
     suffix = {"onnx": "onnx", "openvino": "xml", "torch": "pt2"}[kind]

@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import RATE, calm, corners, ours, pictures_with, theirs, torchvision_model
 
-from retinanet.engine.detector import Detector
-from retinanet.engine.machine import autocast
-from retinanet.engine.step import train_step
+from retinanet.device import autocast
+from retinanet.inference.detector import Detector
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet
 from retinanet.ops.fused import class_loss
+from retinanet.training.loop import train_step
 
 COCO_TRAIN = 117_266
 """Pictures of train2017 that have boxes: an epoch, for what is extrapolated."""

@@ -24,7 +24,7 @@ import torch
 from measure import record, wait
 from training_step import RATE, ours, pictures_with, resident
 
-from retinanet.engine.step import train_step
+from retinanet.training.loop import train_step
 
 BASE = {"side": 400, "batch": 1, "classes": 80, "boxes": 8}
 GROWTH = {

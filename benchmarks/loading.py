@@ -48,11 +48,11 @@ from torchvision import tv_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
-from retinanet.data import index
+from retinanet.data import cache as index
 from retinanet.data.augment import Augment
-from retinanet.data.coco import read_coco
 from retinanet.data.dataset import Dataset
-from retinanet.data.layout import open_dataset
+from retinanet.data.formats.coco import read_coco
+from retinanet.data.formats.detect import open_dataset
 from retinanet.data.loader import _Samples
 from retinanet.data.sampler import Entry, Sampler
 from retinanet.data.scenes import scene

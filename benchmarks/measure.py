@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from retinanet.engine.machine import describe
-from retinanet.weights.checkpoint import versions
+from retinanet.device import describe, versions
 
 RESULTS = Path(__file__).parent / "results"
 """Where a script leaves its record, by the script's own name."""

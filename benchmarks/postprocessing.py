@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as Torchvision
 
 from retinanet import RetinaNet
-from retinanet.engine.detector import Detector
+from retinanet.inference.detector import Detector
 from retinanet.model.postprocess import Postprocess, best_class, rows
 from retinanet.model.preprocess import Preprocess
 from retinanet.ops.anchors import STRIDES, grid_anchors

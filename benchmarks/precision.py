@@ -26,11 +26,11 @@ from measure import record
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from retinanet.engine.detector import load
-from retinanet.engine.evaluate import evaluate
-from retinanet.engine.session import open_training
-from retinanet.engine.train import run
-from retinanet.presets import preset
+from retinanet.commands.train import run
+from retinanet.config.presets import preset
+from retinanet.data.splits import open_training
+from retinanet.evaluation.evaluate import evaluate
+from retinanet.inference.load import load
 
 SMOOTH = 20  # steps
 

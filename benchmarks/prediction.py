@@ -35,7 +35,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import retinanet
 from retinanet.data.scenes import scene
-from retinanet.weights.coco_names import COCO
+from retinanet.weights.foreign.projects import COCO
 
 COLD = """
 import sys, time

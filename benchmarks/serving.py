@@ -45,11 +45,11 @@ from measure import record
 from PIL import Image
 
 import retinanet
+from retinanet.config.presets import preset
 from retinanet.data.images import image_size
 from retinanet.data.scenes import scene
-from retinanet.engine.detector import Detector, as_picture, prepare
-from retinanet.presets import preset
-from retinanet.weights.checkpoint import Card, build, save_model
+from retinanet.inference.detector import Detector, as_picture, prepare
+from retinanet.weights.checkpoint import ModelInfo, build, save_model
 
 BARE_SECONDS = 10.0
 QUEUE = 32
@@ -145,7 +145,7 @@ def untrained(path: Path) -> Path:
     config = preset("tiny").model
     network = build(config, 6)
     torch.nn.init.normal_(network.class_subnet[-1].weight, std=0.1)  # type: ignore[arg-type]
-    save_model(path, network.state_dict(), Card(config, tuple("abcdef"), tuple(range(6))))
+    save_model(path, network.state_dict(), ModelInfo(config, tuple("abcdef"), tuple(range(6))))
     return path
 
 

@@ -43,14 +43,14 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from retinanet.config.io import parse_budget
 from retinanet.data.dataset import Dataset
+from retinanet.data.formats.detect import open_dataset
 from retinanet.data.images import read_image
-from retinanet.data.layout import open_dataset
 from retinanet.data.validate import validate
-from retinanet.engine.machine import describe
-from retinanet.engine.metrics import Results, coco_metrics
-from retinanet.settings import parse_budget
-from retinanet.weights.checkpoint import versions
+from retinanet.device import describe, versions
+from retinanet.evaluation.coco import coco_metrics
+from retinanet.evaluation.results import Results
 
 WARM_UP = 50  # steps
 Sample = tuple[Tensor, dict[str, Tensor]]

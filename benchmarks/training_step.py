@@ -33,13 +33,13 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from retinanet.config.presets import preset
 from retinanet.data.dataset import Columns
 from retinanet.data.loader import Batch
-from retinanet.engine.machine import autocast
-from retinanet.engine.session import Session, new_session
-from retinanet.engine.step import train_step
-from retinanet.presets import preset
+from retinanet.device import autocast
 from retinanet.structures import Targets
+from retinanet.training.loop import train_step
+from retinanet.training.setup import TrainState, build_state
 
 SIDES = [f"{side} {precision}" for precision in ("fp32", "bf16") for side in ("torchvision", "ours", "bare")]
 RATE = 1e-5
@@ -147,7 +147,7 @@ def ours(
     device: str,
     classes: int = 80,
     compile: bool = False,
-) -> Session:
+) -> TrainState:
     """A training as the verb builds it, without a data set and without ImageNet's weights."""
     columns = Columns()
     for number in range(batch):
@@ -165,14 +165,14 @@ def ours(
         "clip": None,
         "compile": compile,
     }
-    session = new_session(
+    session = build_state(
         replace(config, model=model, **settings), data, data, torch.device(device), filled=False
     )
     calm(session.model)
     return session
 
 
-def bare(session: Session, batch: Batch) -> Callable[[], object]:
+def bare(session: TrainState, batch: Batch) -> Callable[[], object]:
     """The same network and optimiser, with constant gradients in place of losses."""
 
     def call() -> None:

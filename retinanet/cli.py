@@ -14,11 +14,8 @@ from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from . import __version__
-from .distributed import first, rank
-from .errors import ConfigError, RetinaNetError, unknown
-from .presets import PRESETS, preset
-from .verbs import (
+from ._version import __version__
+from .config.commands import (
     AnatomyConfig,
     CheckConfig,
     DemoConfig,
@@ -33,6 +30,9 @@ from .verbs import (
     ResumeConfig,
     ServeConfig,
 )
+from .config.presets import PRESETS, preset
+from .distributed import is_main_process, rank
+from .errors import ConfigError, RetinaNetError, unknown_name_error
 
 Config = TypeVar("Config")
 
@@ -49,7 +49,7 @@ def demo(arguments: list[str]) -> int:
 def check(arguments: list[str]) -> int:
     """Every problem of a data set, once, with file and id; and the boxes that no anchor can match."""
     data, config = parse("check", check, arguments, CheckConfig(), "data")
-    from .engine.check import run
+    from .commands.check import run
 
     return 0 if run(data, config) else 1
 
@@ -66,27 +66,27 @@ def train(arguments: list[str]) -> int:
     run, rest = take("--resume", arguments)
     if run is not None:
         changes = parse("train --resume RUN", train, rest, ResumeConfig())
-        from .engine.train import go_on
+        from .commands.train import resume_run
 
-        go_on(Path(run), changes)
+        resume_run(Path(run), changes)
         return 0
     name, rest = take("--preset", rest)
     dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
     default = preset(name or "tiny")
     if not {"-h", "--help"} & set(rest):
-        from .engine.session import default_preset
-        from .engine.train import start_config
+        from .commands.train import start_config
+        from .training.setup import default_preset
 
         device, init = take("--device", rest)[0], take("--init", rest)[0]
         name = name or default_preset(device or "auto")
         default = start_config(name, Path(init) if init else None)
     data, config = parse("train", train, rest, default, "data")
     if dry:
-        from .engine.cost import dry_run
+        from .training.autobatch import dry_run
 
         dry_run(data, config)
         return 0
-    from .engine.train import run as start
+    from .commands.train import run as start
 
     start(data, config, name)
     return 0
@@ -95,7 +95,7 @@ def train(arguments: list[str]) -> int:
 def replay(arguments: list[str]) -> int:
     """Repeat a step of training that was not finite, from the dump that the run has left."""
     dump, config = parse("replay", replay, arguments, ReplayConfig(), "dump")
-    from .engine.replay import run
+    from .commands.replay import run
 
     return 0 if run(dump, config) else 1
 
@@ -103,7 +103,7 @@ def replay(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     """The 12 COCO numbers of a model (or of a COCO results file) on a data set, per class, with curves."""
     model, data, config = parse("eval", evaluate, arguments, EvalConfig(), "model", "data")
-    from .engine.evaluate import run
+    from .commands.evaluate import run
 
     run(model, data, config)
     return 0
@@ -114,7 +114,7 @@ def predict(arguments: list[str]) -> int:
     pictures.
     """
     model, paths, config = parse("predict", predict, arguments, PredictConfig(), "model", "paths")
-    from .engine.predict import run
+    from .commands.predict import run
 
     return 0 if run(model, paths, config) else 1
 
@@ -133,7 +133,7 @@ def import_(arguments: list[str]) -> int:
     its boxes.
     """
     foreign, config = parse("import", import_, arguments, ImportConfig(), "foreign")
-    from .weights.convert import run
+    from .commands.convert import run
 
     run(foreign, config)
     return 0
@@ -147,7 +147,7 @@ def export(arguments: list[str]) -> int:
     what was found.
     """
     model, config = parse("export", export, arguments, ExportConfig(), "model")
-    from .export.write import run
+    from .commands.export import run
 
     return 0 if run(model, config) else 1
 
@@ -161,7 +161,7 @@ def lab(arguments: list[str]) -> int:
     what was finished is never repeated. --preset is read first and sets all other defaults; any setting of
     `train` may be changed.
     """
-    from .lab.experiments import EXPERIMENTS, FORMULAS
+    from .lab.tables import EXPERIMENTS, FORMULAS
 
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in ("", "-h", "--help"):
@@ -175,37 +175,37 @@ def lab(arguments: list[str]) -> int:
         report(Path(folder))
     elif name == "anatomy":
         model, data, config = parse("lab anatomy", lab, rest, AnatomyConfig(), "model", "data")
-        from .lab.anatomy import run as dissect
+        from .audit.run import run as dissect
 
         dissect(model, data, config)
     elif name in FORMULAS:
         config = parse(f"lab {name}", lab, rest, FigureConfig())
-        from .lab.illustrate import formula
+        from .lab.command import formula
 
         formula(name, config.out)
     elif name in EXPERIMENTS:
         chosen, rest = take("--preset", rest)
         if chosen is None and not {"-h", "--help"} & set(rest):
-            from .engine.session import default_preset
+            from .training.setup import default_preset
 
             chosen = default_preset(take("--device", rest)[0] or "auto")
         base, init = preset(chosen or "tiny"), take("--init", rest)[0]
         if init is not None:
-            from .engine.train import start_config
+            from .commands.train import start_config
 
             base = start_config(chosen or "tiny", Path(init))
         data, config = parse(f"lab {name}", lab, rest, LabConfig(train=base), "data")
-        from .lab.illustrate import experiment
+        from .lab.command import experiment
 
         experiment(name, data, config)
     else:
-        raise unknown("experiment", name, lab_names())
+        raise unknown_name_error("experiment", name, lab_names())
     return 0
 
 
 def lab_names() -> dict[str, str]:
     """What `retinanet lab` can do, by name."""
-    from .lab.experiments import EXPERIMENTS, FORMULAS
+    from .lab.tables import EXPERIMENTS, FORMULAS
 
     others = {
         "report": "One page of all that a study's folder holds",
@@ -219,7 +219,7 @@ def models(arguments: list[str]) -> int:
     are here.
     """
     parse("models", models, arguments, NoConfig())
-    from .weights.hub import table
+    from .commands.models import table
 
     print(table())
     return 0
@@ -251,15 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING)
     try:
-        logging.getLogger("retinanet").setLevel(logging.INFO if first() else logging.ERROR)
+        logging.getLogger("retinanet").setLevel(logging.INFO if is_main_process() else logging.ERROR)
         if words[0] not in VERBS:
-            raise unknown("verb", words[0], VERBS)
+            raise unknown_name_error("verb", words[0], VERBS)
         return VERBS[words[0]](words[1:])
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (RetinaNetError, OSError) as error:
-        print(f"retinanet{f' (process {rank()})' if not first() else ''}: {error}", file=sys.stderr)
+        print(f"retinanet{f' (process {rank()})' if not is_main_process() else ''}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("retinanet: interrupted", file=sys.stderr)

@@ -11,25 +11,30 @@ from pathlib import Path
 
 import torch
 
+from .commands import evaluate as evaluate_command
+from .commands import train
+from .config.commands import DemoConfig, EvalConfig
+from .config.io import override
+from .config.presets import preset
+from .data.formats.detect import open_dataset
 from .data.images import read_image
-from .data.layout import open_dataset
 from .data.scenes import write_scenes
-from .engine import evaluate, train
-from .engine.detector import Detector, load
-from .engine.metrics import Metrics
-from .engine.record import duration
-from .presets import preset
-from .settings import override
-from .verbs import DemoConfig, EvalConfig
+from .evaluation.coco import Metrics
+from .inference.detector import Detector
+from .inference.load import load
+from .text import duration
 from .view.draw import draw, save, sheet
-from .view.page import write_page
+from .view.html import write_page
 
 log = logging.getLogger("retinanet")
 
 SCENES = {"train": 800, "val": 40, "test": 100}
+
 SIZE = (320, 320)
+
 NETWORK = {"scale": 192, "train_scale": 192, "anchor_size": 2.0}
 """Small pictures and small anchors: in four minutes on two cores it is the number of steps that decides."""
+
 SHOWN = 12
 
 
@@ -49,7 +54,7 @@ def run(config: DemoConfig) -> Path:
     }
     train.run(scenes, override(preset("tiny"), {**NETWORK, **settings}), "tiny")
     log.info("evaluating on %d scenes that were not trained on", SCENES["test"])
-    metrics = evaluate.run(
+    metrics = evaluate_command.run(
         str(folder / "run"), str(scenes), EvalConfig(split="test", device=config.device, out=folder)
     )
     detector = load(folder / "run", config.device)

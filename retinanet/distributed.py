@@ -42,7 +42,7 @@ def local_rank() -> int:
     return _number("LOCAL_RANK")
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that prints and writes."""
     return rank() == 0
 
@@ -58,7 +58,7 @@ def _number(name: str) -> int:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """The region in which the processes talk to each other; nothing on one process, or where the caller has
     arranged it already.
     """
@@ -91,7 +91,7 @@ def together() -> Iterator[None]:
         raise
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of a tensor over the processes, on its device; nothing waits for it."""
     if world() == 1:
         return value
@@ -102,7 +102,7 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def gather(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """The value of every process, in the order of their ranks, on every process."""
     if world() == 1:
         return [value]
@@ -113,14 +113,14 @@ def gather(value: Value) -> list[Value]:
     return values
 
 
-def from_first(make: Callable[[], Value]) -> Value:
+def broadcast_from_main(make: Callable[[], Value]) -> Value:
     """What the first process makes, on every process; an exception of the first is everybody's."""
     if world() == 1:
         return make()
     from torch import distributed
 
     answer: list[Any] = [None, None]
-    if first():
+    if is_main_process():
         try:
             answer[0] = make()
         except Exception as error:
@@ -132,7 +132,7 @@ def from_first(make: Callable[[], Value]) -> Value:
     return value
 
 
-class Agreement:
+class AnyRank:
     """A yes or no of all processes, asked at every step and answered one step later, so that nobody waits for
     it.
     """

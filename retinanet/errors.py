@@ -70,7 +70,7 @@ def report(problems: Iterable[Problem], limit: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
+def unknown_name_error(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """The error for a name that is not known, with the nearest known ones."""
     choices = sorted(known)
     near = difflib.get_close_matches(str(name), choices, n=3)

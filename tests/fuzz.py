@@ -39,15 +39,15 @@ from fuzz_truth import Truth, Wrong, coco_truth, is_text, require, result_truth,
 from PIL import Image
 from safetensors.torch import save
 
-from retinanet.config import ModelConfig
-from retinanet.data.coco import read_coco
+from retinanet.config.schema import ModelConfig
 from retinanet.data.dataset import Dataset
+from retinanet.data.formats.coco import read_coco
+from retinanet.data.formats.detect import open_dataset
 from retinanet.data.images import image_size, read_image
-from retinanet.data.layout import open_dataset
 from retinanet.data.validate import validate
-from retinanet.engine.results import read_results
 from retinanet.errors import RetinaNetError
-from retinanet.weights.checkpoint import Card, build, load_model, read, save_model
+from retinanet.evaluation.results import read_results
+from retinanet.weights.checkpoint import ModelInfo, build, load_model, read_weights, save_model
 
 SECONDS, KILOBYTES = 10, 1 << 20
 Case = Callable[[Path, random.Random, bool], None]
@@ -195,7 +195,7 @@ def weights_case(folder: Path, rng: random.Random, odd: bool) -> None:
     """A file of weights with a changed description, header, tensor or byte."""
     made = weights()
     path = folder / "model.safetensors"
-    save_model(path, made, Card(CONFIG, ("cat", "dög"), (17, 18), 0.31, {"data": "pets"}))
+    save_model(path, made, ModelInfo(CONFIG, ("cat", "dög"), (17, 18), 0.31, {"data": "pets"}))
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     kind = rng.choice(("card", "card", "card", "header", "header", "bytes", "tensors")) if odd else "whole"
@@ -228,7 +228,7 @@ def weights_case(folder: Path, rng: random.Random, odd: bool) -> None:
             [tensors[name].to(kind) for kind in changes] + [tensors[name] * torch.nan, tensors[name][None]]
         )
         path.write_bytes(save(tensors, json.loads(content[8 : 8 + length])["__metadata__"]))
-    tensors, card = read(path)
+    tensors, card = read_weights(path)
     model, again = load_model(path)
     require(
         card == again and len(card.names) == len(card.category_ids) == model.num_classes,

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from retinanet import cli
-from retinanet.presets import preset
-from retinanet.verbs import EvalConfig
+from retinanet.config.commands import EvalConfig
+from retinanet.config.presets import preset
 
 
 def test_flags_land_in_the_config_wherever_they_live():

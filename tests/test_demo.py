@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from retinanet import demo
-from retinanet.verbs import DemoConfig
+from retinanet.config.commands import DemoConfig
 
 
 @pytest.fixture

@@ -168,26 +168,26 @@ def test_a_run_of_two_stops_at_one_step_and_goes_on_with_any_number(data, runs, 
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data, monkeypatch):
-    from retinanet.engine.session import settled
-    from retinanet.presets import preset
-    from retinanet.settings import override
+    from retinanet.config.io import override
+    from retinanet.config.presets import preset
+    from retinanet.training.setup import resolve_config
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match="shared equally by 3"):
-        settled(override(preset("tiny"), {"backbone_norm": "group"}), torch.device("cpu"))
+        resolve_config(override(preset("tiny"), {"backbone_norm": "group"}), torch.device("cpu"))
     with pytest.raises(ConfigError, match="--backbone-norm group"):
-        settled(override(preset("tiny"), {"batch": 3}), torch.device("cpu"))
+        resolve_config(override(preset("tiny"), {"batch": 3}), torch.device("cpu"))
 
 
 def test_alone_there_is_nothing_to_do():
-    assert (distributed.rank(), distributed.world(), distributed.first()) == (0, 1, True)
+    assert (distributed.rank(), distributed.world(), distributed.is_main_process()) == (0, 1, True)
     value = torch.ones(2)
-    assert distributed.total(value) is value
-    assert distributed.gather(3) == [3]
-    assert distributed.from_first(lambda: 4) == 4
-    assert distributed.Agreement().any(True)
-    with distributed.together():
+    assert distributed.all_reduce_sum(value) is value
+    assert distributed.all_gather(3) == [3]
+    assert distributed.broadcast_from_main(lambda: 4) == 4
+    assert distributed.AnyRank().any(True)
+    with distributed.process_group():
         assert not torch.distributed.is_initialized()
 
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from retinanet.data.coco import read_coco
-from retinanet.data.layout import open_dataset
+from retinanet.data.formats.coco import read_coco
+from retinanet.data.formats.detect import open_dataset
+from retinanet.data.formats.yolo import read_yaml
 from retinanet.data.validate import validate
-from retinanet.data.yolo import read_yaml
 from retinanet.errors import DataError
 
 near = settings(derandomize=True, deadline=None, max_examples=150)

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 import retinanet
+from retinanet.config.io import override
+from retinanet.config.presets import preset
 from retinanet.data.scenes import write_scenes
-from retinanet.engine import cost, train
-from retinanet.engine.session import new_session, open_training, settled
-from retinanet.engine.step import train_step
-from retinanet.presets import preset
-from retinanet.settings import override
+from retinanet.data.splits import open_training
+from retinanet.training import autobatch as cost
+from retinanet.training import loop
+from retinanet.training.loop import train_step
+from retinanet.training.setup import build_state, resolve_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -27,8 +29,8 @@ SMALL = {
 
 
 def session(scenes, device):
-    config = settled(override(preset("tiny"), {**SMALL, "device": device}), torch.device(device))
-    return new_session(config, *open_training(scenes, config), torch.device(device))
+    config = resolve_config(override(preset("tiny"), {**SMALL, "device": device}), torch.device(device))
+    return build_state(config, *open_training(scenes, config), torch.device(device))
 
 
 def test_a_step_on_the_gpu_has_the_losses_of_a_step_on_the_cpu(scenes):
@@ -64,14 +66,14 @@ def test_training_and_prediction_on_the_gpu(scenes, tmp_path):
 
 def test_a_run_that_was_interrupted_goes_on_on_the_gpu(scenes, tmp_path, monkeypatch):
     settings = {**SMALL, "device": "cuda", "budget": "6it", "save_every": "2it"}
-    true_step, steps = train.train_step, iter(range(100))
+    true_step, steps = loop.train_step, iter(range(100))
 
     def step(*arguments):
         if next(steps) == 3:
             raise KeyboardInterrupt
         return true_step(*arguments)
 
-    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(KeyboardInterrupt):
         retinanet.train(scenes, "tiny", out=tmp_path / "run", **settings)
     monkeypatch.undo()
@@ -81,25 +83,25 @@ def test_a_run_that_was_interrupted_goes_on_on_the_gpu(scenes, tmp_path, monkeyp
 
 def test_the_largest_batch_runs(tmp_path):
     data = write_scenes(tmp_path / "data", {"train": 40, "val": 2}, size=(64, 96), seed=3, across=(16, 48))
-    config = settled(
+    config = resolve_config(
         override(preset("tiny"), {**SMALL, "device": "cuda", "batch": "auto"}), torch.device("cuda")
     )
     training, validation = open_training(data, config)
-    fitted = cost.fitted(config, training, validation, torch.device("cuda"))
+    fitted = cost.resolve_auto_batch(config, training, validation, torch.device("cuda"))
     assert fitted.batch == 5  # an eighth of the pictures
-    run = new_session(fitted, training, validation, torch.device("cuda"))
-    train_step(run, cost.made_up(run, fitted.batch), 0.0)
+    run = build_state(fitted, training, validation, torch.device("cuda"))
+    train_step(run, cost.dummy_batch(run, fitted.batch), 0.0)
 
 
 def test_an_image_of_four_times_the_area_needs_about_four_times_the_memory(scenes):
     images = []
     for scale in (256, 512):
-        config = settled(
+        config = resolve_config(
             override(preset("tiny"), {**SMALL, "device": "cuda", "scale": scale, "train_scale": scale}),
             torch.device("cuda"),
         )
         images.append(
-            cost.measure(new_session(config, *open_training(scenes, config), torch.device("cuda"))).image
+            cost.measure(build_state(config, *open_training(scenes, config), torch.device("cuda"))).image
         )
     assert 2.5 < images[1] / images[0] < 6
 
@@ -108,8 +110,8 @@ def test_a_compiled_step_has_the_losses_of_a_plain_one(scenes):
     results = []
     for compile in (False, True):
         settings = {**SMALL, "device": "cuda", "compile": compile, "backbone_norm": "group"}
-        config = settled(override(preset("tiny"), settings), torch.device("cuda"))
-        run = new_session(config, *open_training(scenes, config), torch.device("cuda"))
+        config = resolve_config(override(preset("tiny"), settings), torch.device("cuda"))
+        run = build_state(config, *open_training(scenes, config), torch.device("cuda"))
         results.append(
             {name: float(value) for name, value in train_step(run, next(run.batches(0, 1)), 1e-3).items()}
         )

@@ -9,14 +9,14 @@ from inspect import signature
 import pytest
 
 import retinanet
-from retinanet.config import CriterionConfig, ModelConfig, TrainConfig
+from retinanet.config.io import flat
+from retinanet.config.presets import PRESETS, preset
+from retinanet.config.schema import CriterionConfig, ModelConfig, TrainConfig
 from retinanet.data.augment import Augment
 from retinanet.model.criterion import Criterion
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet
-from retinanet.presets import PRESETS, preset
-from retinanet.settings import flat
 
 
 def python(code):

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from retinanet import cli
-from retinanet.lab.experiments import EXPERIMENTS, FORMULAS
-from retinanet.presets import preset
-from retinanet.verbs import (
+from retinanet.config.commands import (
     AnatomyConfig,
     CheckConfig,
     DemoConfig,
@@ -24,6 +22,8 @@ from retinanet.verbs import (
     ResumeConfig,
     ServeConfig,
 )
+from retinanet.config.presets import preset
+from retinanet.lab.tables import EXPERIMENTS, FORMULAS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from retinanet.errors import Problem, report, unknown
+from retinanet.errors import Problem, report, unknown_name_error
 from retinanet.structures import Detections, Targets
 
 
@@ -81,5 +81,5 @@ def test_a_report_groups_by_kind_and_says_what_it_left_out():
 
 
 def test_unknown_names_get_their_neighbours_or_all():
-    assert "did you mean 'focal'" in str(unknown("loss", "focl", ["focal", "balanced"]))
-    assert "balanced, focal" in str(unknown("loss", "xyz", ["focal", "balanced"]))
+    assert "did you mean 'focal'" in str(unknown_name_error("loss", "focl", ["focal", "balanced"]))
+    assert "balanced, focal" in str(unknown_name_error("loss", "xyz", ["focal", "balanced"]))

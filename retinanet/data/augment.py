@@ -18,8 +18,10 @@ COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
 """Mild: v2's RandomPhotometricDistort also swaps the colour channels, which ruins classes that are told by
 colour.
 """
+
 MIN_SIDE = 2.0
 """Pixels: what a crop leaves of a box below this is no object any more."""
+
 MIN_VISIBLE = 0.25
 """Share of a box that must remain after a crop."""
 

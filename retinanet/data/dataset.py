@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ..errors import Problem
 
 Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
+Integers = NDArray[np.int64]
+
+Flags = NDArray[np.bool_]
 
 NO_TEXT = "file names that are no text"
 

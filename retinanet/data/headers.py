@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .cache import keep, place
+from .cache import cache_path, write_cache
 from .dataset import Integers
 from .images import image_size
 
 MISSING = "pictures that are missing"
+
 UNREADABLE = "pictures that cannot be read"
 
 Known = dict[str, list[int]]
 """file -> [mtime in ns, bytes, height, width]"""
+
 THREADS = 8
 """The interpreter reads headers one at a time, but waits for a network disk many at a time."""
 
@@ -66,13 +68,13 @@ def read_sizes(root: Path, files: Sequence[str]) -> tuple[Integers, dict[int, tu
                     learned = True
     if learned:
         about = "height and width of pictures, kept by retinanet; may be deleted"
-        keep(cache, json.dumps({"about": about, "sizes": known}).encode())
+        write_cache(cache, json.dumps({"about": about, "sizes": known}).encode())
     return sizes, failures
 
 
 def cache_file(root: Path) -> Path:
     """Where the sizes of the pictures below `root` are remembered; $RETINANET_CACHE moves it."""
-    return place("sizes", root, ".json")
+    return cache_path("sizes", root, ".json")
 
 
 def _size_or_reason(path: Path) -> tuple[int, int] | str:

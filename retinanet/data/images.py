@@ -81,22 +81,30 @@ SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"MM\0+", TiffImagePlugin.TiffImageFile),
     *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
 )
+
 EIGHT_BIT = frozenset(
     ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
 )
+
 ORIENTATION, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 274, 256, 257, 258, 262  # tags of EXIF and TIFF
+
 LARGE = Lock()
+
 MOST_SCANS = 100
 """A JPEG of more scans is refused: each passes over all its pixels, so a small file can take minutes.
 Ordinary ones have about ten.
 """
+
 JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
+
 END, SCAN = 0xD9, 0xDA  # of JPEG's markers
+
 LONGEST_SIDE = 2**31 - 1  # the product of two such sides is still an int64
 
 # Pillow warns of metadata that it skips. Whether a picture can be used is told by an error, and by nothing
 # else.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.")
 
 

@@ -1,6 +1,4 @@
-"""Which pictures make which step: a pure function of the seed and the iteration, for any number of
-processes.
-"""
+"""Rare classes: shown more often, or weighted more."""
 
 from __future__ import annotations
 
@@ -12,7 +10,25 @@ from typing import NamedTuple
 import numpy as np
 
 from ..model.preprocess import Preprocess
-from .dataset import Floats, Integers
+from .dataset import Dataset, Floats, Integers
+
+
+def repeat_factors(data: Dataset, threshold: float) -> Floats:
+    """[N] how often each image should be shown in an epoch, so that rare classes are met more often.
+
+    r_i = max over its classes c of max(1, sqrt(threshold / f_c)), f_c being the share of images that hold
+    class c
+    (Gupta et al., "LVIS", 2019, Sec. 5.1). An image without objects is shown once.
+    """
+    image = data.image_of_box()[~data.crowd]
+    pairs = np.unique(
+        np.stack([image, data.labels[~data.crowd]], axis=1), axis=0
+    )  # an image counts once for a class
+    share = np.bincount(pairs[:, 1], minlength=len(data.names)) / max(1, len(data))
+    factor = np.sqrt(np.maximum(1.0, threshold / np.maximum(share, 1e-12)))
+    repeats = np.ones(len(data))
+    np.maximum.at(repeats, pairs[:, 0], factor[pairs[:, 1]])
+    return repeats
 
 
 class Entry(NamedTuple):

@@ -20,7 +20,9 @@ from ..errors import ConfigError
 from .textures import Bytes, Floats, background, develop, gradient, planes, scribble
 
 SPLITS: Mapping[str, int] = {"train": 800, "val": 100, "test": 100}
+
 SIZE = ((320, 384), (320, 512))
+
 ACROSS = (12, 256)
 """Pixels across the smallest and the largest outline. The paper's anchors begin at 32: what is smaller than
 about 20 has no match.
@@ -29,16 +31,22 @@ about 20 has no match.
 # share of the image that the objects' squares cover together, at the most: else large ones leave nothing of
 # the background
 FULL = 0.4
+
 MIN_VISIBLE = 0.7  # of an object, at the least: what is hidden more has no fair box
+
 MAX_OVERLAP = 0.25  # IoU of two boxes, at the most: NMS at 0.5 must be able to keep both
+
 EMPTY = 0.03  # share of images without objects
+
 USUAL_COLOUR = (
     0.9  # share of objects that wear the colour of their class: as in life, colour helps and does not decide
 )
+
 JPEG_QUALITY = 92
 
 Size = tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 """(height, width), or the range of each, both ends included."""
+
 Points = NDArray[np.float64]
 
 
@@ -242,10 +250,14 @@ def cross(rng: np.random.Generator) -> Points:
 
 
 QUARTER_TURN = np.array([(0.0, 1.0), (-1.0, 0.0)])
+
 SHAPES: tuple[Callable[[np.random.Generator], Points | tuple[Points, Points]], ...]
+
 SHAPES = (disc, ring, block, triangle, star, cross)
 """The outline [P, 2] of each class, about -1..1, y downwards; of some also that of its hole."""
+
 NAMES = tuple(shape.__name__ for shape in SHAPES)
+
 STRETCHED = (disc, block, triangle)  # these stay what they are when drawn wider or taller
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Floats = NDArray[np.float32]
+
 Bytes = NDArray[np.uint8]
 
 

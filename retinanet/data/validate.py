@@ -11,17 +11,20 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import DataError, Problem, report, unknown
+from ..errors import DataError, Problem, report, unknown_name_error
 from .dataset import Dataset, Flags, Floats, Integers
 from .headers import MISSING, UNREADABLE, read_sizes
 from .images import MAX_PIXELS, read_pixels
 
 Invalid = Literal["error", "drop", "clip"]
+
 CHOICES = ("error", "drop", "clip")
+
 TOLERANCE = 1.0
 """Pixels by which a box may leave the image: the rounding of most tools. Such a box is no problem; it is cut
 at the border.
 """
+
 ADVICE = (
     "Fix the files, or pass --invalid drop to leave these boxes and images out, "
     "or --invalid clip to cut boxes at the border first and leave out the rest."
@@ -53,7 +56,7 @@ def validate(
     an error.
     """
     if invalid not in CHOICES:
-        raise unknown("--invalid", invalid, CHOICES)
+        raise unknown_name_error("--invalid", invalid, CHOICES)
     problems = list(dataset.problems)
     _require_some(dataset, problems, need_boxes)
     sizes, good_images, measured = (

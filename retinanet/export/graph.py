@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.detector import Detector
-from ..engine.machine import autocast
+from ..device import autocast
+from ..inference.detector import Detector
 from ..model.postprocess import rows
 from ..ops.anchors import cell_anchors, inside
 from ..ops.boxes import area, clip, decode
-from ..ops.keep import keep
+from ..ops.nms import nms_mask
 
 INPUTS = ("images", "sizes")
+
 OUTPUTS = ("boxes", "scores", "labels", "counts")
 
 
@@ -140,7 +141,7 @@ class Graph(nn.Module):
                 alive = alive & (area(boxes) > 0)
         x = torch.where(alive, x, -torch.inf)
         boxes = torch.where(alive[..., None], boxes, 0.0)
-        left = keep(
+        left = nms_mask(
             boxes, x, labels, self.network.num_classes, self.post.nms_threshold, self.post.max_detections
         )
         boxes, x, labels = self.best(boxes, torch.where(left, x, -torch.inf), labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from ..inference.runtimes import extra
 from ..weights.checkpoint import KEY
-from ..weights.runtimes import extra
 from .graph import INPUTS, OUTPUTS
-from .int8 import quantized
 
 OPSET = 18
 
@@ -101,3 +102,25 @@ def behind_the_network(proto: Any) -> list[str]:
 def write_onnx(proto: Any, path: Path) -> None:
     """One file, weights and all."""
     extra("onnx").save(proto, str(path))
+
+
+def quantized(model: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int, ignored: list[str]) -> Any:
+    """The same model with 8 bits for what its operations take and for their weights, but for the `ignored`
+    ones, by name.
+
+    model     an onnx ModelProto or an openvino Model
+    pictures  at most `count` batches as the model takes them, images [B, 3, H, W] and sizes [B, 2]: their
+              numbers set the ranges
+    """
+    os.environ.setdefault("NNCF_CI", "1")  # its telemetry stays off: nothing is reported to anyone
+    nncf = extra("nncf")
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    batches = [{"images": images.contiguous().numpy(), "sizes": sizes.numpy()} for images, sizes in pictures]
+    scope = nncf.IgnoredScope(names=ignored, validate=False)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(batches),
+        subset_size=count,
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=scope,
+    )

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..inference.runtimes import extra
 from ..weights.checkpoint import KEY
-from ..weights.runtimes import extra
-from .int8 import quantized
+from .onnx import quantized
 
 CARD = [KEY, "card"]
 """Where rt_info has the card's JSON."""

@@ -18,22 +18,28 @@ from torch import Tensor
 from ..data.dataset import Dataset
 from ..data.images import MAX_PIXELS, read_image
 from ..data.scenes import scene
-from ..engine.detector import Detector
-from ..engine.evaluate import evaluate
+from ..evaluation.evaluate import evaluate
+from ..inference.detector import Detector
 from ..ops.boxes import iou
 from ..structures import Detections
 
 PIXELS, SCORE = 0.1, 1e-3
 """How far a box's side and a score may be from the source's in fp32."""
+
 TIE = 1e-3
 """How near to the NMS threshold an overlap may go either way."""
+
 SAME, AGAIN = 0.75, 0.9
 """Where AP is not known, bf16 must find this share of the sure answers again, at this IoU."""
+
 FEW = 0.02
 """The most ties that are believed, in parts of the answers."""
+
 DROP = {"fp32": 0.003, "bf16": 0.003, "int8": 0.010}
 """AP that may be lost."""
+
 PICTURES = 12
+
 ROUNDS = 5
 
 

@@ -24,15 +24,17 @@ from torch import Tensor
 from ..data.dataset import Dataset
 from ..data.loader import evaluation_batches
 from ..data.sampler import random_seed
-from ..engine.detector import Detector
-from ..engine.evaluate import in_model_classes
-from ..model.criterion import BACKGROUND, Criterion
+from ..data.splits import in_model_classes
+from ..inference.detector import Detector
+from ..model.criterion import Criterion
 from ..ops import losses
+from ..ops.assign import BACKGROUND
 from ..ops.fused import anchor_losses
 from ..view.plots import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, RED, SKY, STYLE
 
 Curve = Callable[[Tensor], Tensor]
 """x_t [N] -> the loss, or its derivative by x, for y = 1 [N]."""
+
 Point = tuple[str, str, float, float]
 """A detector in Figure 2: series, label, milliseconds per image, AP in percent."""
 
@@ -49,7 +51,9 @@ PRINT: Any = STYLE | {
     "savefig.bbox": None,
     "svg.hashsalt": "retinanet",  # else the names inside an SVG are random
 }
+
 SHADE = "#eef1f5"
+
 LOOKS: Any = (
     (INK, "-"),
     (BLUE, "--"),
@@ -59,9 +63,13 @@ LOOKS: Any = (
     (PURPLE, (0, (4, 1, 1, 1, 1, 1))),
     (SKY, "-"),
 )
+
 MARKERS = "osD^vP*"
+
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
+
 X_T = torch.arange(-100, 101, dtype=torch.float64) / 20
+
 FRACTIONS = np.linspace(0, 1, 201)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, unknown_name_error
 
 Value = float | str | None
 """A cell: a number, a name, or None where the paper leaves it empty."""
@@ -43,7 +43,9 @@ class Fact:
 
 
 ABLATION: Mapping[str, str | int] = {"backbone": "resnet50", "scale": 600, "split": "minival"}
+
 SCORES = ("AP", "AP50", "AP75")
+
 BY_SIZE = (*SCORES, "APS", "APM", "APL")
 
 TABLE_1A = Table(
@@ -62,6 +64,7 @@ TABLE_1A = Table(
         (0.999, 25.1, 41.7, 26.1),
     ),
 )
+
 TABLE_1B = Table(
     "table1b",
     "Varying gamma for the focal loss, with the best alpha for each",
@@ -78,6 +81,7 @@ TABLE_1B = Table(
         (5.0, 0.25, 32.2, 49.6, 34.8),
     ),
 )
+
 TABLE_1C = Table(
     "table1c",
     "Varying anchor scales and aspect ratios",
@@ -94,6 +98,7 @@ TABLE_1C = Table(
         (4, 3, 33.8, 52.1, 36.2),
     ),
 )
+
 TABLE_1D = Table(
     "table1d",
     "Focal loss against online hard example mining",
@@ -113,6 +118,7 @@ TABLE_1D = Table(
         ("FL", None, None, 36.0, 54.9, 38.7),
     ),
 )
+
 TABLE_1E = Table(
     "table1e",
     "Accuracy and speed by depth and image scale",
@@ -132,6 +138,7 @@ TABLE_1E = Table(
         (101, 800, 37.8, 57.5, 40.8, 20.2, 41.1, 49.2, 198),
     ),
 )
+
 TABLE_2 = Table(
     "table2",
     "Single-model results against the state of the art",
@@ -150,6 +157,7 @@ TABLE_2 = Table(
         ("RetinaNet", 1, "ResNeXt-101-FPN", 40.8, 61.1, 44.1, 24.1, 44.2, 51.2),
     ),
 )
+
 TABLE_3 = Table(
     "table3",
     "FL and FL* against cross entropy",
@@ -163,14 +171,17 @@ TABLE_3 = Table(
         ("FL*", 4.0, 0.0, 33.9, 51.8, 36.4),
     ),
 )
+
 TABLES = {table.name: table for table in (TABLE_1A, TABLE_1B, TABLE_1C, TABLE_1D, TABLE_1E, TABLE_2, TABLE_3)}
 
 EFFECTIVE_AP = 33.5
 """Above it the paper calls a setting of FL* effective (Appendix A, Fig. 7)."""
+
 FASTER_RCNN_MILLISECONDS = 172.0
 """Faster R-CNN with FPN on ResNet-101, against 122 ms for RetinaNet-101-600 (Sec. 5.2); the only other
 detector with a time.
 """
+
 FACTS = (
     Fact("cross entropy without the prior pi", "diverges", "Lin et al. 2017, Sec. 5.1"),
     Fact("cross entropy with pi = 0.01, ResNet-50", 30.2, "Lin et al. 2017, Sec. 5.1"),
@@ -217,11 +228,11 @@ def ap(table: str, **columns: Value) -> float | None:
     ConfigError for an unknown table or column, and where several rows have them.
     """
     if table not in TABLES:
-        raise unknown("table", table, TABLES)
+        raise unknown_name_error("table", table, TABLES)
     found = TABLES[table]
     for name in columns:
         if name not in found.columns:
-            raise unknown(f"column of {table}", name, found.columns)
+            raise unknown_name_error(f"column of {table}", name, found.columns)
     rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
     scores = [row["AP"] for row in rows if all(row[name] == value for name, value in columns.items())]
     if len(scores) > 1:

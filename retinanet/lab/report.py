@@ -11,18 +11,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import text as markdown
+from .._version import __version__
 from ..errors import ConfigError
-from ..view import markdown
-from ..view.page import document
-from ..weights.checkpoint import write_whole
-from .experiments import EXPERIMENTS
-from .findings import conditions, read, table, verdicts
+from ..files import write_atomically
+from ..view.html import document
+from .tables import EXPERIMENTS
+from .verdicts import conditions, read, table, verdicts
 
 log = logging.getLogger("retinanet")
 
 FIGURES = ("fig1", "fig2", "fig4", "fig5", "fig6", "fig7", "prior", "hinge")
 """In the paper's order, then the curves of ours."""
+
 INTRODUCTION = (
     "The experiments of Lin, Goyal, Girshick, He and Dollar, Focal Loss for Dense Object Detection (2017), "
     "repeated. AP is COCO's, in "
@@ -51,9 +52,9 @@ def run(folder: Path) -> Path:
     intro = f"{INTRODUCTION} retinanet {__version__}."
     body = "\n".join(f"<section><h2>{escape(one['title'])}</h2>{one['html']}</section>" for one in parts)
     page = folder / "report.html"
-    write_whole(page, document(title, f"<h1>{escape(title)}</h1><p>{escape(intro)}</p>{body}").encode())
+    write_atomically(page, document(title, f"<h1>{escape(title)}</h1><p>{escape(intro)}</p>{body}").encode())
     text = "\n\n".join([f"# {title}", intro, *(f"## {one['title']}\n\n{one['markdown']}" for one in parts)])
-    write_whole(folder / "report.md", f"{text}\n".encode())
+    write_atomically(folder / "report.md", f"{text}\n".encode())
     log.info("%d tables and %d figures: %s", len(tables), len(figures), page)
     return page
 

@@ -9,17 +9,21 @@ import torch
 from timm.layers import GroupNorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError, unknown
-from ..online import reachable
-from .folding import freeze_folded
+from ..download import reachable
+from ..errors import CheckpointError, ConfigError, unknown_name_error
+from .fuse_bn import freeze_folded
 
 REDUCTIONS = (8, 16, 32)
+
 PINNED = {
     name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d")
 }
 """Which of timm's weights a bare name means: those behind the published COCO figures, not the newest."""
+
 NORMS = ("frozen", "batch", "group")
+
 STRIDES = ("3x3", "1x1")
+
 HOST = "huggingface.co"
 
 
@@ -41,9 +45,9 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in NORMS:
-            raise unknown("backbone norm", norm, NORMS)
+            raise unknown_name_error("backbone norm", norm, NORMS)
         if stride not in STRIDES:
-            raise unknown("backbone stride", stride, STRIDES)
+            raise unknown_name_error("backbone stride", stride, STRIDES)
         self.name = name
         self.norm = norm
         indices, self.first_stage = probe(name)
@@ -128,7 +132,7 @@ def probe(name: str) -> tuple[list[int], str | None]:
     maps do not have (no padding, tokens, channels last), and would fail in the middle of the first step.
     """
     if name.split(".")[0] not in timm.list_models():
-        raise unknown("backbone", name, timm.list_models())
+        raise unknown_name_error("backbone", name, timm.list_models())
     try:
         with torch.device("meta"):
             body = timm.create_model(

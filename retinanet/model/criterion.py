@@ -10,17 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, unknown_name_error
 from ..ops import losses
 from ..ops.anchors import inside
-from ..ops.assign import BACKGROUND, IGNORE, assign_near
+from ..ops.assign_fast import assign_near
 from ..ops.boxes import decode, encode
 from ..ops.fused import LOSSES, anchor_losses, class_loss
 from ..ops.mining import HARD, random_sample
 from ..structures import Targets
 
 BOX_LOSSES = ("smooth_l1", "l1", "giou")
+
 NORMALIZERS = ("step", "image")
+
 MINING = ("none", *HARD, "random")
 
 
@@ -94,7 +96,7 @@ class Criterion:
             ("normalize", normalize, NORMALIZERS),
         ):
             if name not in known:
-                raise unknown(kind, name, known)
+                raise unknown_name_error(kind, name, known)
         if mining_batch < 4:
             raise ConfigError(
                 f"mining_batch must be at least 4, a positive and three negatives, not {mining_batch}"
@@ -200,7 +202,8 @@ class Criterion:
             means = 1 / (chosen.sum(dim=1).clamp(min=1) * (pictures or batch))  # [B]
             parts = zip(logits, labels, chosen.split(counts, dim=1), strict=True)
             class_losses = [
-                self._by_picture(picked(x, which), picked(label, which), means) for x, label, which in parts
+                self._by_picture(select_per_image(x, which), select_per_image(label, which), means)
+                for x, label, which in parts
             ]
         return {
             "class_loss": class_losses,
@@ -263,7 +266,7 @@ class Criterion:
         positive = (labels >= 0)[..., None]
         # `where` on the inputs, not on the loss: an unmatched anchor's offsets may be anything, and 0 x inf
         # is NaN
-        offsets = torch.where(positive, losses.wide(offsets), 0)
+        offsets = torch.where(positive, losses.at_least_float32(offsets), 0)
         if self.box_loss == "giou":
             loss = losses.giou_loss(decode(offsets, anchors), boxes)
         else:
@@ -275,12 +278,9 @@ class Criterion:
         return (torch.where(positive[..., 0], loss, 0).sum(dim=1) * weights).sum()
 
 
-def picked(values: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
+def select_per_image(values: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
     """values [B, N, ...] -> of each picture those that are `chosen` [B, N]. One gather for all, since its
     gradient is of the full size.
     """
     parts: tuple[Tensor, ...] = values[chosen].split(chosen.sum(dim=1).tolist())
     return parts
-
-
-__all__ = ["BACKGROUND", "BOX_LOSSES", "IGNORE", "MINING", "NORMALIZERS", "Criterion", "Matched"]

@@ -7,16 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import unknown
+from ..errors import unknown_name_error
 from ..ops.anchors import inside
 from ..ops.boxes import area, clip, decode
-from ..ops.nms import survivors
+from ..ops.nms import exact_nms
 
 WORDS = {
     "padding_anchors": ("dropped", "kept"),
     "clip_boxes": ("before", "after"),
     "empty_boxes": ("kept", "dropped"),
 }
+
 CHUNK = 16384  # anchors
 
 
@@ -47,7 +48,7 @@ class Postprocess:
         chosen = {"padding_anchors": padding_anchors, "clip_boxes": clip_boxes, "empty_boxes": empty_boxes}
         for name, word in chosen.items():
             if word not in WORDS[name]:
-                raise unknown(name, word, WORDS[name])
+                raise unknown_name_error(name, word, WORDS[name])
         self.padding_anchors, self.clip_boxes, self.empty_boxes = padding_anchors, clip_boxes, empty_boxes
         self.shrink_limit = shrink_limit
         self.score_threshold = score_threshold
@@ -128,7 +129,7 @@ class Postprocess:
         """One picture of `size` [2] = height, width, best first. In pixels of the original overlaps are
         alike: areas keep their ratios.
         """
-        kept = survivors(boxes, labels, self.nms_threshold, self.max_detections)
+        kept = exact_nms(boxes, labels, self.nms_threshold, self.max_detections)
         boxes, x, labels = boxes[kept], x[kept], labels[kept]
         if self.clip_boxes == "after":
             boxes = clip(boxes[None], size[None])[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from .resize import resize, target_size
 
 MEAN = (0.485, 0.456, 0.406)
+
 STD = (0.229, 0.224, 0.225)
 
 

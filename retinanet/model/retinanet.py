@@ -1,21 +1,149 @@
-"""The network of Figure 3: backbone, pyramid, class subnet, box subnet. It predicts; it neither scores nor
-answers.
+"""The feature pyramid (Sec. 4, "Feature Pyramid Network Backbone" and footnote 2): C3..C5 -> P3..P7, and what
+FPN was compared with.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, unknown_name_error
 from ..ops.anchors import PYRAMIDS, RATIOS, SCALES, grid_anchors
 from .backbone import Backbone
-from .pyramid import Pyramid
-from .subnets import subnet
+
+P6 = ("c5", "p5")
+
+
+class Pyramid(nn.Module):
+    """[C3, C4, C5] -> the maps that the subnets see, each of `channels`.
+
+    design  fpn        P3 .. P7: 1x1 convolutions and the top-down path, then 3x3 convolutions; P6 from C5 (or
+            P5), P7 from P6 after
+                       a ReLU (or without)
+            single     P5 alone, of C5 alone: "baseline on conv5"
+            hierarchy  P3 .. P7 without the top-down path, as SSD has it: "bottom-up pyramid"
+            finest     P3 alone, at the end of the top-down path: "only finest level"
+
+    The words are those of Lin et al. 2017, "Feature Pyramid Networks", Table 1 (b), (d) and (f), whose RPN
+    these rows are about; its
+    convolutions and, on one map, the anchors of all five sizes in each cell (Sec. 5.1) are taken over.
+    RetinaNet's paper has no such rows.
+
+    finest has 5 times the anchors of P3, so 3.75 times those of fpn, and a step needs memory for as many
+    logits: with 80 classes at
+    800 x 1333 px 0.24 GB a picture in float32, and their gradient as much. single has a quarter of fpn's
+    anchors.
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        channels: int = 256,
+        p6: str = "c5",
+        p7_relu: bool = True,
+        design: str = "fpn",
+    ) -> None:
+        super().__init__()
+        if p6 not in P6:
+            raise unknown_name_error("source of P6", p6, P6)
+        if design not in PYRAMIDS:
+            raise unknown_name_error("pyramid", design, PYRAMIDS)
+        self.design, self.p6_source, self.p7_relu = design, p6, p7_relu
+        widths = in_channels[-1:] if design == "single" else in_channels
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
+        self.output = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in widths[: len(PYRAMIDS[design])]
+        )
+        if len(PYRAMIDS[design]) > 1:
+            self.p6 = nn.Conv2d(in_channels[-1] if p6 == "c5" else channels, channels, 3, stride=2, padding=1)
+            self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)  # Xavier by fan-in, as FPN's own code has it
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps [B, C, H, W] of C3, C4, C5, finest first -> those of the design, finest first."""
+        merged = [
+            lateral(feature)
+            for lateral, feature in zip(self.lateral, features[-len(self.lateral) :], strict=True)
+        ]
+        if self.design != "hierarchy":
+            for level in range(len(merged) - 1, 0, -1):
+                finer = merged[level - 1]
+                # to the finer map's size, not by a factor of 2: pictures need not be a multiple of 32
+                merged[level - 1] = finer + F.interpolate(
+                    merged[level], size=finer.shape[-2:], mode="nearest"
+                )
+        maps = [output(level) for output, level in zip(self.output, merged[: len(self.output)], strict=True)]
+        if len(maps) == 1:
+            return maps
+        p6 = stride2_conv(self.p6, features[-1] if self.p6_source == "c5" else maps[-1])
+        return [*maps, p6, stride2_conv(self.p7, F.relu(p6) if self.p7_relu else p6)]
+
+
+def stride2_conv(conv: nn.Module, level: Tensor) -> Tensor:
+    """A 3x3 convolution with stride 2. In training, on a map of one cell, it is computed in float32 whatever
+    autocast says.
+
+    There, on a CPU under bf16 (torch 2.15), the gradient of its weights comes from memory that nobody wrote:
+    NaN in 38 of 40 tries.
+    """
+    if not torch.is_grad_enabled() or level.shape[-2:] != (1, 1):
+        halves: Tensor = conv(level)
+        return halves
+    with torch.autocast(level.device.type, enabled=False):
+        single: Tensor = conv(level.to(next(conv.parameters()).dtype))
+        return single
+
+
+SUBNET_NORMS = ("none", "group")
+
+
+def subnet(
+    outputs: int, channels: int = 256, depth: int = 4, norm: str = "none", prior: float | None = None
+) -> nn.Sequential:
+    """`depth` times (3x3 conv of `channels`, norm, ReLU), then a 3x3 conv to `outputs` channels.
+
+    norm   none (the paper's) or group (32 groups, fewer below 128 channels)
+    prior  pi of Sec. 3.3: the last bias starts at -log((1 - pi) / pi), so that every anchor first says
+           "class" with
+           probability pi; None leaves it at 0
+    All convolutions start from N(0, 0.01), biases from 0 (Sec. 4.1, "Initialization").
+    """
+    if norm not in SUBNET_NORMS:
+        raise unknown_name_error("subnet norm", norm, SUBNET_NORMS)
+    if norm == "group" and channels % 8:
+        raise ConfigError(f"group norm needs channels that divide by 8, not {channels}")
+    groups = math.gcd(
+        32, channels // 4
+    )  # at least four channels each: a group of one value, on a map of one cell, has no variance
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
+        if norm == "group":
+            layers.append(nn.GroupNorm(groups, channels))
+        layers.append(nn.ReLU(inplace=True))
+    last = nn.Conv2d(channels, outputs, 3, padding=1)
+    layers.append(last)
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    if prior is not None:
+        assert last.bias is not None
+        nn.init.constant_(last.bias, -math.log((1 - prior) / prior))
+    return nn.Sequential(*layers)
+
 
 STEPS = ("stride", "picture")
+
 KEPT_SHAPES = 32
 """Shapes whose anchors are kept: aspect ratios vary from batch to batch, and making anchors anew costs more
 than keeping them.
@@ -71,7 +199,7 @@ class RetinaNet(nn.Module):
             raise ConfigError(f"a detector needs at least one class, not {num_classes}")
         self.num_classes = num_classes
         if anchor_steps not in STEPS:
-            raise unknown("anchor steps", anchor_steps, STEPS)
+            raise unknown_name_error("anchor steps", anchor_steps, STEPS)
         self.anchor_settings = (anchor_size, tuple(anchor_scales), tuple(anchor_ratios), anchor_center)
         self.anchor_rounding, self.anchor_steps = anchor_rounding, anchor_steps
         self.backbone = Backbone(backbone, backbone_norm, backbone_eps, backbone_stride)

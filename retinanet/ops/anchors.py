@@ -12,6 +12,7 @@ from torch import Tensor
 
 STRIDES = (8, 16, 32, 64, 128)
 """Pixels from cell to cell on P3..P7."""
+
 PYRAMIDS: dict[str, dict[int, tuple[int, ...]]] = {
     "fpn": {stride: (stride,) for stride in STRIDES},
     "single": {32: STRIDES},
@@ -21,8 +22,10 @@ PYRAMIDS: dict[str, dict[int, tuple[int, ...]]] = {
 """Design of the pyramid (`model.pyramid`) -> the stride of each of its maps -> the strides by which its
 anchors' base sides go.
 """
+
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 """Three octave steps for the side of an anchor."""
+
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width."""
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from torch import Tensor
 
-from .anchors import GridAnchors
 from .boxes import iou
-from .windows import around, found, windows
 
 BACKGROUND = -1
+
 IGNORE = -2
-CANDIDATES = 1 << 20
-"""`assign_near` compares so many pairs of a box and an anchor at a time, at most (but with as many anchors as
-one box needs).
-"""
-LEAST = 1e-6
-"""Below such an overlap a threshold keeps no anchor away."""
-LOW = (1 << 32) - 1
-"""The lower half of a key of `assign_near`."""
 
 
 def assign(
@@ -65,61 +54,3 @@ def assign(
     match = torch.where(forced | (best >= positive), match, IGNORE)
     match = torch.where(~forced & (best < negative), BACKGROUND, match)
     return match if valid is None else match.masked_fill(~valid, IGNORE)
-
-
-def assign_near(
-    anchors: list[Tensor],
-    boxes: Tensor,
-    valid: Tensor | None = None,
-    positive: float = 0.5,
-    negative: float = 0.4,
-    force_above: float | None = 0.4,
-) -> Tensor:
-    """What `assign` says, bit for bit, but given per level anchors [HWA, 4], and sooner where they stand on
-    grids.
-
-    An overlap below both `negative` and `force_above` decides nothing, so a box is compared only with the
-    anchors that may overlap it
-    more (`ops.windows`). Memory is O(B A + CANDIDATES). Anchors without grids, and rules by which any overlap
-    counts, go to `assign`.
-    """
-    flat = torch.cat(anchors)
-    least = negative if force_above is None else min(negative, force_above)
-    if (
-        not isinstance(anchors, GridAnchors) or not least >= LEAST or flat.device.type == "mps"
-    ):  # which has no float64
-        return assign(flat, boxes, valid, positive, negative, force_above)
-    near = windows(anchors.grids, least, flat.device)
-    find = found if flat.device.type == "cpu" else around
-    batch, count = boxes.shape[:2]
-    rows = boxes.reshape(-1, 4)
-    # for each anchor the bits of its best IoU, which sort as the numbers do, and below them those of LOW - g:
-    # of several boxes that reach the best the first has the greatest key
-    keys = torch.zeros(batch * len(flat), dtype=torch.long, device=flat.device)
-    forced = torch.zeros(len(keys) + 1, dtype=torch.bool, device=flat.device)  # the last is nobody
-    chunk = max(1, CANDIDATES // near.most)
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        row = torch.arange(start, start + len(part), device=flat.device)
-        box, anchor = find(part, near)
-        overlap = iou(flat[anchor], part[box])
-        place = anchor + (row // count * len(flat))[box]
-        if valid is not None:
-            overlap = overlap.masked_fill(~valid.flatten()[place], 0)
-        keys.scatter_reduce_(
-            0, place, (overlap.view(torch.int32).long() << 32) + (LOW - row % count)[box], "amax"
-        )
-        if force_above is not None:  # all that can be a box's best is in this part
-            top = overlap.new_zeros(len(part)).scatter_reduce_(0, box, overlap, "amax")
-            best = (overlap == top[box]) & (overlap >= force_above)
-            forced.index_fill_(0, torch.where(best, place, len(keys)), True)
-    forced = forced[:-1]
-    match = torch.where(forced | (keys >= key(positive)), LOW - (keys & LOW), IGNORE)
-    match = torch.where(forced | (keys >= key(negative)), match, BACKGROUND).view(batch, len(flat))
-    return match if valid is None else match.masked_fill(~valid, IGNORE)
-
-
-def key(threshold: float) -> int:
-    """The smallest that an IoU of at least `threshold` can have; both are compared in float32."""
-    bits: int = struct.unpack("<i", struct.pack("<f", threshold))[0]
-    return bits << 32

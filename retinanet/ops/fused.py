@@ -1,34 +1,87 @@
-"""The class loss of training: from integer labels, value and closed-form gradient in one pass.
+"""Functions through torch.compile where that works. Where it does not, one line in the log says so and the
+plain path does the work.
 
-Equal to summing the dense losses of `losses` over one-hot targets (a test holds it so), without the one-hot
-targets and without autograd's intermediate tensors: one gradient tensor is all that is made. A large call
-that needs the gradient goes through torch.compile, as one loop over memory; the others, and all where there
-is no compiler, take the same steps chunk by chunk.
+Compiling costs seconds and may fail, so whoever comes here has a plain path too, and takes it where little is
+to be done.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, unknown_name_error
 from .assign import IGNORE
-from .compiled import attempt
 from .losses import check_margin
 
+log = logging.getLogger("retinanet")
+
+COMPILER = {"works": True}
+"""False from the first failure on: without a compiler every trial would cost seconds and fail again."""
+
+Function = Callable[..., Tensor]
+
+
+def attempt(function: Function, name: str, rows: tuple[Tensor, ...], *others: Tensor | None) -> Tensor | None:
+    """function(*rows, *others), compiled; None where compiling fails, has failed in this process, or is under
+    way already.
+
+    function  takes and returns tensors, and is the same object from call to call: a new one would be compiled
+              anew
+    name      what the log calls it; of several made by one `def`, each has its own
+    rows      [N, ...] each, N may vary from call to call without a further compilation, other dimensions
+              rarely should; None below 2
+
+    After None, what the function may have written to its arguments is not to be relied on.
+    """
+    if (
+        not COMPILER["works"] or torch.compiler.is_compiling() or min(map(len, rows)) < 2
+    ):  # 0 and 1 would be graphs of their own
+        return None
+    try:
+        rows = tuple(tensor.detach() for tensor in rows)  # the marks are left on these, not on the caller's
+        for tensor in rows:
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return _compile_once(function, name)(*rows, *others)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a missing, old or switched off compiler makes of it
+        COMPILER["works"] = False
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        log.info("%s: not compiled, since %s: %s", name, type(error).__name__, reason)
+        return None
+
+
+@cache
+def _compile_once(function: Function, name: str) -> Function:
+    """Through torch.compile, which counts graphs, and learns which numbers vary, by code object: so each
+    function has one of its own.
+    """
+
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace(co_name=name)
+    alone = FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+    fast: Function = torch.compile(alone, fullgraph=True)
+    return fast
+
+
 LOSSES = ("cross_entropy", "balanced", "focal", "focal_star", "hinge")
+
 COMPILE_FROM = {"cpu": 1 << 19, "cuda": 1 << 20}
 """Logits of a call from which on it is compiled. On two cores such a call is then 2.5 ms faster, but each
 loss costs 2 s with a warm cache
 of torch.compile and 10 s or more with an empty one: a training repays that. On a GPU the number is a guess,
 not measured. Only the call decides: a rule that counted earlier calls would let a resumed training differ, in
 the last bits, from one that was never stopped."""
+
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 25}
 """Logits worked on at a time, on a CPU by each thread: there they fit its second-level cache, so that the
 dozen steps below cost one trip
@@ -36,6 +89,7 @@ to memory; on a GPU every chunk costs a dozen launches, so they are as many as m
 
 Curve = Callable[[Tensor], tuple[Tensor, Tensor]]
 """z = -x_t, which is the logit of an absent class -> the loss without alpha, and its derivative by z."""
+
 Settings = tuple[str, float, float, float]
 """loss, gamma, beta, margin"""
 
@@ -236,7 +290,7 @@ def _weight(loss: str, alpha: float | Tensor | None, logits: Tensor) -> Tensor |
 def _curve(loss: str, gamma: float, beta: float, margin: float) -> Curve:
     """The loss of that name; ConfigError for one that is not known, or numbers without meaning."""
     if loss not in LOSSES:
-        raise unknown("class loss", loss, LOSSES)
+        raise unknown_name_error("class loss", loss, LOSSES)
     if gamma < 0 or (loss == "focal_star" and gamma == 0):
         raise ConfigError(
             f"gamma must be {'above' if loss == 'focal_star' else 'at least'} 0 for the loss {loss}, not "

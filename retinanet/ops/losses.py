@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, unknown_name_error
 from .boxes import giou
 
 Alpha = float | Tensor | None
@@ -25,7 +25,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "none") -> T
     logits, targets [..., K], targets 0 or 1; returns [..., K], or a number when `reduction` is "sum" or
     "mean".
     """
-    return reduce(-F.logsigmoid(signed(logits, targets)), reduction)
+    return reduce(-F.logsigmoid(logit_of_truth(logits, targets)), reduction)
 
 
 def balanced_cross_entropy(
@@ -35,7 +35,7 @@ def balanced_cross_entropy(
 
     alpha: a number in 0..1, a tensor [K] of them, or None for no weights. Shapes as in `cross_entropy`.
     """
-    loss = -F.logsigmoid(signed(logits, targets))
+    loss = -F.logsigmoid(logit_of_truth(logits, targets))
     return reduce(loss * alpha_t(loss, targets, alpha), reduction)
 
 
@@ -55,7 +55,7 @@ def focal_loss(
     Raises ConfigError for a negative gamma or an unknown reduction.
     """
     check(logits, targets, gamma)
-    x_t = signed(logits, targets)
+    x_t = logit_of_truth(logits, targets)
     loss = -torch.exp(gamma * F.logsigmoid(-x_t)) * F.logsigmoid(x_t)
     return reduce(loss * alpha_t(loss, targets, alpha), reduction)
 
@@ -73,7 +73,7 @@ def focal_loss_star(
     """
     if gamma <= 0:
         raise ConfigError(f"gamma must be above 0 for FL*, not {gamma}")
-    loss = -F.logsigmoid(gamma * signed(logits, targets) + beta) / gamma
+    loss = -F.logsigmoid(gamma * logit_of_truth(logits, targets) + beta) / gamma
     return reduce(loss * alpha_t(loss, targets, alpha), reduction)
 
 
@@ -95,7 +95,7 @@ def softmax_focal_loss(
     if logits.shape[-1] < 2:
         raise ConfigError("softmax_focal_loss needs at least two classes that exclude each other")
     check(logits, targets, gamma)
-    x, present = wide(logits), targets > 0
+    x, present = at_least_float32(logits), targets > 0
     total = x.logsumexp(dim=-1)
     log_p = x.masked_fill(~present, 0).sum(dim=-1) - total
     log_rest = (
@@ -116,7 +116,7 @@ def hinge_loss(
     margin above 0 and at most 1; the rest as in `balanced_cross_entropy`.
     """
     check_margin(margin)
-    loss = F.relu(margin - torch.sigmoid(signed(logits, targets)))
+    loss = F.relu(margin - torch.sigmoid(logit_of_truth(logits, targets)))
     return reduce(loss * alpha_t(loss, targets, alpha), reduction)
 
 
@@ -126,28 +126,31 @@ def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1 / 9, reduction
     """
     if beta == 0:
         return l1(prediction, target, reduction)
-    return reduce(F.smooth_l1_loss(wide(prediction), wide(target), beta=beta, reduction="none"), reduction)
+    return reduce(
+        F.smooth_l1_loss(at_least_float32(prediction), at_least_float32(target), beta=beta, reduction="none"),
+        reduction,
+    )
 
 
 def l1(prediction: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
     """|d| of [..., 4] offsets against [..., 4] offsets."""
-    return reduce((wide(prediction) - wide(target)).abs(), reduction)
+    return reduce((at_least_float32(prediction) - at_least_float32(target)).abs(), reduction)
 
 
 def giou_loss(prediction: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
     """1 - GIoU of boxes [..., 4] (xyxy, not offsets) -> [...] in 0..2."""
-    return reduce(1 - giou(wide(prediction), wide(target)), reduction)
+    return reduce(1 - giou(at_least_float32(prediction), at_least_float32(target)), reduction)
 
 
-def wide(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """float32 at least: a loss summed over 100,000 easy anchors is lost in half precision."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def signed(logits: Tensor, targets: Tensor) -> Tensor:
+def logit_of_truth(logits: Tensor, targets: Tensor) -> Tensor:
     """x_t = y x, with y = 1 where the target is 1 and -1 where it is 0."""
     check(logits, targets)
-    x = wide(logits)
+    x = at_least_float32(logits)
     return torch.where(targets > 0, x, -x)
 
 
@@ -183,4 +186,4 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
         return loss.sum()
     if reduction == "mean":
         return loss.mean()
-    raise unknown("reduction", reduction, ("none", "sum", "mean"))
+    raise unknown_name_error("reduction", reduction, ("none", "sum", "mean"))

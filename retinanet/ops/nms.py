@@ -1,12 +1,32 @@
-"""Non-maximum suppression within each class: of two boxes that overlap too much the lower goes. Exact, and
-only as far down as is asked.
+"""NMS of a whole batch as one operator of torch: a traced program has it as one node, with shapes that do not
+depend on the boxes.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torchvision.ops import nms
+
+
+@library.custom_op("retinanet::keep", mutates_args=())
+def nms_mask(boxes: Tensor, x: Tensor, labels: Tensor, classes: int, threshold: float, most: int) -> Tensor:
+    """NMS within each picture and class, in no order: which boxes stay, [B, P]. -inf: not a candidate at all.
+
+    boxes, x, labels  [B, P, 4], [B, P], [B, P]; classes: K
+    Of a picture at least its best `most` survivors are told, the others may be or not.
+    """
+    left = torch.zeros_like(x, dtype=torch.bool)
+    for picture in range(len(x)):
+        order = x[picture].sort(descending=True, stable=True).indices[: int((x[picture] > -torch.inf).sum())]
+        left[picture, order[exact_nms(boxes[picture][order], labels[picture][order], threshold, most)]] = True
+    return left
+
+
+@nms_mask.register_fake
+def _(boxes: Tensor, x: Tensor, labels: Tensor, classes: int, threshold: float, most: int) -> Tensor:
+    return torch.empty_like(x, dtype=torch.bool)
+
 
 PREFIX = 2
 """The fast path looks first at so many times the boxes that are wanted; its time grows with the square of
@@ -14,7 +34,7 @@ what it looks at.
 """
 
 
-def survivors(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Tensor:
+def exact_nms(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Tensor:
     """The first `most` survivors of NMS over boxes that come best first; fewer where it leaves fewer.
 
     boxes      [N, 4]  finite

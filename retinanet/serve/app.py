@@ -15,21 +15,22 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
 
-from .. import __version__
-from ..engine.detector import Detector
+from .._version import __version__
+from ..config.commands import ServeConfig
 from ..errors import DataError
-from ..verbs import ServeConfig
+from ..inference.detector import Detector
 from .batching import Batcher, Found, Full
-from .guard import Guard
 from .metrics import Metrics
+from .middleware import Guard
 from .schema import BODY, ERRORS, PREDICT_ERRORS, About, Health, Prediction, Problem, answer
-from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Gate, Refused, busy, read_pictures
+from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Limiter, Refused, busy, read_pictures
 
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
+
 FAILED = "the server failed on this picture; its log says why"
 
 
@@ -45,7 +46,7 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         config.decoders,
         max_pixels=config.max_pixels,
     )
-    gate = Gate(REQUESTS_OF_QUEUE * config.queue, REQUESTS_OF_BYTES * config.max_bytes)
+    gate = Limiter(REQUESTS_OF_QUEUE * config.queue, REQUESTS_OF_BYTES * config.max_bytes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..data.images import read_image
-from ..engine.detector import Detector, prepare
 from ..errors import DataError
+from ..inference.detector import Detector, prepare
 from ..structures import Detections
 from .metrics import Metrics
 
@@ -31,6 +31,7 @@ fails for ever.
 
 Found = tuple[Detections, tuple[int, int]]
 """What was found in a picture, and its height and width."""
+
 Shape = tuple[int, int]
 
 

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 GRACE = 60
 """Seconds that requests in flight have to finish after SIGTERM."""
+
 HEAD = 10.0
 """Seconds in which the head of a request must arrive: connections that send a part of one would use up the
 descriptors.

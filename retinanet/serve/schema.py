@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from ..structures import Detections
 
 PICTURE = {"type": "string", "format": "binary"}
+
 BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -112,6 +113,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "description": "Another site's page asks, or the server is called by a name that it does not know.",
     },
 }
+
 PREDICT_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
     400: {"model": Problem, "description": "The form cannot be parsed."},
     408: {"model": Problem, "description": "The request did not arrive whole in time."},

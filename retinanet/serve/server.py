@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import torch
 
-from ..engine.detector import load, prepare
+from ..config.commands import ServeConfig
 from ..errors import ConfigError
-from ..verbs import ServeConfig
+from ..inference.detector import prepare
+from ..inference.load import load
 
 log = logging.getLogger("retinanet")
 
@@ -28,7 +29,7 @@ def run(model: str, config: ServeConfig) -> None:
 
         from .app import create_app
         from .connection import settings
-        from .guard import is_loopback
+        from .middleware import is_loopback
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"serve needs more packages ({error.name} is missing): pip install 'retinanet[serve]'"

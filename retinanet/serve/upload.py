@@ -15,19 +15,24 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Receive
 
-from ..verbs import ServeConfig
+from ..config.commands import ServeConfig
 
 FORM = "multipart/form-data"
+
 PATIENCE = 60.0
 """Seconds in which a request must have arrived whole."""
+
 LINGER = 5.0
 """Seconds for which the rest of a refused request is read."""
+
 REQUESTS_OF_BYTES = 8
 """So many of the largest requests may be in memory at once."""
+
 REQUESTS_OF_QUEUE = 8
 """So many times the queue's places may be arriving at once: they come slowly, and must not keep out those
 that come at once.
 """
+
 CHARSETS = frozenset([b"utf-8", b"utf8", b"latin-1", b"iso-8859-1", b"us-ascii", b"ascii"])
 """Of names in a form. Python would keep every other name that it is asked for, and some of its codecs
 raise.
@@ -48,7 +53,7 @@ def busy(seconds: int) -> Refused:
     return Refused(503, text, {"Retry-After": str(seconds)})
 
 
-class Gate:
+class Limiter:
     """How much is being received: requests and bytes, over all connections. What does not fit is told to come
     back.
     """
@@ -58,11 +63,11 @@ class Gate:
         self.open_requests = self.held = 0
 
     @contextmanager
-    def enter(self, seconds: int) -> Iterator[Place]:
+    def enter(self, seconds: int) -> Iterator[Reservation]:
         """A place for one request; `seconds` is what Retry-After says if there is none."""
         if self.open_requests >= self.requests:
             raise busy(seconds)
-        place = Place(self, seconds)
+        place = Reservation(self, seconds)
         self.open_requests += 1
         try:
             yield place
@@ -71,10 +76,10 @@ class Gate:
             place.release()
 
 
-class Place:
+class Reservation:
     """One request's share of the gate."""
 
-    def __init__(self, gate: Gate, seconds: int) -> None:
+    def __init__(self, gate: Limiter, seconds: int) -> None:
         self.gate, self.seconds, self.held = gate, seconds, 0
 
     def take(self, size: int) -> None:
@@ -90,7 +95,7 @@ class Place:
         self.held = 0
 
 
-async def read_pictures(request: Request, config: ServeConfig, place: Place) -> list[tuple[str, bytes]]:
+async def read_pictures(request: Request, config: ServeConfig, place: Reservation) -> list[tuple[str, bytes]]:
     """(name, content) of every file of a form, or of the one whose bytes are the body. Refused when there is
     none or too much.
     """
@@ -112,7 +117,7 @@ async def read_pictures(request: Request, config: ServeConfig, place: Place) -> 
     return [("picture", bytes(body))]
 
 
-async def _files(request: Request, config: ServeConfig, place: Place) -> list[tuple[str, bytes]]:
+async def _files(request: Request, config: ServeConfig, place: Reservation) -> list[tuple[str, bytes]]:
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").lower()
     if charset not in CHARSETS:
         raise Refused(
@@ -162,7 +167,7 @@ class _Form(MultiPartParser):
         self.ended = True
 
 
-async def _limited(request: Request, limit: int, place: Place) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, limit: int, place: Reservation) -> AsyncGenerator[bytes, None]:
     """The body as it comes."""
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told) > limit:

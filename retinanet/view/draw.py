@@ -18,7 +18,9 @@ from torch import Tensor
 from ..structures import Detections
 
 Colour = tuple[int, int, int]
+
 Box = tuple[float, float, float, float]
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # Twelve colours that people with any of the colour blindnesses tell apart (after M. Krzywinski), neighbours
@@ -37,6 +39,7 @@ PALETTE = (
     "#ffb2fd",
     "#9f0162",
 )
+
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 

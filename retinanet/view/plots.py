@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Row = Mapping[str, Any]
+
 Floats = NDArray[np.float64]
 
 # Okabe and Ito's colours, distinguishable with any colour blindness and in grey print; one thing, one colour
 # in all plots.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+
 INK, QUIET = "#222831", "#6b7280"
+
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -267,6 +270,7 @@ def plot_f1(thresholds: ArrayLike, f1: ArrayLike, best: float | None, path: Path
 
 
 GRID = np.linspace(0, 1, 101)  # COCO's recall points
+
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY) * 2
 
 

@@ -4,10 +4,8 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,19 +17,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import ModelConfig, TrainConfig
+from ..config.io import check, fits, from_json
+from ..config.schema import ModelConfig, TrainConfig
 from ..data.dataset import is_text
 from ..errors import CheckpointError, ConfigError
+from ..files import write_atomically
 from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
-from ..settings import check, fits, from_json
 
 FORMAT = 1
+
 # one key only: several are written in a random order, and the same model would give different bytes
 KEY = "retinanet"
+
 BACKBONE = ("backbone", "backbone_norm", "backbone_eps", "backbone_stride")
+
 NETWORK = (*BACKBONE, "pyramid", "channels", "depth", "subnet_norm", "p6", "p7_relu", "prior")
+
 ANCHORS = (
     "anchor_size",
     "anchor_scales",
@@ -40,12 +43,14 @@ ANCHORS = (
     "anchor_rounding",
     "anchor_steps",
 )
+
 LIMITS = ("score_threshold", "per_level", "nms_threshold", "max_detections")
+
 ANSWERS = (*LIMITS, "padding_anchors", "clip_boxes", "empty_boxes", "shrink_limit")
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelInfo:
     """What a file of weights says about itself."""
 
     model: ModelConfig
@@ -80,21 +85,21 @@ def postprocess_of(config: ModelConfig) -> Postprocess:
     return Postprocess(**{name: settings[name] for name in ANSWERS})
 
 
-def save_model(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
+def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelInfo) -> None:
     """Write weights and card; the file is complete or absent, whatever happens meanwhile."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     text = json.dumps({"format": FORMAT, **asdict(card)}, sort_keys=True)
-    write_whole(path, save(tensors, metadata={KEY: text}))
+    write_atomically(path, save(tensors, metadata={KEY: text}))
 
 
-def load_model(path: Path) -> tuple[RetinaNet, Card]:
+def load_model(path: Path) -> tuple[RetinaNet, ModelInfo]:
     """The network with its weights, and its card. CheckpointError when the file is missing, truncated,
     foreign or does not fit.
 
     It is built on the meta device first: a hostile description may ask for more memory than there is, its
     weights cannot.
     """
-    weights, card = read(path)
+    weights, card = read_weights(path)
     try:
         with torch.device("meta"):
             outline = build(card.model, len(card.names))
@@ -124,7 +129,7 @@ def load_model(path: Path) -> tuple[RetinaNet, Card]:
     return model, card
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], Card]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelInfo]:
     """The weights and the card of a file, unbuilt."""
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -141,10 +146,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], Card]:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}); is it truncated, or another project's?"
         ) from error
-    return weights, parse_card(path, text)
+    return weights, parse_info(path, text)
 
 
-def parse_card(path: Path, text: str) -> Card:
+def parse_info(path: Path, text: str) -> ModelInfo:
     """The card from its JSON, which may be anybody's."""
     try:
         values = json.loads(text)
@@ -170,7 +175,7 @@ def parse_card(path: Path, text: str) -> Card:
             raise ValueError("threshold is no number in 0..1")
         model = from_json(ModelConfig, values["model"])
         check(TrainConfig(model=model))
-        return Card(model, tuple(names), tuple(ids), threshold, dict(values["about"]))
+        return ModelInfo(model, tuple(names), tuple(ids), threshold, dict(values["about"]))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -182,7 +187,7 @@ def save_plain(path: Path, content: Mapping[str, Any]) -> None:
     """Tensors and plain values of our own use, by torch.save; complete or absent, like a model."""
     buffer = io.BytesIO()  # in memory first: torch's own writer does not take a full disk well
     torch.save(dict(content), buffer)
-    write_whole(path, buffer.getbuffer())
+    write_atomically(path, buffer.getbuffer())
 
 
 def load_plain(path: Path, format: int) -> dict[str, Any]:
@@ -208,47 +213,3 @@ def load_plain(path: Path, format: int) -> dict[str, Any]:
             f"{path} has format {content['format']!r}; this version of retinanet reads format {format}"
         )
     return content
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Written aside, flushed to the disk, then renamed: a reader sees the old file or the new one, never half
-    of one.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def sha256(file: Path) -> str:
-    """Of the bytes of a file: a model that was trained again is another one, whatever its name. An OpenVINO
-    model's weights count too.
-    """
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256")
-    if file.suffix == ".xml" and (weights := file.with_suffix(".bin")).exists():
-        found.update(weights.read_bytes())
-    return found.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """What made a file."""
-    import platform
-
-    import timm
-    import torchvision
-
-    from .. import __version__
-
-    return {
-        "retinanet": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-    }

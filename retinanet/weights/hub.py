@@ -17,16 +17,17 @@ from urllib.parse import urlsplit
 
 import torch
 
-from ..distributed import first
-from ..errors import CheckpointError, ConfigError, unknown
-from ..online import download, reachable
+from ..distributed import is_main_process
+from ..download import download, reachable
+from ..errors import CheckpointError, ConfigError, unknown_name_error
 from .checkpoint import save_model
-from .convert import import_weights
+from .foreign.convert import import_weights
 
 log = logging.getLogger("retinanet")
 
 CONVERSION = 1
 """Raised whenever conversion changes, so that what an earlier version has converted is made anew."""
+
 HF_FILE = "model.safetensors"
 """Our file in a Hugging Face repository."""
 
@@ -53,6 +54,7 @@ PROJECTS = {
         "https://github.com/open-mmlab/mmdetection/blob/main/configs/retinanet/README.md",
     ),
 }
+
 FILES = [  # name; file; box AP on COCO val2017, as the project states it
     ("torchvision/retinanet_resnet50_fpn", "retinanet_resnet50_fpn_coco-eeacb38b.pth", 36.4),
     ("torchvision/retinanet_resnet50_fpn_v2", "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth", 41.5),
@@ -181,7 +183,7 @@ def fetch(name: str) -> Path:
     file to put where.
     """
     if name not in KNOWN:
-        raise unknown("published weights", name, KNOWN)
+        raise unknown_name_error("published weights", name, KNOWN)
     entry = KNOWN[name]
     path = converted(entry)
     if not path.exists():
@@ -231,7 +233,7 @@ def downloaded(entry: Published) -> Path:
     log.info("%s: fetching %s", entry.name, entry.address)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        download(entry.address, path, verify, show=first() and sys.stderr.isatty())
+        download(entry.address, path, verify, show=is_main_process() and sys.stderr.isatty())
     except OSError as error:
         raise CheckpointError(
             f"{entry.name} cannot be fetched: {error}. Try again, or fetch {entry.address} elsewhere and "
@@ -313,16 +315,3 @@ def explained(error: Exception, repository: str, revision: str | None) -> str:
     return next(
         (meaning for kind, meaning in meanings if isinstance(error, kind)), f"{type(error).__name__}: {told}"
     )
-
-
-def table() -> str:
-    """All published weights in columns, as the verb `models` prints them."""
-    rows = [("name", "AP as stated", "classes", "here", "licence")]
-    for entry in KNOWN.values():
-        here = "converted" if converted(entry).exists() else "fetched" if original(entry).exists() else "-"
-        rows.append((entry.name, f"{entry.ap:.1f}", str(entry.classes), here, entry.licence))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    return "\n".join([*lines, "", UNTESTED])

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..inference.load import load_checkpoint
 from ..model.retinanet import RetinaNet
-from .checkpoint import Card
-from .convert import load_any
+from .checkpoint import ModelInfo
 
 log = logging.getLogger("retinanet")
 
 
-def start_from(model: RetinaNet, names: Sequence[str], source: Path) -> Card:
+def load_pretrained(model: RetinaNet, names: Sequence[str], source: Path) -> ModelInfo:
     """Fill `model`, whose K classes are `names`, with the weights of a file as far as they fit; the log says
     what was kept.
 
@@ -27,7 +27,7 @@ def start_from(model: RetinaNet, names: Sequence[str], source: Path) -> Card:
     CheckpointError when the file cannot be read. A tensor of another shape keeps its fresh values, as do the
     rows of new classes.
     """
-    donor, card = load_any(source)
+    donor, card = load_checkpoint(source)
     theirs = donor.state_dict()
     mine = model.state_dict()
     last = [f"class_subnet.{len(model.class_subnet) - 1}.{part}" for part in ("weight", "bias")]

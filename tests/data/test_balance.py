@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from retinanet.data.balance import inverse_frequency, repeat_factors
 from retinanet.data.dataset import Columns
+from retinanet.data.sampler import repeat_factors
+from retinanet.training.setup import inverse_frequency
 
 
 def data(*pictures, names=("common", "rare")):

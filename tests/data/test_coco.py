@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from retinanet.data.coco import read_coco
 from retinanet.data.dataset import Dataset
+from retinanet.data.formats.coco import read_coco
 from retinanet.data.validate import validate
 from retinanet.errors import DataError
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retinanet.data.augment import Augment, crop
-from retinanet.data.coco import read_coco
+from retinanet.data.formats.coco import read_coco
 from retinanet.data.loader import _Samples, evaluation_batches, training_batches
 from retinanet.data.sampler import Entry, Sampler
 from retinanet.model.preprocess import Preprocess

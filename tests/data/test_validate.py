@@ -14,8 +14,8 @@ from PIL import Image
 
 from retinanet.data import headers
 from retinanet.data import validate as validation
-from retinanet.data.coco import read_coco
 from retinanet.data.dataset import Columns, Dataset
+from retinanet.data.formats.coco import read_coco
 from retinanet.data.validate import validate
 from retinanet.errors import ConfigError, DataError, report
 

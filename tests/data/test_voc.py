@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from retinanet.data.layout import open_dataset
+from retinanet.data.formats.detect import open_dataset
+from retinanet.data.formats.voc import read_voc
 from retinanet.data.validate import validate
-from retinanet.data.voc import read_voc
 from retinanet.errors import DataError
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retinanet.data.layout import open_dataset
-from retinanet.data.yolo import label_file, read_yaml
+from retinanet.data.formats.detect import open_dataset
+from retinanet.data.formats.yolo import label_file, read_yaml
 from retinanet.errors import DataError
 
 

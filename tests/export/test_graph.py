@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from retinanet.engine.detector import Detector
 from retinanet.export.graph import Graph
+from retinanet.inference.detector import Detector
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet
-from retinanet.ops.keep import keep
-from retinanet.ops.nms import all_survivors
+from retinanet.ops.nms import all_survivors, nms_mask
 
 
 def detector(preprocess=None, precision="fp32", network=None, **answers):
@@ -117,7 +116,7 @@ def test_keep_decides_as_one_nms_over_each_picture_does():
     boxes = torch.cat([corner, corner + 5 + torch.rand(2, 40, 2, generator=generator) * 40], dim=2)
     x, labels = torch.randn(2, 40, generator=generator), torch.randint(0, 3, (2, 40), generator=generator)
     x[1, 5:] = -torch.inf
-    left = keep(boxes, x, labels, 3, 0.5, 100)
+    left = nms_mask(boxes, x, labels, 3, 0.5, 100)
     for row in range(2):
         order = x[row].sort(descending=True, stable=True).indices
         order = order[x[row][order] > -torch.inf]

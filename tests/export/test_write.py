@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import retinanet
+from retinanet.commands import export as writing
+from retinanet.commands.evaluate import run
+from retinanet.config.commands import EvalConfig, ExportConfig
 from retinanet.data.scenes import scene
-from retinanet.engine.detector import find_model
-from retinanet.engine.evaluate import run
 from retinanet.errors import CheckpointError, ConfigError
-from retinanet.export import write as writing
-from retinanet.verbs import EvalConfig, ExportConfig
+from retinanet.inference.load import resolve_weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
@@ -25,7 +25,7 @@ def talkative(trained, tmp_path_factory):
     """The short run's model, made to answer a lot."""
     from retinanet.weights.checkpoint import load_model, save_model
 
-    model, card = load_model(find_model(trained))
+    model, card = load_model(resolve_weights(trained))
     torch.manual_seed(0)
     torch.nn.init.normal_(model.class_subnet[-1].weight, std=0.1)
     torch.nn.init.constant_(model.class_subnet[-1].bias, -2.5)

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from retinanet.data.coco import read_coco
+from retinanet.data.formats.coco import read_coco
 from retinanet.data.images import read_image
-from retinanet.engine.detector import Detector
+from retinanet.inference.detector import Detector
 from retinanet.lab import figures
 from retinanet.lab.paper import speed_points
 from retinanet.model.postprocess import Postprocess

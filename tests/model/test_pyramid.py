@@ -6,8 +6,7 @@ import torch
 from retinanet.errors import ConfigError
 from retinanet.model.criterion import Criterion
 from retinanet.model.postprocess import Postprocess
-from retinanet.model.pyramid import Pyramid
-from retinanet.model.retinanet import RetinaNet
+from retinanet.model.retinanet import Pyramid, RetinaNet
 from retinanet.ops.anchors import PYRAMIDS
 from retinanet.structures import Targets
 

@@ -9,8 +9,7 @@ from torch import nn
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.model import backbone
 from retinanet.model.backbone import Backbone
-from retinanet.model.pyramid import Pyramid
-from retinanet.model.retinanet import RetinaNet, per_anchor
+from retinanet.model.retinanet import Pyramid, RetinaNet, per_anchor
 
 CELLS = [(64 // s if s <= 64 else 1) * (96 // s if s <= 96 else 1) for s in (8, 16, 32, 64, 128)]
 

@@ -8,7 +8,8 @@ from shutil import which
 import pytest
 import torch
 
-from retinanet.ops import compiled, fused
+from retinanet.ops import fused
+from retinanet.ops import fused as compiled
 from retinanet.ops.assign import IGNORE
 
 

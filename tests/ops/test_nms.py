@@ -7,7 +7,7 @@ import torch
 
 from retinanet.ops import nms as module
 from retinanet.ops.boxes import iou
-from retinanet.ops.nms import all_survivors, survivors
+from retinanet.ops.nms import all_survivors, exact_nms
 
 
 def crowd(count, classes, seed=0, side=100.0, spread=10.0):
@@ -43,7 +43,7 @@ def test_it_keeps_what_the_rule_keeps(threshold, most):
     boxes, labels = crowd(60, 2)
     expected = one_by_one(boxes, labels, threshold, most)
     assert (
-        survivors(boxes, labels, threshold, most).tolist()
+        exact_nms(boxes, labels, threshold, most).tolist()
         == all_survivors(boxes, labels, threshold, most).tolist()
         == expected
     )
@@ -53,14 +53,14 @@ def test_it_keeps_what_the_rule_keeps(threshold, most):
 def test_looking_at_the_best_first_changes_nothing(seed):
     boxes, labels = crowd(500, 1 + seed % 7, seed, spread=1.0 + seed)
     for most in (1, 7, 40, 200, 499, 500, 10**6):
-        assert torch.equal(survivors(boxes, labels, 0.5, most), all_survivors(boxes, labels, 0.5, most))
+        assert torch.equal(exact_nms(boxes, labels, 0.5, most), all_survivors(boxes, labels, 0.5, most))
 
 
 def looked_at(monkeypatch, *arguments):
     """How many boxes each NMS was given."""
     counts, real = [], module.nms
     monkeypatch.setattr(module, "nms", lambda boxes, *rest: counts.append(len(boxes)) or real(boxes, *rest))
-    kept = survivors(*arguments)
+    kept = exact_nms(*arguments)
     return counts, len(kept)
 
 
@@ -78,15 +78,15 @@ def test_where_few_survive_it_goes_on_with_them_and_twice_as_many_more(monkeypat
 
 def test_boxes_of_two_classes_never_suppress_each_other():
     boxes = torch.tensor([[-5.0, -5, 3000, 3000]]).repeat(80, 1)
-    assert survivors(boxes, torch.arange(80), 0.5, 100).tolist() == list(range(80))
+    assert exact_nms(boxes, torch.arange(80), 0.5, 100).tolist() == list(range(80))
 
 
 def test_the_shift_of_a_class_does_not_eat_the_fraction_of_a_pixel():
     """The overlap is 0.5 + 1e-7; in float32, 79 x 4001 pixels away, it is 0.5."""
     boxes = torch.tensor([[0.0, 0, 1, 1], [0.0, 0, 1, 0.5000001], [0.0, 0, 4000, 4000]])
-    assert survivors(boxes, torch.tensor([79, 79, 0]), 0.5, 10).tolist() == [0, 2]
+    assert exact_nms(boxes, torch.tensor([79, 79, 0]), 0.5, 10).tolist() == [0, 2]
 
 
 def test_of_nothing_nothing_is_left():
-    assert survivors(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 0.5, 10).tolist() == []
+    assert exact_nms(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 0.5, 10).tolist() == []
     assert all_survivors(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 0.5, 10).tolist() == []

@@ -89,8 +89,8 @@ def client(colours):
     """Makes a client of an application around the detector of colours, at a loopback address."""
     from fastapi.testclient import TestClient
 
+    from retinanet.config.commands import ServeConfig
     from retinanet.serve.app import create_app
-    from retinanet.verbs import ServeConfig
 
     with ExitStack() as stack:
 
@@ -107,9 +107,9 @@ def address(colours):
     """Starts a server with these settings on a free port; its address. `address.servers` are they."""
     import uvicorn
 
+    from retinanet.config.commands import ServeConfig
     from retinanet.serve.app import create_app
     from retinanet.serve.connection import settings as settings_of
-    from retinanet.verbs import ServeConfig
 
     started = []
 

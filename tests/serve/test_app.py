@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from retinanet.data.scenes import scene
-from retinanet.engine.detector import Detector
+from retinanet.inference.detector import Detector
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet

@@ -13,10 +13,10 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from retinanet import cli
+from retinanet.config.commands import ServeConfig
 from retinanet.errors import ConfigError
 from retinanet.serve import upload
 from retinanet.serve.server import listen, run
-from retinanet.verbs import ServeConfig
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ import tracemalloc
 
 import pytest
 
+from retinanet.config.commands import ServeConfig
 from retinanet.serve import upload
 from retinanet.serve.app import create_app
-from retinanet.verbs import ServeConfig
 
 PART = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n'
 MEGABYTE = 1_000_000
 
 
 def test_bytes_that_are_held_for_all_requests_together_are_limited():
-    gate = upload.Gate(requests=3, size=100)
+    gate = upload.Limiter(requests=3, size=100)
     with gate.enter(7) as one, gate.enter(7) as other:
         one.take(60)
         with pytest.raises(upload.Refused) as refused:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from retinanet.errors import CheckpointError
-from retinanet.weights.arrays import Placeholder, Storages
-from retinanet.weights.unpickle import Machine
+from retinanet.weights.foreign.arrays import Placeholder, Storages
+from retinanet.weights.foreign.unpickle import Machine
 
 HUGE = b"\x8a\x06" + (1 << 40).to_bytes(6, "little")
 FEW = dict(size=b"K\x04\x85", stride=b"K\x01\x85", offset=b"K\x00", count=b"K\x04", kind=b"FloatStorage")

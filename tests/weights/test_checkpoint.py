@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from retinanet.config import ModelConfig
+from retinanet.config.schema import ModelConfig
 from retinanet.errors import CheckpointError
 from retinanet.weights import checkpoint
-from retinanet.weights.checkpoint import Card, build, load_model, read, save_model
+from retinanet.weights.checkpoint import ModelInfo, build, load_model, read_weights, save_model
 
 CONFIG = ModelConfig(
     backbone="resnet18",
@@ -22,7 +22,7 @@ CONFIG = ModelConfig(
     subnet_norm="group",
     anchor_ratios=(0.5, 1.0),
 )
-CARD = Card(CONFIG, ("cat", "dög"), (17, 18), 0.31, {"data": "pets", "validation": {"AP": 0.5}})
+CARD = ModelInfo(CONFIG, ("cat", "dög"), (17, 18), 0.31, {"data": "pets", "validation": {"AP": 0.5}})
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_failing_save_leaves_the_old_file_whole(model, saved, monkeypatch):
 def test_a_truncated_file_is_a_checkpoint_error(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="truncated"):
-        read(saved)
+        read_weights(saved)
 
 
 def test_a_pickle_is_refused_without_running_it(tmp_path):
@@ -89,14 +89,14 @@ def test_a_pickle_is_refused_without_running_it(tmp_path):
 
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(CheckpointError):
-        read(tmp_path / "model.safetensors")
+        read_weights(tmp_path / "model.safetensors")
     assert not (tmp_path / "owned").exists()
 
 
 def test_another_projects_safetensors_is_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="not one of retinanet"):
-        read(tmp_path / "other.safetensors")
+        read_weights(tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_description_that_is_not_ours_is_told(tmp_path, change, reason):
         metadata={"retinanet": json.dumps(card | change)},
     )
     with pytest.raises(CheckpointError, match=reason):
-        read(tmp_path / "x.safetensors")
+        read_weights(tmp_path / "x.safetensors")
 
 
 def test_weights_that_do_not_fit_the_description_are_told(model, tmp_path):
@@ -149,13 +149,13 @@ def test_weights_that_do_not_fit_the_description_are_told(model, tmp_path):
 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
-        read(tmp_path / "nothing.safetensors")
+        read_weights(tmp_path / "nothing.safetensors")
 
 
 def test_a_description_nested_too_deep_is_told(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "x.safetensors", metadata={"retinanet": "[" * 100_000})
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read(tmp_path / "x.safetensors")
+        read_weights(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(

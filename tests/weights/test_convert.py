@@ -15,9 +15,8 @@ import retinanet
 from retinanet.cli import main
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.weights.checkpoint import build
-from retinanet.weights.coco_names import COCO
-from retinanet.weights.convert import import_weights, rename
-from retinanet.weights.projects import TORCHVISION
+from retinanet.weights.foreign.convert import import_weights, rename
+from retinanet.weights.foreign.projects import COCO, TORCHVISION
 
 BUILDERS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
 SHORT, LONG = 200, 333

@@ -17,10 +17,9 @@ import retinanet
 from retinanet.cli import main
 from retinanet.data.scenes import NAMES
 from retinanet.errors import CheckpointError, ConfigError
-from retinanet.weights import convert
-from retinanet.weights.coco_names import COCO
-from retinanet.weights.convert import import_weights, rename
-from retinanet.weights.projects import DETECTRON2, MMDETECTION
+from retinanet.weights.foreign import convert
+from retinanet.weights.foreign.convert import import_weights, rename
+from retinanet.weights.foreign.projects import COCO, DETECTRON2, MMDETECTION
 
 pytest.importorskip("cv2", reason="MMDetection resizes with OpenCV")
 

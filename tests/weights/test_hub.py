@@ -17,15 +17,15 @@ from huggingface_hub import constants, errors
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
 import retinanet
-from retinanet import online
+from retinanet import download as online
 from retinanet.cli import main
-from retinanet.config import ModelConfig
-from retinanet.engine.detector import find_model
-from retinanet.engine.train import start_config
+from retinanet.commands.train import start_config
+from retinanet.config.schema import ModelConfig
 from retinanet.errors import CheckpointError, ConfigError
+from retinanet.inference.load import resolve_weights
 from retinanet.weights import hub
-from retinanet.weights.checkpoint import Card, build, read
-from retinanet.weights.coco_names import COCO
+from retinanet.weights.checkpoint import ModelInfo, build, read_weights
+from retinanet.weights.foreign.projects import COCO
 
 BODY = b"weights, as it were " * 50_000
 SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY, usedforsecurity=False).hexdigest()
@@ -87,7 +87,7 @@ def publish(monkeypatch):
 
     def imported(path, style):
         assert path.read_bytes() == BODY
-        return build(SMALL, 80).state_dict(), Card(
+        return build(SMALL, 80).state_dict(), ModelInfo(
             SMALL, tuple(COCO.values()), tuple(COCO), about={"style": style, "sha256": SHA256}
         )
 
@@ -174,7 +174,7 @@ def test_the_first_call_fetches_and_converts_and_the_second_only_finds(server, p
     path = hub.fetch(NAME)
     assert path == home / "retinanet" / "torchvision" / f"small-{SHA256[:8]}-{hub.CONVERSION}.safetensors"
     about = {"style": "caffe", "sha256": SHA256, "licence": "CC0", "published_as": NAME, "published_ap": 12.3}
-    assert read(path)[1].about == about
+    assert read_weights(path)[1].about == about
     assert hub.fetch(NAME) == path
     assert server.asked == [f"/models/good-{SHA256[:8]}.pth"]
     assert files(home) == [f"checkpoints/good-{SHA256[:8]}.pth", str(path.relative_to(home))]
@@ -329,7 +329,7 @@ def test_what_lies_on_the_disk_wins_over_a_published_name(tmp_path, monkeypatch)
     (tmp_path / "torchvision").mkdir()
     mine = Path("torchvision/retinanet_resnet50_fpn")
     mine.write_bytes(b"")
-    assert find_model(str(mine)) == mine
+    assert resolve_weights(str(mine)) == mine
 
 
 @pytest.mark.parametrize(
@@ -341,9 +341,9 @@ def test_anything_else_is_no_published_name(model):
 
 def test_a_slip_in_a_name_is_told_with_its_neighbours():
     with pytest.raises(ConfigError, match="did you mean 'torchvision/retinanet_resnet50_fpn_v2'"):
-        find_model("torchvision/retinanet_resnet50_v2")
+        resolve_weights("torchvision/retinanet_resnet50_v2")
     with pytest.raises(CheckpointError, match="nor a name of `retinanet models`"):
-        find_model("nowhere")
+        resolve_weights("nowhere")
 
 
 def test_a_training_starts_from_a_published_name(server, publish, scenes, tmp_path):
@@ -408,8 +408,8 @@ def nobody_is_asked(monkeypatch):
 @pytest.mark.usefixtures("nobody_is_asked")
 def test_a_cached_copy_is_taken_without_asking(tmp_path):
     main_branch, old = cache(tmp_path, "main", "a" * 40), cache(tmp_path, "v1", "b" * 40)
-    assert find_model("hf:owner/name") == main_branch
-    assert find_model(Path("hf:owner/name@v1")) == find_model("hf:owner/name@" + "b" * 40) == old
+    assert resolve_weights("hf:owner/name") == main_branch
+    assert resolve_weights(Path("hf:owner/name@v1")) == resolve_weights("hf:owner/name@" + "b" * 40) == old
 
 
 def test_a_repository_is_asked_for_our_file_at_the_revision(monkeypatch):

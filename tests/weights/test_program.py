@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retinanet.errors import CheckpointError
-from retinanet.weights.program import looked_through
+from retinanet.inference.program import looked_through
 
 
 class Doubled(torch.nn.Module):

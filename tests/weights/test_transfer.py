@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import retinanet
-from retinanet.config import ModelConfig
+from retinanet.config.schema import ModelConfig
 from retinanet.data.scenes import write_scenes
 from retinanet.errors import CheckpointError
-from retinanet.weights.checkpoint import Card, build, load_model, save_model
-from retinanet.weights.transfer import start_from
+from retinanet.weights.checkpoint import ModelInfo, build, load_model, save_model
+from retinanet.weights.transfer import load_pretrained
 
 CONFIG = ModelConfig(backbone="resnet18", backbone_norm="batch", channels=32, depth=1, subnet_norm="group")
 
@@ -23,14 +23,14 @@ def source(tmp_path_factory):
     with torch.no_grad():
         model.class_subnet[-1].bias.copy_(torch.arange(3.0).repeat(9))
     path = tmp_path_factory.mktemp("source") / "model.safetensors"
-    save_model(path, model.state_dict(), Card(CONFIG, ("cat", "dog", "cow"), (1, 2, 3)))
+    save_model(path, model.state_dict(), ModelInfo(CONFIG, ("cat", "dog", "cow"), (1, 2, 3)))
     return path
 
 
 def started(source, names, config=CONFIG):
     torch.manual_seed(2)
     model = build(config, len(names))
-    start_from(model, names, source)
+    load_pretrained(model, names, source)
     return model
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from retinanet.errors import CheckpointError
-from retinanet.weights import unpickle
-from retinanet.weights.arrays import Placeholder, Storages
-from retinanet.weights.unpickle import BUILDERS, FRESH, LITERALS, Machine
+from retinanet.weights.foreign import unpickle
+from retinanet.weights.foreign.arrays import Placeholder, Storages
+from retinanet.weights.foreign.unpickle import BUILDERS, FRESH, LITERALS, Machine
 
 
 def read(data: bytes):

@@ -1,0 +1,81 @@
+"""The command `eval`: the 12 COCO numbers of a model on a data set."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ..config.commands import EvalConfig
+from ..config.io import to_json
+from ..data.splits import in_model_classes, open_split
+from ..device import describe, pick_workers, versions
+from ..distributed import is_main_process, process_group
+from ..evaluation.coco import Metrics, coco_metrics, format_table
+from ..evaluation.evaluate import Evaluation, evaluate, write_evaluation
+from ..evaluation.results import read_results
+from ..files import refuse_run
+from ..inference.load import load
+from ..inference.tiles import check_tiles, in_tiles
+from ..text import progress_bar
+
+log = logging.getLogger("retinanet")
+
+
+def run(model: str, data: str, config: EvalConfig) -> Metrics:
+    """The verb `eval`: print the 12 COCO numbers and those of each class, and write everything into --out.
+
+    `model` may also be a COCO results file (.json), from this or any other detector; then no picture is
+    needed.
+    """
+    refuse_run(config.out)
+    with process_group():
+        return _run(model, data, config)
+
+
+def _run(model: str, data: str, config: EvalConfig) -> Metrics:
+    scoring = model.endswith(".json")
+    dataset = open_split(
+        data,
+        config.split,
+        config.layout,
+        config.images,
+        config.invalid,
+        config.max_pixels,
+        headers=not scoring,
+    )
+    about: dict[str, Any] = {
+        "model": model,
+        "data": str(data),
+        "split": dataset.split,
+        "data_hash": dataset.fingerprint(),
+    }
+    if scoring:
+        results = read_results(Path(model), dataset)
+        evaluation = Evaluation(coco_metrics(dataset, results), results, {})
+    else:
+        check_tiles(config.tiles, config.overlap, len(config.scales or ()))
+        detector = in_tiles(
+            load(model, config.device, config.precision, config.scale, config.scales),
+            config.tiles,
+            config.overlap,
+        )
+        dataset = in_model_classes(dataset, detector.names)
+        workers = pick_workers(config.workers, detector.device)
+        log.info(
+            "evaluating %s on %s: %d images on %s",
+            model,
+            dataset.split,
+            len(dataset),
+            describe(detector.device),
+        )
+        with progress_bar(len(dataset) if is_main_process() else 0, "evaluating") as progress:
+            evaluation = evaluate(
+                detector, dataset, config.batch, workers, max_pixels=config.max_pixels, progress=progress
+            )
+        about |= {"config": to_json(config), "versions": versions(), "machine": describe(detector.device)}
+    log.info("%s", format_table(evaluation.metrics))
+    if config.out is not None and is_main_process():
+        write_evaluation(config.out, dataset, evaluation, about)
+        log.info("wrote %s", config.out / "metrics.json")
+    return evaluation.metrics

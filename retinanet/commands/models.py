@@ -1,0 +1,18 @@
+"""The command `models`: the published weights that can be named in place of a file."""
+
+from __future__ import annotations
+
+from ..weights.hub import KNOWN, UNTESTED, converted, original
+
+
+def table() -> str:
+    """All published weights in columns, as the verb `models` prints them."""
+    rows = [("name", "AP as stated", "classes", "here", "licence")]
+    for entry in KNOWN.values():
+        here = "converted" if converted(entry).exists() else "fetched" if original(entry).exists() else "-"
+        rows.append((entry.name, f"{entry.ap:.1f}", str(entry.classes), here, entry.licence))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join([*lines, "", UNTESTED])

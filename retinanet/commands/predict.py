@@ -1,0 +1,265 @@
+"""The verb `predict`: answers for files, as COCO results and as pictures with boxes; a few files or, by many
+processes, a million.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..config.commands import PredictConfig
+from ..data.dataset import Columns, Dataset
+from ..data.images import read_image
+from ..data.splits import in_model_classes, open_split
+from ..distributed import is_main_process, rank, world
+from ..errors import ConfigError, DataError
+from ..evaluation.results import collect, result_rows
+from ..files import refuse_run, sha256
+from ..inference.detector import Detector
+from ..inference.load import load, resolve_weights
+from ..inference.shards import (
+    FAILED,
+    PICTURES,
+    block_size,
+    blocks_of,
+    claim,
+    done_blocks,
+    merge_shards,
+    refuse_finished,
+    write_shard,
+)
+from ..inference.sources import find_files
+from ..inference.tiles import Tiled, check_tiles, in_tiles
+from ..inference.video import check_videos, keep_videos, not_ours, show_videos
+from ..structures import Detections
+from ..text import progress_bar
+from ..view.draw import draw, save
+
+log = logging.getLogger("retinanet")
+
+
+def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
+    """Predict for files, folders, globs, lists, or a split of a data set; true when every picture could be
+    read.
+
+    --out gets predictions.json (COCO results: everything above the model's own score threshold), images.json
+    (which id is which
+    picture), failed.json (which could not be read, if any) and pictures/ with the boxes above --threshold.
+    Without --out the answers are
+    printed. Several processes (torchrun) share the pictures, and a run that was stopped continues: see
+    `parts`. Videos come first, each
+    with files of its own: see `video`.
+    """
+    if not sources:
+        raise ConfigError(
+            "nothing to predict on: give files, folders, globs or .txt lists, or a data set and --split"
+        )
+    refuse_run(config.out)
+    if config.out is not None:
+        refuse_finished(config.out)
+    check_tiles(config.tiles, config.overlap, len(config.scales or ()))
+    pictures, videos = find_files(sources) if config.split is None else ([], [])
+    videos = not_ours(videos, config.out)
+    check_videos(sources, pictures, videos, config)
+    detector = in_tiles(
+        load(model, config.device, config.precision, config.scale, config.scales),
+        config.tiles,
+        config.overlap,
+    )
+    data = pictures_of(sources, pictures, config, detector)
+    threshold = detector.threshold if config.threshold is None else config.threshold
+    if config.out is None:
+        good = show_videos(detector, videos, threshold, config)
+        return show(detector, data, threshold, config) and good
+    settings = {
+        "retinanet": __version__,
+        "model": sha256(resolve_weights(model)),
+        "precision": detector.precision,
+        "scale": config.scale if config.scales is None else sorted(set(config.scales)),
+        "tiles": None if config.tiles is None else [config.tiles, config.overlap],
+        "max_pixels": config.max_pixels,
+        "threshold": threshold if config.pictures else None,  # which touches pictures only
+    }
+    only_videos = bool(videos) and not len(data)
+    if not only_videos:
+        claim(
+            config.out,
+            {**settings, "pictures": digest(data), "count": len(data), "block": block_size(len(data))},
+        )
+    names = [Path(name).stem for name in picture_names(map(str, videos))]
+    good = keep_videos(
+        detector, dict(zip(names, videos, strict=True)), threshold, config, config.out, settings
+    )
+    return (only_videos or store(detector, data, threshold, config, config.out)) and good
+
+
+def show(detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig) -> bool:
+    """Print the answers for this process's blocks; true when every picture of these could be read."""
+    blocks = blocks_of(len(data))[rank() :: world()]
+    failed = 0
+    for block in blocks:
+        for index, answer in answers(detector, data, block, config):
+            if isinstance(answer, DataError):
+                failed += 1
+                log.error("%s", answer)
+                continue
+            shown = answer.above(threshold)
+            # printed and not logged: they are what was asked for, on whichever process. In one piece, so that
+            # no other comes between
+            print(
+                "\n".join([f"{data.path(index)}: {len(shown)} objects", *map(line, shown)]) + "\n",
+                end="",
+                flush=True,
+            )
+    if failed:
+        log.error("%d of %d pictures could not be read", failed, sum(map(len, blocks)))
+    return failed == 0
+
+
+def store(
+    detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig, out: Path
+) -> bool:
+    """Write the parts of this process's blocks that are not done yet, and merge them all when none is
+    missing; see `run`.
+
+    Only the process that merges answers for the pictures that could not be read, for all of them: torchrun
+    ends the others as soon as
+    one ends with a status other than 0, and they may still be at work.
+    """
+    blocks = blocks_of(len(data))
+    names = picture_names(data.files.tolist()) if config.pictures else None
+    done = done_blocks(out, len(blocks))
+    if done:
+        log.info("%d of %d pictures are done already", sum(len(blocks[number]) for number in done), len(data))
+    mine = [number for number in range(rank(), len(blocks), world()) if number not in done]
+    count = itertools.count(1)
+    with progress_bar(
+        sum(len(blocks[number]) for number in mine) if is_main_process() else 0, "predicting"
+    ) as progress:
+        for number in mine:
+            found: dict[int, Detections] = {}
+            failed: dict[int, str] = {}
+            for index, answer in answers(detector, data, blocks[number], config):
+                try:
+                    if isinstance(answer, DataError):
+                        raise answer
+                    if names is not None:
+                        picture = read_image(data.path(index), config.max_pixels)
+                        save(out / PICTURES / names[index], draw(picture, answer.above(threshold)))
+                    found[index] = answer
+                except DataError as error:
+                    log.error("%s", error)
+                    failed[index] = str(error)
+                progress(next(count))
+            write_block(out, number, data, found, failed, names)
+    if len(done_blocks(out, len(blocks))) < len(blocks):
+        log.info("this process has done its share; the one that is ready last merges the parts in %s", out)
+        return True
+    return not (merge_shards(out, len(blocks)) and (out / FAILED).exists())
+
+
+def write_block(
+    out: Path,
+    number: int,
+    data: Dataset,
+    found: dict[int, Detections],
+    failed: dict[int, str],
+    names: list[str] | None,
+) -> None:
+    """The part of a block: answers and reasons of failure by image, whichever came first, in the order of the
+    list.
+    """
+    good = sorted(found)
+    results = collect(data, [found[index] for index in good], good)
+
+    def image(index: int) -> dict[str, Any]:
+        return {"id": int(data.image_ids[index]), "file_name": str(data.files[index])}
+
+    images = [{**image(index), "picture": f"{PICTURES}/{names[index]}" if names else None} for index in good]
+    reasons = [{**image(index), "reason": failed[index]} for index in sorted(failed)]
+    write_shard(out, number, images, reasons, result_rows(data, results))
+
+
+def answers(
+    detector: Detector | Tiled, data: Dataset, block: range, config: PredictConfig
+) -> Iterator[tuple[int, Detections | DataError]]:
+    """(image, answer) of the images of a block, as they come."""
+    paths = [data.path(index) for index in block]
+    for position, answer in detector.stream(paths, config.batch, config.workers, config.max_pixels):
+        yield block[position], answer
+
+
+def pictures_of(
+    sources: Sequence[str], pictures: list[Path], config: PredictConfig, detector: Detector | Tiled
+) -> Dataset:
+    """The pictures that are meant, in the same order for every process."""
+    if config.split is None:
+        return as_dataset(not_drawn(pictures, config.out), detector)
+    if len(sources) != 1:
+        raise DataError("--split goes with one data set, not with several paths")
+    data = open_split(
+        sources[0],
+        config.split,
+        config.layout,
+        config.images,
+        config.invalid,
+        config.max_pixels,
+        need_boxes=False,
+    )
+    return in_model_classes(data, detector.names)
+
+
+def not_drawn(paths: list[Path], out: Path | None) -> list[Path]:
+    """The pictures without our own: where --out lies inside a source, they are not there when a run begins
+    but when it continues.
+    """
+    if out is None or not (out / PICTURES).exists():
+        return paths
+    drawn = os.path.abspath(out / PICTURES) + os.sep
+    return [path for path in paths if not os.path.abspath(path).startswith(drawn)]
+
+
+def as_dataset(paths: Sequence[Path], detector: Detector | Tiled) -> Dataset:
+    """Loose pictures as a data set without boxes, with ids 1..N."""
+    columns = Columns()
+    for number, path in enumerate(paths, 1):
+        columns.image(path.as_posix(), number, 0, 0)
+    return columns.build(Path(), Path(), "pictures", detector.names, detector.category_ids)
+
+
+def picture_names(files: Iterable[str]) -> list[str]:
+    """A file name for each drawn picture: its own, with a number when another has it already."""
+    names: dict[str, None] = {}
+    last: Counter[str] = (
+        Counter()
+    )  # where the search for a free number ended, so that a million equal names are searched once
+    for file in files:
+        stem = Path(file).stem
+        name = f"{stem}.jpg"
+        while name in names:
+            last[stem] += 1
+            name = f"{stem}-{last[stem] + 1}.jpg"
+        names[name] = None
+    return list(names)
+
+
+def digest(data: Dataset) -> str:
+    """16 hex digits of the list: files, where they lie, and the ids that answers are written with."""
+    found = hashlib.sha256(repr(data.category_ids).encode())
+    root = os.path.abspath(data.root)
+    for image, file in zip(data.image_ids.tolist(), data.files.tolist(), strict=True):
+        found.update(os.fsencode(f"{image} {os.path.join(root, file)}\n"))
+    return found.hexdigest()[:16]
+
+
+def line(found: tuple[str, float, list[float]]) -> str:
+    """One detection in words."""
+    name, score, box = found
+    return f"  {name} {score:.2f} at {', '.join(f'{side:.0f}' for side in box)}"

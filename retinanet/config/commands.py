@@ -1,0 +1,280 @@
+"""Every setting of the verbs other than `train`: as in `config`, the dataclasses are the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .schema import Invalid, Layout, TrainConfig
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """What may change when a run goes on; everything else is as it was."""
+
+    data: Path | None = None
+    """Where the data set lies now, if it has been moved."""
+    images: Path | None = None
+    """Where the pictures lie now, if they are elsewhere."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, auto. None: as before."""
+    workers: int | None = None
+    """Loader processes; their number changes nothing that is learned. None: one on a CPU, up to eight beside
+    a GPU.
+    """
+    micro_batch: int | None = None
+    """Images that a process works on at a time. None: as before."""
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Another project's weights as ours."""
+
+    out: Path | None = None
+    """File to write. None: beside theirs, ending in .safetensors."""
+    names: Path | None = None
+    """Text file with the class names, one a line, when they are not COCO's."""
+    bn_eps: float | None = None
+    """eps of the backbone's batch norm, which no file tells. None: 0 for torchvision's own first file, else
+    1e-5.
+    """
+    style: Literal["pytorch", "caffe"] | None = None
+    """What the backbone came from: caffe means BGR, deviation 1 and the stride in the 1x1. None: as the file
+    tells.
+    """
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """A verb without settings."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """A step of training that went wrong, once more."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Another number format than the step had: bf16 or fp32, to see whether it is to blame."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a model is run: shared by eval and predict."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
+    batch: int = 8
+    """Pictures per batch; only pictures of the same padded shape share one."""
+    workers: int | None = None
+    """Loader processes. None: one on a CPU, up to eight beside a GPU."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is faster and costs a little AP."""
+    scale: int | None = None
+    """Short side in pixels, when it is not to be the model's own."""
+    scales: tuple[int, ...] | None = None
+    """Several of these instead: every picture is answered at each, and the answers are merged (400 600
+    800).
+    """
+    layout: Layout | None = None
+    """Annotation format of a data set; None: recognised."""
+    images: Path | None = None
+    """Folder of the pictures of a data set, when it is elsewhere."""
+    invalid: Invalid = "error"
+    """What bad annotations and pictures get: error, drop or clip."""
+    max_pixels: int = 178_956_970
+    """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class TilesConfig(RunConfig):
+    """How large pictures are looked at: shared by eval and predict."""
+
+    tiles: int | None = None
+    """Side in pixels of the tiles that larger pictures are answered in, for small objects. None: pictures are
+    answered whole.
+    """
+    overlap: float = 0.25
+    """Share of a tile that the next one sees too. An object that is larger than this may be cut by both; its
+    pieces are joined.
+    """
+
+
+@dataclass(frozen=True)
+class EvalConfig(TilesConfig):
+    """An evaluation."""
+
+    split: str | None = None
+    """train, val or test. None: val if there is one, else the only one."""
+    out: Path | None = None
+    """Folder for metrics.json, predictions.json and plots. None: nothing is written."""
+
+
+@dataclass(frozen=True)
+class PredictConfig(TilesConfig):
+    """Answers for pictures."""
+
+    out: Path | None = None
+    """Folder for predictions.json and pictures, and for each video. None: the answers are printed."""
+    split: str | None = None
+    """For a data set: which split."""
+    threshold: float | None = None
+    """Score from which a box is drawn and printed. None: the model's own (best F1 in validation).
+    predictions.json has all.
+    """
+    pictures: bool = True
+    """Write a picture with labelled boxes of each image, and a video of each video."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """A server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0: all that this machine has; others than loopback want a token or
+    --no-auth.
+    """
+    port: int = 8000
+    """Port to listen on. 0: any free one, which is printed."""
+    token: str | None = None
+    """What requests must show (Authorization: Bearer TOKEN). None: the variable RETINANET_TOKEN, which no
+    list of processes shows.
+    """
+    auth: bool = True
+    """--no-auth: anybody who reaches the address is served."""
+    hosts: tuple[str, ...] = ()
+    """Other names by which the server is called (Host header), for instance by a proxy."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is faster and costs a little AP."""
+    scale: int | None = None
+    """Short side in pixels, when it is not to be the model's own."""
+    max_batch: int = 8
+    """Pictures that the detector is given at once; only pictures of the same padded shape share a batch."""
+    max_wait: float = 4.0
+    """Milliseconds that a batch waits for pictures that are being decoded."""
+    queue: int = 32
+    """Pictures that may wait or be at work; beyond it requests get 503 with Retry-After."""
+    decoders: int = 2
+    """Threads that decode and resize."""
+    max_images: int = 16
+    """Pictures in one request."""
+    max_bytes: int = 33_554_432
+    """Bytes of one request."""
+    max_pixels: int = 50_000_000
+    """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A model as a file that others can run, proved against its source."""
+
+    format: Literal["onnx", "openvino", "torch"] = "onnx"
+    """onnx (.onnx), openvino (.xml and .bin) or torch (.pt2, a program of torch.export)."""
+    out: Path | None = None
+    """File to write. None: beside the model, under its name."""
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    """onnx: fp32 or int8; openvino: all three; torch: fp32 or bf16. int8 needs --data, to see what numbers
+    occur.
+    """
+    size: tuple[int, int] | None = None
+    """Height and width, the only ones then, into which pictures are fitted. None: any, as the model has
+    it.
+    """
+    scale: int | None = None
+    """Short side in pixels, when it is not to be the model's own."""
+    data: str | None = None
+    """Data set on which source and file are both measured. None: they answer generated pictures."""
+    split: str | None = None
+    """What AP is measured on. None: val if there is one, else the only one."""
+    layout: Layout | None = None
+    """Annotation format of the data set; None: recognised."""
+    images: Path | None = None
+    """Folder of the pictures, when it is elsewhere."""
+    invalid: Invalid = "error"
+    """What bad annotations and pictures get: error, drop or clip."""
+    calibration: int = 300
+    """int8: pictures of the split train (else of --split) that are looked at."""
+    max_drop: float | None = None
+    """AP that the file may have less than its source. None: 0.003, int8 0.010."""
+    workers: int | None = None
+    """Loader processes for AP. None: one."""
+    max_pixels: int = 178_956_970
+    """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """A look at a data set before anything is trained on it."""
+
+    deep: bool = False
+    """Decode every picture too."""
+    layout: Layout | None = None
+    """Annotation format; None: recognised."""
+    images: Path | None = None
+    """Folder of the pictures, when it is elsewhere."""
+    preset: str | None = None
+    """Whose anchors and scale the boxes are compared with. None: the preset that `train` would choose
+    here.
+    """
+    scale: int | None = None
+    """Short side in pixels instead of the preset's."""
+    anchor_size: float | None = None
+    """Side of a level's smallest anchor, in strides, instead of the preset's."""
+    anchor_scales: tuple[float, ...] | None = None
+    """Octave steps of the anchors instead of the preset's."""
+    anchor_ratios: tuple[float, ...] | None = None
+    """Height over width of the anchors instead of the preset's."""
+    max_pixels: int = 178_956_970
+    """Pictures with more pixels are refused."""
+
+
+@dataclass(frozen=True)
+class LabConfig:
+    """A table or figure of the paper on one's own data: a training a row. `out` is the study's folder,
+    `budget` is that of a row.
+    """
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    seeds: int = 1
+    """Trainings of every row, from `seed` on; two or more give 95 % intervals."""
+    alphas: Literal["paper", "search"] = "paper"
+    """table1b: alpha for each gamma as printed, or the best of 0.25, 0.5 and 0.75 in validation."""
+
+
+@dataclass(frozen=True)
+class AnatomyConfig(RunConfig):
+    """Which examples produce a model's loss."""
+
+    split: str | None = None
+    """train, val or test. None: val if there is one, else the only one; labels are best examined on train."""
+    out: Path | None = None
+    """Folder for anatomy.json, suspects.json and the gallery. None: runs/anatomy-<data>, numbered."""
+    count: int = 100
+    """Suspicious labels that are listed and shown."""
+
+
+@dataclass(frozen=True)
+class FigureConfig:
+    """A figure that needs no training, or what is made of a study's results."""
+
+    out: Path = Path("runs/lab")
+    """Folder of the study."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The offline first run."""
+
+    out: Path = Path("runs/demo")
+    """Folder for scenes, run and page; a number is added when it exists."""
+    budget: str = "4.2min"
+    """How long to train: 4.2min, 300it."""
+    device: str = "auto"
+    """cpu, cuda; auto: a GPU if there is one."""
+    seed: int = 0
+    """Scenes and training follow from it."""

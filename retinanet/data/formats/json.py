@@ -1,0 +1,38 @@
+"""Reading JSON that others wrote: duplicate keys, whole numbers, short quotations."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+WHOLE = 2**63
+"""Ids are kept as int64."""
+
+ONLY_INT, NUMBERS = frozenset([int]), frozenset([int, float])  # isinstance would let True and False in
+
+
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different: of two lists of annotations json would silently keep the
+    last.
+    """
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"an object has the key {shorten(twice)} twice")
+    return entry
+
+
+def as_int(value: Any) -> int | None:
+    """An id as an int; 7.0 counts (pandas writes such), True and "7" do not."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and -WHOLE <= value < WHOLE else None
+
+
+def shorten(value: Any) -> str:
+    """A value of the file as it stands there, shortened."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # it may be nested just deep enough to have been read
+        return f"a very deep {type(value).__name__}"
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,215 @@
+"""Pascal VOC -> columns: one XML file per picture, in the original tree or beside the pictures.
+
+Corners are taken as printed. Pascal's own are 1-based pixel indices that include the last pixel, but most
+tools that write such files today write plain xyxy and none says which it wrote; torchvision and most
+converters take them as printed too. `difficult` objects are marked as crowds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import ElementTree
+from defusedxml.common import DefusedXmlException
+
+from ...errors import DataError
+from ..dataset import NO_TEXT, Columns, Dataset, is_text
+from ..images import IMAGE_SUFFIXES
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass
+class Record:
+    """What one XML file says."""
+
+    filename: str = ""
+    height: int = 0
+    width: int = 0
+    objects: list[tuple[str, Box, bool]] = field(default_factory=list)
+    """name, xyxy, difficult"""
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    """kind, detail"""
+    usable: bool = True
+
+
+def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None) -> dict[str, Dataset]:
+    """All splits of a VOC set, which share their classes and ids.
+
+    splits   name -> a list of stems (ImageSets/Main/train.txt; then Annotations/ and JPEGImages/ lie in
+             `root`), or a folder of XML files
+    images   the folder of the pictures, instead of JPEGImages or the folder of the XML files
+
+    Classes are those of all XML files in alphabetical order, with the ids 1..K; an image's id is its place
+    among all XML files, an
+    annotation's its place in its split, both from 1.
+    """
+    trees = {name: root / "Annotations" if source.is_file() else source for name, source in splits.items()}
+    folders = sorted(set(trees.values()))
+    xmls = [file for folder in folders for file in sorted(folder.glob("*.xml"))]
+    records = {file: _parse(file) for file in xmls}
+    numbers = {file: place for place, file in enumerate(xmls, start=1)}
+    names = sorted({name for record in records.values() for name, _, _ in record.objects})
+    labels = {name: label for label, name in enumerate(names)}
+
+    datasets = {}
+    for split, source in splits.items():
+        usual = root / "JPEGImages"
+        pictures = images or (
+            usual if source.is_file() or (source == root / "Annotations" and usual.is_dir()) else source
+        )
+        columns, top = Columns(), images or root
+        listed = source.is_file()
+        chosen = (
+            _listed(source, trees[split], records, columns)
+            if listed
+            else [file for file in xmls if file.parent == source]
+        )
+        find = _Pictures(pictures, top)
+        for file in chosen:
+            _append(columns, file, records.get(file), numbers.get(file, 0), labels, root, find)
+        datasets[split] = columns.build(source, top, split, names, range(1, len(names) + 1))
+    return datasets
+
+
+def _listed(file: Path, folder: Path, known: Container[Path], columns: Columns) -> list[Path]:
+    """The XML files of the stems in a list such as ImageSets/Main/val.txt; the second column of a class list,
+    -1, 0 or 1, is ignored.
+    """
+    chosen: dict[Path, None] = {}
+    for line in filter(None, map(str.strip, _text(file).splitlines())):
+        stem, *last = line.rsplit(maxsplit=1)
+        if last not in (["-1"], ["0"], ["1"]) or folder / f"{line}.xml" in known:
+            stem = line  # with its spaces
+        xml = folder / f"{stem}.xml"
+        if os.path.basename(stem) != stem:
+            columns.problem("file names that leave the data folder", file.name, stem)
+        elif xml in chosen:
+            columns.problem("pictures that are listed twice", file.name, stem)
+        else:
+            chosen[xml] = None
+    return list(chosen)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+
+
+class _Pictures:
+    """Finds the picture of an XML file. One listing of the folder, since asking the disk for every suffix is
+    slow.
+    """
+
+    def __init__(self, folder: Path, top: Path) -> None:
+        self.prefix = "" if folder == top else folder.relative_to(top).as_posix() + "/"
+        found = sorted(os.listdir(folder)) if folder.is_dir() else []
+        self.names = {name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+        self.by_stem = {Path(name).stem: name for name in reversed(found) if name in self.names}
+
+    def __call__(self, stem: str, filename: str) -> str:
+        """The picture of the XML's own stem (what it says in <filename> is often stale), else the one it
+        names.
+        """
+        name = os.path.basename(filename.replace("\\", "/"))
+        if name in self.names and (Path(name).stem == stem or stem not in self.by_stem):
+            return self.prefix + name
+        return self.prefix + self.by_stem.get(stem, f"{stem}{Path(name).suffix or '.jpg'}")
+
+
+def _append(
+    columns: Columns,
+    xml: Path,
+    record: Record | None,
+    number: int,
+    labels: dict[str, int],
+    root: Path,
+    find: _Pictures,
+) -> None:
+    where, source = xml.relative_to(root).as_posix(), xml.parent.name
+    if not is_text(where):
+        columns.problem(NO_TEXT, source, ascii(where))
+        return
+    if record is None:
+        columns.problem("pictures without an XML file", source, where)
+        return
+    for kind, detail in record.problems:
+        columns.problem(kind, source, f"{where}: {detail}" if detail else where)
+    if not record.usable:
+        return
+    columns.image(find(xml.stem, record.filename), number, record.height, record.width)
+    for name, box, difficult in record.objects:
+        columns.box(box, labels[name], len(columns.labels) + 1, crowd=difficult)
+
+
+def _parse(file: Path) -> Record:
+    record = Record()
+    try:
+        tree: Element | Any = ElementTree.parse(file).getroot()
+    except (
+        ParseError,
+        DefusedXmlException,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as error:  # LookupError: no such encoding
+        record.usable = False
+        record.problems.append(("XML files that cannot be read", str(error) or type(error).__name__))
+        return record
+    if tree.tag != "annotation":
+        record.usable = False
+        record.problems.append(
+            (
+                "XML files that are no VOC annotations",
+                f"the outermost element is <{tree.tag}>, not <annotation>",
+            )
+        )
+        return record
+    record.filename = (tree.findtext("filename") or "").strip()
+    height, width = _number(tree, "size/height"), _number(tree, "size/width")
+    if (
+        height is None
+        or width is None
+        or not (height.is_integer() and width.is_integer() and min(height, width) > 0)
+    ):
+        record.problems.append(("XML files without the size of the picture", ""))
+    else:
+        record.height, record.width = int(height), int(width)
+    for place, entry in enumerate(tree.iterfind("object"), start=1):
+        name = (entry.findtext("name") or "").strip()
+        corners = [_number(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+        box = tuple(corner for corner in corners if corner is not None)
+        difficult = (entry.findtext("difficult") or "0").strip().lower()
+        if not name:
+            record.problems.append(("objects without a name", f"object {place}"))
+        elif entry.find("bndbox") is None:
+            record.problems.append(("objects without bndbox", f"object {place} ({name})"))
+        elif len(entry.findall("bndbox")) > 1 or len(entry.findall("name")) > 1:
+            record.problems.append(("objects with two names or boxes", f"object {place} ({name})"))
+        elif len(box) != 4:
+            record.problems.append(("boxes that are not four finite numbers", f"object {place} ({name})"))
+        elif difficult not in ("0", "1", "false", "true"):
+            record.problems.append(
+                ("objects whose difficult is neither 0 nor 1", f"object {place} ({name}): {difficult[:80]}")
+            )
+        else:
+            record.objects.append((name, box, difficult in ("1", "true")))
+    return record
+
+
+def _number(element: Element | Any, path: str) -> float | None:
+    text = element.findtext(path) or ""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return (
+        value if abs(value) < 1e9 and "_" not in text else None
+    )  # neither NaN nor infinite, nor 1_0, which Python takes for 10

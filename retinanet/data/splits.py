@@ -1,0 +1,140 @@
+"""Opens the splits of a data set, validated: for training, for evaluation, for prediction."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..config.schema import TrainConfig
+from ..errors import ConfigError, DataError, unknown_name_error
+from .dataset import Dataset
+from .formats.detect import open_dataset
+from .validate import validate
+
+log = logging.getLogger("retinanet")
+
+
+def open_training(source: str | Path, config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """Training and validation split, both validated; without a validation split a seeded tenth of train is
+    held out.
+    """
+    splits = open_dataset(source, config.layout, config.images)
+    name = next((name for name in ("train", "all") if name in splits), None)
+    if name is None:
+        raise DataError(
+            f"{source} has no training split, only {' and '.join(splits)}, which are not for training"
+        )
+    chosen = {"train": splits[name]} | ({"val": splits["val"]} if "val" in splits else {})
+    checked = {}
+    problems = []
+    for split, data in chosen.items():
+        try:
+            checked[split], found = validate(data, config.invalid, max_pixels=config.max_pixels)
+        except DataError as error:
+            problems.append(error)
+            continue
+        if found:
+            log.info(
+                "%s: %d problems met with --invalid %s (retinanet check lists them)",
+                split,
+                len(found),
+                config.invalid,
+            )
+    if problems:
+        raise DataError(
+            "\n".join(map(str, problems)), [problem for error in problems for problem in error.problems]
+        )
+    if "val" not in checked:
+        checked["train"], checked["val"] = hold_out(checked["train"], config.seed)
+        log.info(
+            "no validation split: %d images (a tenth, by seed %d) are held out of train",
+            len(checked["val"]),
+            config.seed,
+        )
+        for data in checked.values():
+            if data.crowd.all():
+                raise DataError(
+                    f"{source}: too few boxes to hold some out for validation; give a validation split"
+                )
+    return checked["train"], checked["val"]
+
+
+def open_split(
+    path: str | Path,
+    split: str | None,
+    layout: str | None,
+    images: Path | None,
+    invalid: str,
+    max_pixels: int,
+    headers: bool = True,
+    need_boxes: bool = True,
+) -> Dataset:
+    """One validated split of a data set: `split`, else val, else a data set that is not split at all.
+
+    ConfigError when that leaves only train: its AP would be taken for what it is not, so it has to be asked
+    for.
+    """
+    splits = open_dataset(path, layout, images)
+    if split is None:
+        split = next((name for name in ("val", "all") if name in splits), None)
+        if split is None:
+            raise ConfigError(
+                f"{path} has no validation split; choose one of its splits with --split: {', '.join(splits)}"
+            )
+        if split == "all":
+            log.info(
+                "%s is not split: all its images are scored, also those that the model may have been "
+                "trained on",
+                path,
+            )
+    if split not in splits:
+        raise unknown_name_error("split", split, splits)
+    data, problems = validate(splits[split], invalid, headers, max_pixels=max_pixels, need_boxes=need_boxes)  # type: ignore[arg-type]
+    if problems:
+        log.info("%s: %d problems met with --invalid %s", split, len(problems), invalid)
+    return data
+
+
+def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
+    """The same data set with the labels of a model that has these classes: classes are matched by name, never
+    by number.
+    """
+    if list(data.names) == names:
+        return data
+    missing = [name for name in data.names if name not in names]
+    if missing:
+        raise DataError(
+            f"{data.source} has classes that the model does not know: {', '.join(missing)}; the model "
+            f"knows: {', '.join(names)}"
+        )
+    position = np.array([names.index(name) for name in data.names], dtype=np.int64)
+    ids = dict(zip(data.names, data.category_ids, strict=True))
+    free = max(data.category_ids, default=0)
+    new_ids = []
+    for name in names:  # classes that the data does not have need ids too, that collide with none
+        free += name not in ids
+        new_ids.append(ids.get(name, free))
+    return replace(data, names=tuple(names), category_ids=tuple(new_ids), labels=position[data.labels])
+
+
+def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Dataset, Dataset]:
+    """(train, val): a seeded share of the images, at least one, for validation.
+
+    The images are ranked by a hash of the seed and their file, so the choice depends neither on their order
+    nor on a library's version, and
+    pictures that are added later do not shuffle the rest.
+    """
+    if len(dataset) < 2:
+        raise DataError(
+            f"{dataset.source}: {len(dataset)} images cannot be split into training and validation; give a "
+            f"validation split"
+        )
+    rank = np.array([hashlib.sha256(f"{seed}:{file}".encode()).hexdigest() for file in dataset.files])
+    order = np.argsort(rank, kind="stable")
+    count = min(max(1, round(fraction * len(dataset))), len(dataset) - 1)
+    validation = dataset.subset(np.sort(order[:count]), "val")
+    return dataset.subset(np.sort(order[count:]), "train"), replace(validation, held_out=True)

@@ -1,0 +1,93 @@
+"""Files that appear whole or not at all, folders that are free, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from .errors import ConfigError
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Written aside, flushed to the disk, then renamed: a reader sees the old file or the new one, never half
+    of one.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sha256(file: Path) -> str:
+    """Of the bytes of a file: a model that was trained again is another one, whatever its name. An OpenVINO
+    model's weights count too.
+    """
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256")
+    if file.suffix == ".xml" and (weights := file.with_suffix(".bin")).exists():
+        found.update(weights.read_bytes())
+    return found.hexdigest()
+
+
+@contextmanager
+def write_aside(file: Path, folder: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `file` when all went well and goes when not: a file appears complete
+    or not at all.
+
+    It lies in `folder` under a name that nobody else has: a process id is not enough, since two machines may
+    share it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    growing = folder / f".{file.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield growing
+        with growing.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        growing.replace(file)
+    finally:
+        growing.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_text_atomically(file: Path, folder: Path) -> Iterator[TextIO]:
+    """A text to write; see `aside`."""
+    with write_aside(file, folder) as growing, growing.open("w", encoding="utf-8", newline="\n") as stream:
+        yield stream
+
+
+def new_folder(out: Path | None, fallback: str) -> Path:
+    """The folder of a run: `out`, which must not hold a run already, or the first free runs/<fallback>[-2, -3
+    ...].
+    """
+    if out is not None:
+        refuse_run(out)
+        folder = out
+    else:
+        names = (
+            Path("runs") / (fallback if number == 1 else f"{fallback}-{number}")
+            for number in range(1, 1_000_000)
+        )
+        folder = next(name for name in names if not name.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plots").mkdir(exist_ok=True)
+    return folder
+
+
+def refuse_run(out: Path | None) -> None:
+    """ConfigError when `out` holds a training run: neither another run nor an evaluation overwrites it."""
+    if out is not None and any((out / name).exists() for name in ("config.json", "model.safetensors")):
+        stopped = (out / "state.pt").exists() and not (out / "metrics.json").exists()
+        hint = f", or go on with it: retinanet train --resume {out}" if stopped else ""
+        raise ConfigError(
+            f"{out} holds a run already, and runs are never overwritten; choose another --out{hint}"
+        )

@@ -1,0 +1,269 @@
+"""A trained model with its preprocessing, its answers and its class names: what a user holds in the hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ..data.images import MAX_PIXELS, from_pillow, read_image
+from ..device import autocast, pick_workers
+from ..errors import ConfigError, DataError
+from ..model.fuse_bn import fused_copy
+from ..model.postprocess import Postprocess
+from ..model.preprocess import Preprocess
+from ..model.retinanet import RetinaNet
+from ..structures import Detections
+from .runtimes import Runtime
+
+Picture = str | Path | np.ndarray | Tensor | Any
+
+Prepared = tuple[int, list[Tensor], tuple[int, int]]
+"""A picture's position, the picture [3, h, w] at each scale, its original height and width."""
+
+
+class Detector:
+    """Pictures in, `Detections` out, in pixels of the original picture.
+
+    names          the K class names: `names[label]`
+    category_ids   the ids that the training data used for them
+    threshold      the score of best F1 in validation: use it to draw; `predict` itself never applies it
+    model          the network as it was trained; `network` is what answers: its weights as they were when the
+                   detector was made, batch
+                   norms folded into the convolutions, in bf16 if that is the precision
+    scales         how each picture is prepared, once for every scale at which it is answered; usually
+                   `preprocess` alone
+    runtime        an exported file, which answers in place of a network; then there is no `model`
+    """
+
+    def __init__(
+        self,
+        model: RetinaNet | Runtime,
+        preprocess: Preprocess,
+        postprocess: Postprocess,
+        names: Sequence[str],
+        category_ids: Sequence[int],
+        threshold: float = 0.5,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        others: Sequence[Preprocess] = (),
+    ) -> None:
+        self.device = torch.device(device)
+        self.runtime = model if isinstance(model, Runtime) else None
+        if isinstance(model, RetinaNet):
+            self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            self.network = fused_copy(self.model, precision=precision)
+        self.preprocess, self.postprocess = preprocess, postprocess
+        self.scales = (preprocess, *others)
+        self.names, self.category_ids, self.threshold = list(names), list(category_ids), threshold
+        self.precision = precision
+
+    @overload
+    def predict(self, images: str | Path, batch: int = 8) -> Detections: ...
+    @overload
+    def predict(self, images: Any, batch: int = 8) -> Any: ...
+    def predict(self, images: Any, batch: int = 8) -> Detections | list[Detections]:
+        """The objects in one picture, or a list of `Detections` for several.
+
+        images   a path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in 0..1;
+                 a Pillow image;
+                 or a list of these, or an array [B, H, W, 3] or tensor [B, 3, H, W]
+        batch    pictures per batch; those of one padded shape share one, so the answers do not depend on
+                 their neighbours
+        returns  everything above the model's own score threshold, best first
+
+        DataError for a picture that cannot be read.
+        """
+        several = isinstance(images, (list, tuple)) or (
+            isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
+        )
+        # one by one: a thousand full-size pictures need not fit in memory
+        pictures = enumerate(map(as_picture, images if several else [images]))
+        answers = dict(
+            self._in_batches((prepare(index, picture, self.scales) for index, picture in pictures), batch)
+        )
+        return [answers[index] for index in range(len(answers))] if several else answers[0]
+
+    def stream(
+        self, paths: Sequence[Path], batch: int = 8, workers: int | None = None, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[tuple[int, Detections | DataError]]:
+        """(position in `paths`, answer) as they come, not in order; a picture that cannot be read gives its
+        error and hurts no other.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            _Pictures(paths, self.scales, max_pixels),
+            batch_size=None,
+            num_workers=pick_workers(workers, self.device),
+        )
+        failed: list[tuple[int, DataError]] = []
+
+        def prepared() -> Iterator[Prepared]:
+            for index, images, size in loader:
+                if isinstance(images, str):
+                    failed.append((index, DataError(images)))
+                else:
+                    yield index, images, size
+
+        yield from self._in_batches(prepared(), batch)
+        yield from failed
+
+    def _in_batches(self, prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[int, Detections]]:
+        """Gather resized pictures by padded shape (at every scale); run a shape when it has a full batch, and
+        what is left at the end.
+        """
+        if batch < 1:
+            raise ConfigError(f"batch must be at least 1, not {batch}")
+        waiting: dict[tuple[tuple[int, int], ...], list[Prepared]] = {}
+        for entry in prepared:
+            shapes = tuple(self.preprocess.padded([(image.shape[1], image.shape[2])]) for image in entry[1])
+            group = waiting.setdefault(shapes, [])
+            group.append(entry)
+            if len(group) == batch:
+                yield from self._run(waiting.pop(shapes))
+        for group in waiting.values():
+            yield from self._run(group)
+
+    def _run(self, group: list[Prepared]) -> Iterator[tuple[int, Detections]]:
+        indices, images, originals = zip(*group, strict=True)
+        batches = [self.preprocess.stack(scale) for scale in zip(*images, strict=True)]
+        answers = (
+            self.answer(*batches[0], originals) if len(batches) == 1 else self.merged(batches, originals)
+        )
+        yield from zip(indices, answers, strict=True)
+
+    def answer(self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[Detections]:
+        """A padded uint8 batch [B, 3, H, W] of resized pictures, sizes [B, 2] -> detections in pixels of the
+        originals (height, width).
+        """
+        with torch.inference_mode():
+            if self.runtime is not None:
+                return self.in_originals(self.runtime.answer(images, sizes), sizes, originals)
+            logits, offsets, normalized = self.forward(images, sizes)
+            return self.select(logits, offsets, normalized, sizes, originals)
+
+    def merged(
+        self, batches: Sequence[tuple[Tensor, Tensor]], originals: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """One answer for each picture from several scales: of every scale the batch and sizes that `answer`
+        takes.
+
+        An image pyramid (Lin et al. 2017, "Feature Pyramid Networks", Fig. 1a).
+        The candidates of all scales go through one NMS, in pixels of the originals, with the scores that they
+        have. With an NMS for each
+        scale and another over what these leave, a box could go because of one that goes itself.
+        """
+        limits = torch.tensor(originals, dtype=torch.float32, device=self.device)  # [B, 2] height, width
+        parts = []
+        with torch.inference_mode():
+            for images, sizes in batches:
+                logits, offsets, normalized = self.forward(images, sizes)
+                sizes = sizes.to(self.device)
+                boxes, x, labels = self.postprocess.candidates(
+                    logits, offsets, self.model.anchors(normalized), sizes
+                )
+                factors = (limits / sizes).flip(1).repeat(1, 2)  # [B, 4] of x, y, x, y
+                parts.append((boxes * factors[:, None], x, labels))
+            boxes, x, labels = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+            found = self.postprocess.suppress(boxes, x, labels, limits)
+        corners = limits.flip(1).repeat(1, 2)[:, None].cpu()  # rounding may have gone beyond these
+        return [
+            Detections(torch.minimum(boxes.cpu(), corner), scores.cpu(), labels.cpu(), self.names)
+            for (boxes, scores, labels), corner in zip(found, corners, strict=True)
+        ]
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The network's logits and offsets per level for a padded uint8 batch, and the normalised
+        pictures.
+        """
+        normalized = self.preprocess.normalize(images.to(self.device), sizes.to(self.device))
+        with autocast(self.precision, self.device):
+            logits, offsets = self.network(normalized)
+        return logits, offsets, normalized
+
+    def select(
+        self,
+        logits: list[Tensor],
+        offsets: list[Tensor],
+        normalized: Tensor,
+        sizes: Tensor,
+        originals: Sequence[tuple[int, int]],
+    ) -> list[Detections]:
+        """The answers for a batch, in pixels of the originals."""
+        found = self.postprocess(logits, offsets, self.model.anchors(normalized), sizes.to(self.device))
+        return self.in_originals(found, sizes, originals)
+
+    def in_originals(
+        self,
+        found: Sequence[tuple[Tensor, Tensor, Tensor]],
+        sizes: Tensor,
+        originals: Sequence[tuple[int, int]],
+    ) -> list[Detections]:
+        """Boxes, scores and labels of each picture of a batch, in pixels of the originals."""
+        answers = []
+        for (boxes, scores, labels), size, (height, width) in zip(
+            found, sizes.tolist(), originals, strict=True
+        ):
+            limit = torch.tensor([width, height] * 2, dtype=torch.float32)
+            # both sides of the picture were rounded to whole pixels, so each has its own factor
+            scaled = boxes.cpu() * (limit / torch.tensor([size[1], size[0]] * 2))
+            answers.append(Detections(torch.minimum(scaled, limit), scores.cpu(), labels.cpu(), self.names))
+        return answers
+
+
+class _Pictures(TorchDataset[Any]):
+    """What `prepare` gives, or (position, reason, size) for a picture that cannot be read."""
+
+    def __init__(self, paths: Sequence[Path], scales: Sequence[Preprocess], max_pixels: int) -> None:
+        self.paths, self.scales, self.max_pixels = list(paths), scales, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Prepared | tuple[int, str, tuple[int, int]]:
+        try:
+            image = read_image(self.paths[index], self.max_pixels)
+        except DataError as error:
+            return index, str(error), (0, 0)
+        return prepare(index, image, self.scales)
+
+
+def prepare(index: int, picture: Tensor, scales: Sequence[Preprocess]) -> Prepared:
+    """A picture [3, H, W] uint8 at every scale."""
+    return index, [one.resized(picture) for one in scales], (picture.shape[1], picture.shape[2])
+
+
+def as_picture(image: Picture) -> Tensor:
+    """Whatever a user calls a picture -> uint8 [3, H, W] RGB."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return from_pillow(image)
+    if isinstance(image, np.ndarray):
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise DataError(f"an array must be [H, W, 3] or [H, W], not {list(image.shape)}")
+        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    if not isinstance(image, Tensor):
+        raise DataError(
+            f"a picture is a path, an array, a tensor or a Pillow image, not {type(image).__name__}"
+        )
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
+        raise DataError(f"a tensor must be [3, H, W], not {list(image.shape)}")
+    if image.is_floating_point():
+        low, high = float(image.min()), float(image.max())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"a float picture must lie in 0..1, not {low:.3g}..{high:.3g}; give uint8 for 0..255"
+            )
+        image = (image * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise DataError(f"a picture must be uint8, or float in 0..1, not {image.dtype}")
+    return image.expand(3, -1, -1).cpu()

@@ -1,0 +1,145 @@
+"""Opens a detector from a run folder, a file of weights, an exported file or a published name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..config.io import RANGES
+from ..device import gpu_number, pick_device
+from ..errors import CheckpointError, ConfigError
+from ..model.retinanet import RetinaNet
+from ..weights.checkpoint import ModelInfo, build, load_model, postprocess_of, preprocess_of
+from ..weights.foreign.convert import import_weights
+from ..weights.hub import resolve
+from .detector import Detector
+from .runtimes import SUFFIXES, Runtime, open_runtime
+
+
+def load(
+    model: str | Path,
+    device: str = "auto",
+    precision: str = "fp32",
+    scale: int | None = None,
+    scales: Sequence[int] | None = None,
+) -> Detector:
+    """A detector from a run folder, a file of weights or a published name.
+
+    model      runs/cells (its model.safetensors), a .safetensors file of ours, a .pth or .pkl file of
+               torchvision's, Detectron2's or
+               MMDetection's RetinaNet, a name that `retinanet models` lists
+               (torchvision/retinanet_resnet50_fpn_v2),
+               hf:OWNER/NAME: a model of ours on Hugging Face, or what `retinanet export` wrote: .onnx, .xml
+               or .pt2
+    device     cpu, cuda, cuda:1; auto: a GPU if there is one
+    precision  fp32 or bf16; an exported file has its own
+    scale      short side in pixels, when it is not to be the model's own
+    scales     several of these instead: every picture is answered at each, and the answers are merged; it
+               takes as long as all of them
+
+    CheckpointError when there is no such model or the file is not whole; ConfigError for an unknown device,
+    or scale and scales at once.
+    """
+    short_sides(scale, scales)
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision is fp32 or bf16, not {precision!r}")
+    path = resolve_weights(model)
+    if path.suffix in SUFFIXES:
+        return exported(path, device, precision, scale, scales)
+    network, card = load_checkpoint(path)
+    return detector_of(network, card, pick_device(device), precision, scale, scales)
+
+
+def exported(
+    path: Path, device: str, precision: str, scale: int | None, scales: Sequence[int] | None
+) -> Detector:
+    """A detector that an exported file answers for; see `load`."""
+    if scales is not None:
+        raise ConfigError(
+            f"{path} answers with boxes and not with candidates, so --scales cannot merge them; use the "
+            f"model it was made of"
+        )
+    runtime = open_runtime(path, device, gpu_number(device))
+    if precision == "bf16" != runtime.precision:
+        raise ConfigError(
+            f"{path} was exported in {runtime.precision}, so --precision bf16 has no say; export it in bf16"
+        )
+    if scale is not None and runtime.size is not None:
+        raise ConfigError(
+            f"{path} was exported for pictures of {runtime.size[0]} x {runtime.size[1]}, so --scale has no "
+            f"say"
+        )
+    return detector_of(
+        runtime, runtime.card, torch.device("cpu"), runtime.precision, scale, canvas=runtime.size
+    )
+
+
+def detector_of(
+    network: RetinaNet | Runtime,
+    card: ModelInfo,
+    device: torch.device,
+    precision: str = "fp32",
+    scale: int | None = None,
+    scales: Sequence[int] | None = None,
+    canvas: tuple[int, int] | None = None,
+) -> Detector:
+    """A detector from a network and the card of its file."""
+    preprocess, *others = (
+        replace(preprocess_of(card.model, side), canvas=canvas) for side in short_sides(scale, scales)
+    )
+    settings = (preprocess, postprocess_of(card.model), card.names, card.category_ids, card.threshold)
+    return Detector(network, *settings, device, precision, others)
+
+
+def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int | None]:
+    """The short sides that are meant, each once, None being the model's own; ConfigError when both are
+    told.
+    """
+    if scales is None:
+        return [scale]
+    if scale is not None:
+        raise ConfigError(
+            f"either one scale or several, not both: --scale {scale} and --scales "
+            f"{' '.join(map(str, scales))}"
+        )
+    low, high = RANGES["scale"]
+    if not scales or not all(low <= side <= high for side in scales):
+        raise ConfigError(
+            f"scales must be one or more numbers of pixels from {low:g} to {high:g}, not {list(scales)}"
+        )
+    return sorted(set(scales))
+
+
+def resolve_weights(model: str | Path) -> Path:
+    """The file of weights that a run folder, a path, a published name or hf:OWNER/NAME means; what is on the
+    disk always wins.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "model.safetensors").exists():
+            raise CheckpointError(f"{path} is a folder without model.safetensors; is it a finished run?")
+        return path / "model.safetensors"
+    found = path if path.exists() else resolve(model)
+    if found is None:
+        raise CheckpointError(
+            f"no model {str(model)!r}: neither a run folder nor a file of weights, nor a name of `retinanet "
+            f"models`"
+        )
+    return found
+
+
+FOREIGN = (".pth", ".pt", ".pkl", ".bin")
+"""Ours end in .safetensors."""
+
+
+def load_checkpoint(path: Path) -> tuple[RetinaNet, ModelInfo]:
+    """The network and card of a file of ours, or of another project's, which is converted on the way."""
+    if path.suffix not in FOREIGN:
+        return load_model(path)
+    weights, card = import_weights(path)
+    model = build(card.model, len(card.names))
+    model.load_state_dict(weights)
+    return model, card

@@ -1,0 +1,114 @@
+"""How long a training is: iterations from minutes, epochs, or the size of the data."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+
+import numpy as np
+import torch
+
+from ..config.io import parse_budget
+from ..distributed import all_gather
+from ..errors import ConfigError
+from ..evaluation.evaluate import evaluate
+from ..text import duration
+from .loop import train_step
+from .setup import TrainState
+
+log = logging.getLogger("retinanet")
+
+PROBE_STEPS = 10
+"""Steps that are timed to turn minutes into iterations; the first four only warm up."""
+
+MARGIN = 0.94
+"""Share of a budget of minutes that is planned: other processes on the machine take the rest."""
+
+
+def plan(session: TrainState, started: float) -> tuple[int, int]:
+    """How many iterations, and after how many each validation comes. Minutes become iterations here, once,
+    after a probe.
+    """
+    config, sampler = session.config, session.sampler
+    amount, unit = parse_budget(config.budget) if config.budget else (fitting_length(session), "it")
+    if unit != "s":
+        steps = {"it": 1.0, "ep": float(sampler.steps_per_epoch), "im": 1 / sampler.batch}[unit]
+        iterations = max(1, round(amount * steps))
+        return iterations, math.ceil(iterations / min(config.validations, iterations))
+    step, picture, spent = all_gather((*probe(session), time.perf_counter() - started))[
+        0
+    ]  # the first process's clock counts
+    left = amount * MARGIN - spent
+    once = picture * len(session.validation)
+    validations = max(
+        1, min(config.validations, 8, int(0.05 * left / once))
+    )  # at most a twentieth of the time is spent on looking
+    iterations = int((left - validations * once) / step)
+    if iterations < 1:
+        raise ConfigError(
+            f"a budget of {config.budget} does not hold one step: {spent:.0f} s to start, {once:.0f} s to "
+            f"validate, {step:.1f} s a step"
+        )
+    log.info(
+        "budget %s: %.2f s a step and %.1f s a validation make %d iterations and %d validations",
+        *(config.budget, step, once, iterations, validations),
+    )
+    return iterations, math.ceil(iterations / validations)
+
+
+def tell_left_over(budget: str | None, spent: float) -> None:
+    """Warn when a run of minutes needed far fewer seconds: something else slowed its first steps, and it has
+    learned less than it could.
+    """
+    amount, unit = parse_budget(budget) if budget else (0.0, "it")
+    if unit == "s" and spent < 0.7 * amount:
+        log.warning(
+            "only %s of %s were used: the machine was busier when its speed was measured; the same command "
+            "in quiet gives a better model",
+            *(duration(spent), budget),
+        )
+
+
+def fitting_length(session: TrainState) -> float:
+    """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the
+    paper's 90k steps of 16.
+
+    All three count images, so that a larger batch has fewer steps.
+    """
+    config, batch = session.config, session.sampler.batch
+    shortest = (3000 if config.weights == "none" and config.init is None else 1500) * config.lr_batch // batch
+    twelve = 12 * session.sampler.steps_per_epoch
+    return max(1, min(max(twelve, shortest), 90_000 * 16 // batch))
+
+
+def probe(session: TrainState) -> tuple[float, float]:
+    """Seconds of a training step, data included, and of a picture in validation. The session is left as it
+    was.
+    """
+    saved = copy.deepcopy((session.model.state_dict(), session.optimizer.state_dict()))
+    average = copy.deepcopy(session.average.model.state_dict()) if session.average else None
+    times = []
+    clock = time.perf_counter()
+    for batch in session.batches(0, PROBE_STEPS):
+        train_step(session, batch, 0.0)
+        if session.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - clock)
+        clock = time.perf_counter()
+    session.model.load_state_dict(saved[0])
+    session.optimizer.load_state_dict(saved[1])
+    session.broken.zero_()
+    if session.average is not None and average is not None:
+        session.average.model.load_state_dict(average)
+        session.average.updates = 0
+    few = session.validation.subset(np.arange(min(32, len(session.validation))))
+    detector = session.detector()
+    for last in (False, True):  # the first time warms up
+        clock = time.perf_counter()
+        some = few if last else few.subset(np.arange(min(4, len(few))))
+        evaluate(detector, some, session.evaluation_batch, 0, session.criterion, session.config.max_pixels)
+    picture = (time.perf_counter() - clock) / len(few)
+    session.model.train()
+    return sum(times[4:]) / len(times[4:]), picture

@@ -1,0 +1,234 @@
+"""Other projects' weights as ours: a table of renames, and their conventions as settings. The model itself
+knows of no project.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from ...config.io import check
+from ...config.schema import ModelConfig, TrainConfig
+from ...errors import CheckpointError, ConfigError
+from ...files import sha256
+from ..checkpoint import ModelInfo, build
+from .projects import COCO, PROJECTS, Rule, conventions
+from .reader import read_foreign, state_dict_of
+
+V1_FILE = "eeacb38b"
+"""How the SHA-256 of torchvision's retinanet_resnet50_fpn_coco-eeacb38b.pth begins: its batch norm has an eps
+of 0 (`overwrite_eps`).
+"""
+
+DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
+    ((2, 2, 2, 2), False): 18,
+    ((3, 4, 6, 3), False): 34,
+    ((3, 4, 6, 3), True): 50,
+    ((3, 4, 23, 3), True): 101,
+    ((3, 8, 36, 3), True): 152,
+}
+"""Blocks of a ResNet's four stages, and whether they are bottlenecks (He et al., 2016, Table 1)."""
+
+
+def import_weights(
+    path: Path, names: Sequence[str] | None = None, eps: float | None = None, style: str | None = None
+) -> tuple[dict[str, Tensor], ModelInfo]:
+    """Another project's file -> the weights of our network, and a card with that project's conventions.
+
+    names  [K] of the classes, when they are not COCO's 80, torchvision's 91 slots or those in the file
+    eps    of the backbone's batch norm, which no file tells; None: 0 for torchvision's own first file, else
+           1e-5
+    style  pytorch or caffe, what the backbone's first weights came from; None: what the file tells
+
+    CheckpointError when the file cannot be read, is of no known project, or does not fit: no key is guessed,
+    none is left over.
+    ConfigError when names or style are needed and not told.
+    """
+    content = read_foreign(path)
+    weights = state_dict_of(content)
+    project = next((one for one in PROJECTS if one.mark in weights), None)
+    if project is None:
+        known = "torchvision's, Detectron2's and MMDetection's RetinaNet on a ResNet"
+        raise CheckpointError(f"{path}: these are not the keys of a project that is known ({known})")
+    digest = sha256(path)
+    if eps is None:
+        eps = 0.0 if digest.startswith(V1_FILE) else 1e-5
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    ours = rename(path, weights, project.table)
+    try:
+        told = conventions(path, project, weights, meta, style)
+        config = ModelConfig(**{"backbone_eps": eps, **project.settings, **told, **infer_config(path, ours)})
+        check(TrainConfig(model=config))
+        slots = len(ours["class_subnet.last.bias"]) // (len(config.anchor_scales) * len(config.anchor_ratios))
+        rows, ids, titles = classes(path, slots, names_in(meta) if names is None else names)
+        ours = {
+            layer_name(key, config): value
+            for key, value in reordered(ours, config, project.ratios_first, rows).items()
+        }
+    except (
+        IndexError,
+        RuntimeError,
+        OverflowError,
+        TypeError,
+        ValueError,
+    ) as error:  # shapes and numbers that no such file has
+        if isinstance(error, CheckpointError | ConfigError):
+            raise
+        raise CheckpointError(
+            f"{path} does not hold a RetinaNet that is known: {str(error)[:300]}"
+        ) from error
+    about = {"imported_from": path.name, "sha256": digest, "project": project.name}
+    card = ModelInfo(config, tuple(titles), tuple(ids), about=about)
+    return check_shapes(path, ours, card), card
+
+
+def rename(path: Path, weights: Mapping[str, Tensor], table: Sequence[Rule]) -> dict[str, Tensor]:
+    """The same weights under our names; CheckpointError for a key without a rule, or two keys with one
+    name.
+    """
+    ours: dict[str, Tensor] = {}
+    strangers = []
+    for key, value in weights.items():
+        if key.endswith("num_batches_tracked"):  # a counter of batch norm that nothing reads
+            continue
+        rule = next((rule for rule in table if re.fullmatch(rule[0], key)), None)
+        if rule is None:
+            strangers.append(key)
+        elif rule[1] is not None:
+            name = re.sub(rf"^(?:{rule[0]})$", rule[1], key)
+            if name in ours:
+                raise CheckpointError(f"{path}: {key} and another key are both {name}")
+            ours[name] = value
+    if strangers:
+        more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+        raise CheckpointError(f"{path}: no rule for the keys {', '.join(strangers[:5])}{more}")
+    needed = [f"pyramid.{level}.weight" for level in ("p6", "p7")]
+    needed += [
+        f"{subnet}.{layer}"
+        for subnet in ("class_subnet", "box_subnet")
+        for layer in ("conv0.weight", "last.weight", "last.bias")
+    ]
+    missing = [key for key in needed if key not in ours]
+    if missing:
+        raise CheckpointError(
+            f"{path} is not the whole of a RetinaNet: {', '.join(missing)} missing (our names)"
+        )
+    return ours
+
+
+def infer_config(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The settings that the weights themselves tell: backbone, widths, depths, source of P6."""
+    bottlenecks = "backbone.body.layer1.0.conv3.weight" in ours
+    return {
+        "backbone": resnet(path, ours),
+        "channels": len(ours["pyramid.p7.weight"]),
+        "depth": sum(re.fullmatch(r"class_subnet\.conv\d+\.weight", key) is not None for key in ours),
+        "subnet_norm": "group" if "class_subnet.norm0.weight" in ours else "none",
+        "p6": "p5" if ours["pyramid.p6.weight"].shape == ours["pyramid.p7.weight"].shape else "c5",
+        **({} if bottlenecks else {"backbone_stride": "3x3"}),  # without a 1x1 the styles are one
+    }
+
+
+def resnet(path: Path, ours: Mapping[str, Tensor]) -> str:
+    """timm's name of the ResNet or ResNeXt that has these weights."""
+    stages = [
+        {key.split(".")[3] for key in ours if key.startswith(f"backbone.body.layer{stage}.")}
+        for stage in (1, 2, 3, 4)
+    ]
+    middle = ours.get("backbone.body.layer1.0.conv2.weight")
+    depth = DEPTHS.get((tuple(map(len, stages)), "backbone.body.layer1.0.conv3.weight" in ours))
+    name = f"resnet{depth}"
+    if middle is not None and middle.shape[:2] != (
+        64,
+        64,
+    ):  # in groups, each of as many channels as a filter sees
+        name = f"resnext{depth}_{middle.shape[0] // max(1, middle.shape[1])}x{middle.shape[1]}d"
+    if depth is None or middle is None or name not in timm.list_models():
+        raise CheckpointError(
+            f"{path}: its backbone, of {'+'.join(str(len(stage)) for stage in stages)} blocks, is no known "
+            f"ResNet"
+        )
+    return name
+
+
+def reordered(
+    ours: dict[str, Tensor], config: ModelConfig, ratios_first: bool, rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """The last layers with a cell's anchors in our order, and of the class scores the `rows` that are
+    classes.
+    """
+    scales, ratios = len(config.anchor_scales), len(config.anchor_ratios)
+    order = torch.arange(scales * ratios)
+    if ratios_first:
+        order = order.reshape(ratios, scales).T.flatten()
+    changed = dict(ours)
+    for subnet, kept in (("class_subnet", rows), ("box_subnet", range(4))):
+        for part in ("weight", "bias"):
+            key = f"{subnet}.last.{part}"
+            changed[key] = ours[key].unflatten(0, (scales * ratios, -1))[order][:, list(kept)].flatten(0, 1)
+    return changed
+
+
+def layer_name(key: str, config: ModelConfig) -> str:
+    """class_subnet.conv2.weight -> class_subnet.4.weight: its place in our subnet of two or three layers for
+    each convolution.
+    """
+    found = re.fullmatch(r"(class_subnet|box_subnet)\.(?:(conv|norm)(\d+)|last)\.(.*)", key)
+    if found is None:
+        return key
+    step = 2 if config.subnet_norm == "none" else 3
+    position = config.depth * step if found[2] is None else step * int(found[3]) + (found[2] == "norm")
+    return f"{found[1]}.{position}.{found[4]}"
+
+
+def names_in(meta: Mapping[str, Any]) -> list[str] | None:
+    """The class names that an MMDetection file carries."""
+    inner = meta.get("dataset_meta")
+    for found in (
+        meta.get("CLASSES"),
+        *((inner.get("classes"), inner.get("CLASSES")) if isinstance(inner, dict) else ()),
+    ):
+        if isinstance(found, (list, tuple)) and found and all(isinstance(name, str) for name in found):
+            return list(found)
+    return None
+
+
+def classes(path: Path, slots: int, names: Sequence[str] | None) -> tuple[list[int], list[int], list[str]]:
+    """The rows that hold classes, the category ids and the names: as given, COCO's 80 in a row, or at their
+    ids among torchvision's 91.
+    """
+    if names is not None and list(names) != list(COCO.values()):
+        if len(names) != slots:
+            raise ConfigError(f"{path} has {slots} classes, not {len(names)}; give as many names")
+        if not all(names) or len(set(names)) < len(names):
+            raise ConfigError("of the class names one is empty or stands twice; each needs its own")
+        return list(range(slots)), list(range(1, slots + 1)), list(names)
+    if slots not in (80, 91):
+        raise ConfigError(
+            f"{path} has {slots} classes, neither 80 nor 91 as for COCO; name them with --names FILE, one a "
+            f"line"
+        )
+    return list(COCO) if slots == 91 else list(range(80)), list(COCO), list(COCO.values())
+
+
+def check_shapes(path: Path, weights: Mapping[str, Tensor], card: ModelInfo) -> dict[str, Tensor]:
+    """The weights, float32, when they are exactly those of the network that the card describes."""
+    with torch.device("meta"):
+        wanted = build(card.model, len(card.names)).state_dict()
+    common = wanted.keys() & weights.keys()
+    problems = {
+        "missing": wanted.keys() - common,
+        "left over": weights.keys() - common,
+        "of another shape": {key for key in common if weights[key].shape != wanted[key].shape},
+    }
+    told = [f"{len(keys)} {what}, the first: {min(keys)}" for what, keys in problems.items() if keys]
+    if told:
+        raise CheckpointError(f"{path} does not hold a RetinaNet that is known: {'; '.join(told)}")
+    return {key: weights[key].float().contiguous() for key in wanted}

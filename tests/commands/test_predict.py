@@ -1,0 +1,331 @@
+"""The verb predict: which pictures its words mean, what it leaves, how processes share it and continue each
+other's work.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from retinanet.commands import predict as engine
+from retinanet.config.commands import PredictConfig
+from retinanet.errors import ConfigError, DataError
+from retinanet.inference import shards as parts
+from retinanet.inference.sources import find_files
+from retinanet.view.draw import save
+from retinanet.weights.checkpoint import read_weights, save_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a/one.png", "a/two.jpg", "b/one.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, torch.randint(0, 255, (3, 40, 50), dtype=torch.uint8))
+    (tmp_path / "notes.md").write_text("no picture")
+    return tmp_path
+
+
+def quiet(**settings):
+    return PredictConfig(device="cpu", workers=0, **settings)
+
+
+def test_folders_globs_lists_and_files_are_pictures(folder):
+    (folder / "list.txt").write_text("a/one.png\n\nb/one.png\n")
+    assert [str(path.relative_to(folder)) for path in find_files([folder])[0]] == [
+        "a/one.png",
+        "a/two.jpg",
+        "b/one.png",
+    ]
+    assert [path.name for path in find_files([f"{folder}/*/*.jpg"])[0]] == ["two.jpg"]
+    assert len(find_files([folder / "list.txt"])[0]) == 2
+    assert len(find_files([folder / "a" / "one.png", folder])[0]) == 3
+
+
+def test_sources_without_pictures_are_all_named(folder):
+    with pytest.raises(DataError, match=r"nowhere.*\*\.gif"):
+        find_files([folder / "nowhere", folder / "*.gif", folder])
+
+
+def test_results_are_coco_with_ids_from_1_beside_a_list_of_the_images(trained, folder):
+    out = folder / "out"
+    assert engine.run(str(trained), [str(folder / "a"), str(folder / "b")], quiet(out=out))
+    images = json.loads((out / "images.json").read_text())
+    assert [image["id"] for image in images] == [1, 2, 3]
+    assert [image["file_name"].rsplit("/", 2)[1:] for image in images] == [
+        ["a", "one.png"],
+        ["a", "two.jpg"],
+        ["b", "one.png"],
+    ]
+    assert {path.name for path in (out / "pictures").glob("*.jpg")} == {"one.jpg", "two.jpg", "one-2.jpg"}
+    for answer in json.loads((out / "predictions.json").read_text()):
+        assert answer.keys() == {"image_id", "category_id", "bbox", "score"}
+        assert answer["image_id"] in (1, 2, 3)
+
+
+def test_a_split_of_a_data_set_keeps_its_image_ids(trained, scenes, tmp_path):
+    assert engine.run(str(trained), [str(scenes)], quiet(out=tmp_path, split="test", pictures=False))
+    truth = json.loads((scenes / "annotations" / "test.json").read_text())
+    assert [image["id"] for image in json.loads((tmp_path / "images.json").read_text())] == [
+        image["id"] for image in truth["images"]
+    ]
+
+
+def test_one_bad_file_is_listed_and_the_others_are_done(trained, folder, caplog):
+    (folder / "a" / "bad.jpg").write_bytes(b"\xff\xd8\xff broken")
+    assert not engine.run(str(trained), [str(folder / "a")], quiet(out=folder / "out"))
+    assert "bad.jpg" in caplog.text
+    assert len(json.loads((folder / "out" / "images.json").read_text())) == 2
+
+
+def test_without_out_the_answers_are_printed(trained, folder, capsys):
+    assert engine.run(str(trained), [str(folder / "a" / "one.png")], quiet(threshold=0.0))
+    assert "one.png:" in capsys.readouterr().out
+
+
+def test_a_file_of_another_kind_is_an_error_of_its_own(trained, folder, caplog):
+    assert not engine.run(str(trained), [str(folder / "notes.md"), str(folder / "a" / "one.png")], quiet())
+    assert "notes.md" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def talkative(trained, tmp_path_factory):
+    """The same weights with ten answers for every picture: after six steps no score is above the usual
+    0.05.
+    """
+    weights, card = read_weights(trained / "model.safetensors")
+    file = tmp_path_factory.mktemp("talkative") / "model.safetensors"
+    save_model(
+        file, weights, replace(card, model=replace(card.model, score_threshold=0.0, max_detections=10))
+    )
+    return str(file)
+
+
+@pytest.fixture
+def seven(tmp_path, monkeypatch):
+    """Seven pictures, the third of which is broken, in blocks of two."""
+    monkeypatch.setattr(parts, "SMALLEST", 2)
+    monkeypatch.setattr(parts, "LARGEST", 2)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(7):
+        size = (3, 40, 50) if number % 2 else (3, 50, 40)
+        save(
+            tmp_path / "seven" / f"{number}.png",
+            torch.randint(0, 255, size, dtype=torch.uint8, generator=generator),
+        )
+    (tmp_path / "seven" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    return str(tmp_path / "seven")
+
+
+def as_process(monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+
+
+def contents(out):
+    """The bytes of what a prediction leaves, but for the drawn pictures."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def alone(talkative, seven, tmp_path):
+    """What one process leaves of the seven."""
+    out = tmp_path / "alone"
+    assert not engine.run(talkative, [seven], quiet(out=out))
+    return out
+
+
+def test_the_answers_are_in_the_order_of_the_pictures_and_those_that_failed_are_listed(alone):
+    assert contents(alone).keys() == {"about.json", "predictions.json", "images.json", "failed.json"}
+    images = json.loads((alone / "images.json").read_text())
+    assert [(image["id"], image["picture"]) for image in images] == [
+        (n + 1, f"pictures/{n}.jpg") for n in (0, 1, 3, 4, 5, 6)
+    ]
+    ids = [answer["image_id"] for answer in json.loads((alone / "predictions.json").read_text())]
+    assert ids == sorted(ids)
+    assert set(ids) == {1, 2, 4, 5, 6, 7}
+    (failed,) = json.loads((alone / "failed.json").read_text())
+    assert failed["id"] == 3 and failed["file_name"].endswith("2.png") and "2.png" in failed["reason"]
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_the_files_are_the_same_for_any_number_of_processes(
+    talkative, seven, alone, tmp_path, monkeypatch, world
+):
+    good = []
+    for rank in reversed(
+        range(world)
+    ):  # that the first is the last to be ready is as likely as anything else
+        as_process(monkeypatch, rank, world)
+        good.append(engine.run(talkative, [seven], quiet(out=tmp_path / "shared")))
+    assert contents(tmp_path / "shared") == contents(alone)
+    # torchrun ends the others as soon as one has a status other than 0: so it is only the last that answers
+    # for the broken picture
+    assert good == [True] * (world - 1) + [False]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_run_that_was_stopped_is_continued_by_any_number_of_processes(
+    talkative, seven, alone, tmp_path, monkeypatch, caplog, world
+):
+    out = tmp_path / "stopped"
+    asked = []
+    stream = engine.Detector.stream
+
+    def stopped(detector, paths, *settings):
+        for position, answer in stream(detector, paths, *settings):
+            asked.append(int(paths[position].stem))
+            yield position, answer
+            if len(asked) == 5:  # in the middle of the third block
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.Detector, "stream", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(talkative, [seven], quiet(out=out))
+    assert not (out / "predictions.json").exists()
+    with caplog.at_level("INFO", "retinanet"):
+        for rank in range(world):
+            as_process(monkeypatch, rank, world)
+            engine.run(talkative, [seven], quiet(out=out))
+    assert "4 of 7 pictures are done already" in caplog.text
+    assert contents(out) == contents(alone)
+    assert sorted(asked[:4]) == [0, 1, 2, 3] and sorted(asked[5:]) == [
+        4,
+        5,
+        6,
+    ]  # nothing that was done is done again
+
+
+def test_a_run_that_was_stopped_continues_only_as_it_was_begun(talkative, seven, tmp_path, monkeypatch):
+    as_process(monkeypatch, 0, 2)
+    assert engine.run(talkative, [seven], quiet(out=tmp_path / "out"))
+    before = contents(tmp_path / "out" / "parts")
+    for config, other in (
+        (quiet(scale=96), "scale"),
+        (quiet(threshold=0.9), "threshold"),
+        (quiet(pictures=False), "threshold"),
+    ):
+        with pytest.raises(
+            ConfigError, match=f"parts of another prediction, with other {other}; choose another --out"
+        ):
+            engine.run(talkative, [seven], replace(config, out=tmp_path / "out"))
+    with pytest.raises(ConfigError, match="other pictures, count"):
+        engine.run(talkative, [f"{seven}/*1.png"], quiet(out=tmp_path / "out"))
+    assert contents(tmp_path / "out" / "parts") == before
+    # what a machine can bear does not change the answers
+    assert engine.run(talkative, [seven], quiet(out=tmp_path / "out", batch=1))
+
+
+def test_a_finished_prediction_is_never_overwritten(talkative, seven, alone, monkeypatch):
+    before = contents(alone)
+    with pytest.raises(ConfigError, match="alone holds predictions already, and they are never overwritten"):
+        engine.run("not even looked at", [seven], quiet(out=alone))
+    as_process(monkeypatch, 1, 2)
+    with pytest.raises(ConfigError, match="another prediction, with other scale"):
+        engine.run(talkative, [seven], quiet(out=alone, scale=96))
+    assert contents(alone) == before
+
+
+def test_a_process_that_comes_when_all_is_done_finds_it_done(talkative, seven, alone, monkeypatch, caplog):
+    before = contents(alone)
+    as_process(monkeypatch, 5, 6)
+    with caplog.at_level("INFO", "retinanet"):
+        engine.run(talkative, [seven], quiet(out=alone))
+    assert "7 of 7 pictures are done already" in caplog.text
+    assert contents(alone) == before
+    assert not (alone / "parts").exists()
+
+
+def test_files_of_others_in_the_folder_are_not_touched(talkative, seven, tmp_path):
+    for name in ("parts", "pictures"):
+        (tmp_path / name / name).mkdir(parents=True)
+        with pytest.raises(ConfigError, match=f"{name} holds {name} already"):
+            engine.run(talkative, [seven], quiet(out=tmp_path / name))
+        assert [path.name for path in (tmp_path / name).iterdir()] == [name]
+
+
+def test_drawn_pictures_inside_the_source_are_not_predicted_on(
+    talkative, seven, alone, tmp_path, monkeypatch
+):
+    out = tmp_path / "seven" / "found"
+    for rank in range(2):
+        as_process(monkeypatch, rank, 2)
+        engine.run(talkative, [seven], quiet(out=out))
+    assert contents(out) == contents(alone)
+
+
+def test_without_out_each_process_prints_its_blocks(talkative, seven, monkeypatch, capsys):
+    printed = []
+    for rank in range(2):
+        as_process(monkeypatch, rank, 2)
+        assert engine.run(talkative, [seven], quiet()) == (rank == 0)
+        printed.append(
+            sorted(
+                int(line.split(".png: ")[0][-1])
+                for line in capsys.readouterr().out.splitlines()
+                if ".png: " in line
+            )
+        )
+    assert printed == [[0, 1, 4, 5], [3, 6]]
+
+
+def test_pictures_of_one_name_are_numbered_past_names_that_are_taken():
+    files = ["one.png", "a/one.jpg", "one-2.png", "b/one.png", "two.png"]
+    assert engine.picture_names(files) == ["one.jpg", "one-2.jpg", "one-2-2.jpg", "one-3.jpg", "two.jpg"]
+
+
+def test_many_pictures_of_one_name_are_named_at_once():
+    start = time.perf_counter()
+    assert len(set(engine.picture_names(f"{number}/frame.png" for number in range(30_000)))) == 30_000
+    assert time.perf_counter() - start < 5  # a search from 1 for each would be half a billion looks
+
+
+def test_torchrun_starts_processes_that_share_the_pictures(talkative, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    for number in range(parts.SMALLEST + 10):  # two blocks
+        save(
+            tmp_path / "many" / f"{number:03d}.png",
+            torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8, generator=generator),
+        )
+    (tmp_path / "many" / "000.png").write_bytes(b"broken")
+    words = [
+        "predict",
+        talkative,
+        str(tmp_path / "many"),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--no-pictures",
+        "--scale",
+        "32",
+    ]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "retinanet",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *words, "--out", str(tmp_path / "two")], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr  # for the broken picture
+    assert "1 of 210 pictures could not be read" in done.stdout
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert not engine.run(
+            talkative, [str(tmp_path / "many")], quiet(out=tmp_path / "one", pictures=False, scale=32)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")

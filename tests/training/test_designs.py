@@ -1,0 +1,75 @@
+"""Each design of the pyramid through the whole engine: trained, watched, saved, loaded, asked."""
+
+import pytest
+import torch
+
+import retinanet
+from retinanet.config.io import override
+from retinanet.config.presets import preset
+from retinanet.data.images import read_image
+from retinanet.data.splits import open_training
+from retinanet.model.postprocess import Postprocess
+from retinanet.ops.anchors import PYRAMIDS
+from retinanet.training import autobatch as cost
+from retinanet.training.diagnose import level_losses
+from retinanet.training.loop import train_step
+from retinanet.training.setup import build_state, resolve_config
+
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": None,
+    "batch": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module", params=PYRAMIDS)
+def design(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(design, scenes, tmp_path_factory, request):
+    """The folder of a run of a few steps."""
+    if design == "fpn":
+        return request.getfixturevalue("trained")
+    settings = SMALL | {"budget": "3it", "validations": 1, "log_every": 1, "pyramid": design}
+    return retinanet.train(scenes, "tiny", out=tmp_path_factory.mktemp("designs") / design, **settings)
+
+
+@pytest.fixture
+def session(design, scenes):
+    config = resolve_config(override(preset("tiny"), SMALL | {"pyramid": design}), torch.device("cpu"))
+    return build_state(config, *open_training(scenes, config), torch.device("cpu"))
+
+
+def test_a_trained_model_says_which_design_it_is_and_answers(design, run, scenes):
+    detector = retinanet.load(run, device="cpu")
+    assert detector.model.pyramid.design == design
+    detector.postprocess = Postprocess(score_threshold=0.001)  # after three steps it is sure of nothing
+    pictures = sorted((scenes / "test").rglob("*.jpg"))
+    for path, found in zip(pictures, detector.predict(pictures), strict=True):
+        _, height, width = read_image(path).shape
+        assert len(found) > 0
+        assert (found.boxes <= torch.tensor([width, height] * 2)).all()
+    assert (run / "metrics.json").exists()
+
+
+def test_levels_are_watched_by_name_and_add_up_to_the_loss_of_the_step(design, session):
+    (batch,) = session.batches(0, 1)
+    levels = level_losses(session, batch)
+    numbers = train_step(session, batch, 0.0)
+    for name in ("class_loss", "box_loss"):
+        assert len(levels[name]) == len(session.model.levels)
+        assert sum(levels[name]) == pytest.approx(float(numbers[name]), rel=1e-5)
+
+
+def test_the_anchors_of_objects_are_counted_and_the_memory_estimated(session):
+    counts, _, _ = cost.anchors_of_objects(session)
+    assert len(counts) == len(session.training.labels)
+    assert counts.sum() > 0
+    assert cost.measure(session).image > 0
