@@ -16,11 +16,11 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retinanet.ops.anchors import PYRAMIDS, STRIDES, grid_anchors, inside
-from retinanet.ops.assign_fast import candidate_pairs_cpu, candidate_pairs_gpu, windows
+from retinanet.ops.assign import BACKGROUND, assign
+from retinanet.ops.assign_fast import assign_near, candidate_pairs_cpu, candidate_pairs_gpu, windows
 from retinanet.ops.boxes import iou
 
-module = importlib.import_module("retinanet.ops.assign")  # `ops.assign` may be the function
-assign, assign_near, BACKGROUND = module.assign, module.assign_near, module.BACKGROUND
+module = importlib.import_module("retinanet.ops.assign_fast")
 
 CPU = torch.device("cpu")
 GRIDS = {
@@ -77,7 +77,7 @@ def crowd(flat, seed, batch, count):
 def find(request, monkeypatch):
     """Both ways of looking for pairs, in the place of the one for this machine."""
     chosen = candidate_pairs_cpu if request.param == "as on a CPU" else candidate_pairs_gpu
-    monkeypatch.setattr(module, "found", chosen)
+    monkeypatch.setattr(module, "candidate_pairs_cpu", chosen)
     return chosen
 
 
@@ -230,5 +230,5 @@ def test_on_a_gpu_the_host_need_not_know_the_boxes(monkeypatch):
         boxes = mode.from_tensor(boxes)
         with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
             assign_near(levels, boxes)
-        monkeypatch.setattr(module, "found", candidate_pairs_gpu)
+        monkeypatch.setattr(module, "candidate_pairs_cpu", candidate_pairs_gpu)
         assert assign_near(levels, boxes).shape == (2, sum(map(len, anchors)))

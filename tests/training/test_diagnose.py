@@ -15,6 +15,7 @@ from retinanet.config.io import override
 from retinanet.config.presets import preset
 from retinanet.data.splits import open_training
 from retinanet.errors import CheckpointError, DivergenceError
+from retinanet.training import loop
 from retinanet.training.diagnose import Advice, NonFiniteWatch, checksum, level_losses, not_finite
 from retinanet.training.loop import train_step
 from retinanet.training.setup import build_state, resolve_config
