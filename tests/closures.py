@@ -1,7 +1,7 @@
 """How much of the package one must load, open or learn; `python tests/closures.py` prints it.
 
 A closure is what Python loads to import a module: it, what it imports at top level, and so on (imports for
-type checkers are not counted). A reading list is what a reader opens to follow one thing from its beginning to
+type checkers are not counted). A reading list is what a reader opens to follow one thing from its start to
 its end.
 """
 

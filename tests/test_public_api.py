@@ -24,12 +24,10 @@ def python(code):
 
 
 def test_every_public_name_exists_and_the_list_is_sorted():
-    assert retinanet.__all__ == sorted(
-        retinanet.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name)
-    )
+    assert retinanet.__all__ == sorted(retinanet.__all__)
     for name in retinanet.__all__:
         assert getattr(retinanet, name) is not None
-    assert set(retinanet.__all__) == set(retinanet._PLACES)
+    assert set(retinanet.__all__) == set(retinanet._MODULES)
     with pytest.raises(AttributeError, match="nothing"):
         _ = retinanet.nothing
 
