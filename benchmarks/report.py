@@ -173,6 +173,26 @@ def prediction(found: dict[str, Any]) -> list[Line]:
     return lines
 
 
+def predicting(found: dict[str, Any]) -> list[Line]:
+    height, width = found["size"]
+    names = {"this": "", "other": ", the commit before"}
+    lines = [
+        (
+            f"images a second, {found['images']} JPEG files of {width} x {height}{names[side]}",
+            "",
+            f"{speed:.1f}",
+        )
+        for side, speed in found["images_per_second"].items()
+    ]
+    lines += [
+        (f"seconds of the command{names[side]}", "", f"{median(seconds):.1f}")
+        for side, seconds in found["seconds"].items()
+    ]
+    if "ratio" in found:
+        lines.append(("images a second over those of the commit before", "1.3", f"**{found['ratio']:.2f}**"))
+    return lines
+
+
 def exporting(found: dict[str, Any]) -> list[Line]:
     goals = {"onnx-fp32": "1.5", "openvino-bf16": "3", "openvino-int8": "5.5"}
     lines = [
@@ -330,6 +350,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[Line]]]] = {
     "postprocessing": ("From the network's output to answers", postprocessing),
     "training_step": ("A training step", training_step),
     "prediction": ("From a file on disk to boxes", prediction),
+    "predicting": ("A folder of images, answered and drawn", predicting),
     "exporting": ("Exported files", exporting),
     "serving": ("The server under load", serving),
     "loading": ("Data", loading),

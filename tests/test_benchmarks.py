@@ -18,6 +18,7 @@ SMALL = {
     "loading": "--pictures 2 --batch 2 --scale 64 --images 50 --boxes 100 --workers 0 --repeats 1",
     "postprocessing": "--side 128 --batch 2 --classes 3 --repeats 1 --network-repeats 1 --backbone resnet18 "
     "--device cpu",
+    "predicting": "--images 4 --size 48 64 --repeats 1 --workers 0",
     "prediction": "--side 64 --repeats 1 --no-cold --product 64",
     "training_step": "--side 64 --backbone resnet18 --repeats 1 --no-memory --product 64",
 }

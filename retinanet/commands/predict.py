@@ -8,10 +8,13 @@ import hashlib
 import itertools
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from .._version import __version__
 from ..config.commands import PredictConfig
@@ -43,6 +46,9 @@ from ..text import progress_bar
 from ..view.draw import draw, save
 
 log = logging.getLogger("retinanet")
+
+DRAWERS = 2
+"""Threads that draw and encode: Pillow computes without Python's lock, and the network needs the rest."""
 
 
 def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
@@ -105,7 +111,7 @@ def show(detector: Detector | Tiled, data: Dataset, threshold: float, config: Pr
     blocks = blocks_of(len(data))[rank() :: world()]
     failed = 0
     for block in blocks:
-        for index, answer in answers(detector, data, block, config):
+        for index, answer, _ in answers(detector, data, block, config):
             if isinstance(answer, DataError):
                 failed += 1
                 log.error("%s", answer)
@@ -140,24 +146,24 @@ def store(
         log.info("%d of %d pictures are done already", sum(len(blocks[number]) for number in done), len(data))
     mine = [number for number in range(rank(), len(blocks), world()) if number not in done]
     count = itertools.count(1)
-    with progress_bar(
-        sum(len(blocks[number]) for number in mine) if is_main_process() else 0, "predicting"
-    ) as progress:
+    total = sum(len(blocks[number]) for number in mine) if is_main_process() else 0
+    with progress_bar(total, "predicting") as progress, Drawing(config.max_pixels) as drawing:
         for number in mine:
             found: dict[int, Detections] = {}
             failed: dict[int, str] = {}
-            for index, answer in answers(detector, data, blocks[number], config):
+            for index, answer, image in answers(detector, data, blocks[number], config, config.pictures):
                 try:
                     if isinstance(answer, DataError):
                         raise answer
                     if names is not None:
-                        picture = read_image(data.path(index), config.max_pixels)
-                        save(out / PICTURES / names[index], draw(picture, answer.above(threshold)))
+                        file = out / PICTURES / names[index]
+                        drawing.draw(file, data.path(index), image, answer.above(threshold))
                     found[index] = answer
                 except DataError as error:
                     log.error("%s", error)
                     failed[index] = str(error)
                 progress(next(count))
+            drawing.wait()
             write_block(out, number, data, found, failed, names)
     if len(done_blocks(out, len(blocks))) < len(blocks):
         log.info("this process has done its share; the one that is ready last merges the parts in %s", out)
@@ -187,13 +193,49 @@ def write_block(
     write_shard(out, number, images, reasons, result_rows(data, results))
 
 
+class Drawing:
+    """Draws and encodes images in a few threads, while the network has the next ones."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels, self._pool = max_pixels, ThreadPoolExecutor(DRAWERS)
+        self._waiting: deque[Future[None]] = deque()
+
+    def draw(self, file: Path, source: Path, image: Tensor | None, found: Detections) -> None:
+        """Save the image with its boxes, soon. One that was too large to be kept (None) is decoded again and
+        saved at once, so that the memory holds one of these.
+        """
+        if image is None:
+            save(file, draw(read_image(source, self.max_pixels), found))
+            return
+        self._waiting.append(self._pool.submit(lambda: save(file, draw(image, found))))
+        if len(self._waiting) > 4 * DRAWERS:
+            self._waiting.popleft().result()
+
+    def wait(self) -> None:
+        """Until all are saved."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> Drawing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
 def answers(
-    detector: Detector | Tiled, data: Dataset, block: range, config: PredictConfig
-) -> Iterator[tuple[int, Detections | DataError]]:
-    """(image, answer) of the images of a block, as they come."""
+    detector: Detector | Tiled,
+    data: Dataset,
+    block: range,
+    config: PredictConfig,
+    with_images: bool = False,
+) -> Iterator[tuple[int, Detections | DataError, Tensor | None]]:
+    """(index, detections, decoded image if wanted and kept) of the images of a block, as they come."""
     paths = [data.path(index) for index in block]
-    for position, answer in detector.stream(paths, config.batch, config.workers, config.max_pixels):
-        yield block[position], answer
+    for position, answer, *image in detector.stream(
+        paths, config.batch, config.workers, config.max_pixels, with_images=with_images
+    ):
+        yield block[position], answer, image[0] if with_images else None
 
 
 def pictures_of(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -23,10 +24,17 @@ from ..model.retinanet import RetinaNet
 from ..structures import Detections
 from .runtimes import Runtime
 
+T = TypeVar("T")
+
 Picture = str | Path | np.ndarray | Tensor | Any
 
 Prepared = tuple[int, list[Tensor], tuple[int, int]]
 """A picture's position, the picture [3, h, w] at each scale, its original height and width."""
+
+KEPT = 1 << 28
+"""Bytes of decoded images that `stream` keeps for its caller while they wait for their batch; one image may
+have a quarter.
+"""
 
 
 class Detector:
@@ -81,53 +89,63 @@ class Detector:
 
         DataError for a picture that cannot be read.
         """
-        several = isinstance(images, (list, tuple)) or (
-            isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
+        return one_or_several(
+            images,
+            lambda images: self._in_batches((prepare(*image, self.scales) for image in images), batch),
         )
-        # one by one: a thousand full-size pictures need not fit in memory
-        pictures = enumerate(map(as_picture, images if several else [images]))
-        answers = dict(
-            self._in_batches((prepare(index, picture, self.scales) for index, picture in pictures), batch)
-        )
-        return [answers[index] for index in range(len(answers))] if several else answers[0]
 
+    @overload
     def stream(
         self, paths: Sequence[Path], batch: int = 8, workers: int | None = None, max_pixels: int = MAX_PIXELS
-    ) -> Iterator[tuple[int, Detections | DataError]]:
-        """(position in `paths`, answer) as they come, not in order; a picture that cannot be read gives its
-        error and hurts no other.
+    ) -> Iterator[tuple[int, Detections | DataError]]: ...
+    @overload
+    def stream(
+        self,
+        paths: Sequence[Path],
+        batch: int = 8,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        with_images: bool,
+    ) -> Iterator[Any]: ...
+    def stream(
+        self,
+        paths: Sequence[Path],
+        batch: int = 8,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        with_images: bool = False,
+    ) -> Iterator[Any]:
+        """(position in `paths`, detections) as they come, not in order; an image that cannot be read gives
+        its error and hurts no other.
+
+        with_images   a third value: the decoded image [3, H, W], or None where it is too large to be kept
         """
         loader: DataLoader[Any] = DataLoader(
-            _Pictures(paths, self.scales, max_pixels),
+            _Images(paths, self.scales, max_pixels, with_images),
             batch_size=None,
             num_workers=pick_workers(workers, self.device),
         )
         failed: list[tuple[int, DataError]] = []
+        images: dict[int, Tensor] = {}
 
         def prepared() -> Iterator[Prepared]:
-            for index, images, size in loader:
-                if isinstance(images, str):
-                    failed.append((index, DataError(images)))
+            for index, scaled, size, image in loader:
+                if isinstance(scaled, str):
+                    failed.append((index, DataError(scaled)))
                 else:
-                    yield index, images, size
+                    keep_image(images, index, image)
+                    yield index, scaled, size
 
-        yield from self._in_batches(prepared(), batch)
-        yield from failed
+        for index, found in itertools.chain(self._in_batches(prepared(), batch), failed):
+            yield (index, found, images.pop(index, None)) if with_images else (index, found)
 
     def _in_batches(self, prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[int, Detections]]:
-        """Gather resized pictures by padded shape (at every scale); run a shape when it has a full batch, and
-        what is left at the end.
-        """
-        if batch < 1:
-            raise ConfigError(f"batch must be at least 1, not {batch}")
-        waiting: dict[tuple[tuple[int, int], ...], list[Prepared]] = {}
-        for entry in prepared:
-            shapes = tuple(self.preprocess.padded([(image.shape[1], image.shape[2])]) for image in entry[1])
-            group = waiting.setdefault(shapes, [])
-            group.append(entry)
-            if len(group) == batch:
-                yield from self._run(waiting.pop(shapes))
-        for group in waiting.values():
+        def shapes(entry: Prepared) -> Hashable:
+            return tuple(self.preprocess.padded([(image.shape[1], image.shape[2])]) for image in entry[1])
+
+        for group in gather(prepared, shapes, batch):
             yield from self._run(group)
 
     def _run(self, group: list[Prepared]) -> Iterator[tuple[int, Detections]]:
@@ -217,21 +235,64 @@ class Detector:
         return answers
 
 
-class _Pictures(TorchDataset[Any]):
-    """What `prepare` gives, or (position, reason, size) for a picture that cannot be read."""
+class _Images(TorchDataset[Any]):
+    """What `prepare` gives and the image if it is wanted, or (position, reason, size, None) for an image that
+    cannot be read.
+    """
 
-    def __init__(self, paths: Sequence[Path], scales: Sequence[Preprocess], max_pixels: int) -> None:
-        self.paths, self.scales, self.max_pixels = list(paths), scales, max_pixels
+    def __init__(
+        self, paths: Sequence[Path], scales: Sequence[Preprocess], max_pixels: int, with_images: bool
+    ) -> None:
+        self.paths, self.scales = list(paths), scales
+        self.max_pixels, self.with_images = max_pixels, with_images
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Prepared | tuple[int, str, tuple[int, int]]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         try:
             image = read_image(self.paths[index], self.max_pixels)
         except DataError as error:
-            return index, str(error), (0, 0)
-        return prepare(index, image, self.scales)
+            return index, str(error), (0, 0), None
+        return *prepare(index, image, self.scales), image if self.with_images and may_send(image) else None
+
+
+def may_send(image: Tensor) -> bool:
+    """Whether a loader's process sends this image along: a huge one would fill the memory they share."""
+    return image.nbytes <= KEPT // 4
+
+
+def keep_image(images: dict[int, Tensor], index: int, image: Tensor | None) -> None:
+    """Put a decoded image with those that wait for their batch, unless they are many already."""
+    if image is not None and sum(other.nbytes for other in images.values()) + image.nbytes <= KEPT:
+        images[index] = image
+
+
+def gather(entries: Iterable[T], shape: Callable[[T], Hashable], batch: int) -> Iterator[list[T]]:
+    """Groups of entries of one shape: each when it has `batch` of them, and what is left at the end."""
+    if batch < 1:
+        raise ConfigError(f"batch must be at least 1, not {batch}")
+    waiting: dict[Hashable, list[T]] = {}
+    for entry in entries:
+        key = shape(entry)
+        group = waiting.setdefault(key, [])
+        group.append(entry)
+        if len(group) == batch:
+            yield waiting.pop(key)
+    yield from waiting.values()
+
+
+def one_or_several(
+    images: Any, answer: Callable[[Iterator[tuple[int, Tensor]]], Iterable[tuple[int, Any]]]
+) -> Any:
+    """What `answer` finds in an image, or in each of several, which are read one by one: a thousand need not
+    fit in memory.
+    """
+    several = isinstance(images, (list, tuple)) or (
+        isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
+    )
+    found = dict(answer(enumerate(map(as_picture, images if several else [images]))))
+    return [found[index] for index in range(len(found))] if several else found[0]
 
 
 def prepare(index: int, picture: Tensor, scales: Sequence[Preprocess]) -> Prepared:

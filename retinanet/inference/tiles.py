@@ -4,12 +4,12 @@ object once.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -21,7 +21,7 @@ from ..model.preprocess import Preprocess
 from ..ops.boxes import iou
 from ..ops.nms import exact_nms
 from ..structures import Detections
-from .detector import Detector, as_picture
+from .detector import Detector, gather, keep_image, may_send, one_or_several
 
 TileBox = tuple[int, int, int, int]
 """Left, top, right and bottom of a part of a picture, in its pixels."""
@@ -63,6 +63,8 @@ class Tile(NamedTuple):
     """Height and width."""
     image: Tensor
     """[3, h, w]"""
+    whole: Tensor | None = None
+    """With the first look, if it is wanted and not too large: the image itself, [3, H, W]."""
 
 
 Failure = tuple[int, str]
@@ -106,36 +108,66 @@ class Tiled:
         """The objects in one picture, or a list of `Detections` for several: as `Detector.predict`, and
         `batch` counts tiles.
         """
-        several = isinstance(images, (list, tuple)) or (
-            isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
-        )
-        pictures = enumerate(map(as_picture, images if several else [images]))
-        looks = (
-            look
-            for index, picture in pictures
-            for look in crop_tiles(index, picture, self.size, self.overlap, self.preprocess)
-        )
-        answers: dict[int, Any] = dict(self._answers(looks, batch))
-        return [answers[index] for index in range(len(answers))] if several else answers[0]
 
+        def answer(images: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Detections]]:
+            looks = (crop_tiles(*image, self.size, self.overlap, self.preprocess) for image in images)
+            return self._answers(itertools.chain.from_iterable(looks), batch)
+
+        return one_or_several(images, answer)
+
+    @overload
     def stream(
         self, paths: Sequence[Path], batch: int = 8, workers: int | None = None, max_pixels: int = MAX_PIXELS
-    ) -> Iterator[tuple[int, Detections | DataError]]:
-        """(position in `paths`, answer) as they come: as `Detector.stream`, and `batch` counts tiles.
+    ) -> Iterator[tuple[int, Detections | DataError]]: ...
+    @overload
+    def stream(
+        self,
+        paths: Sequence[Path],
+        batch: int = 8,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        with_images: bool,
+    ) -> Iterator[Any]: ...
+    def stream(
+        self,
+        paths: Sequence[Path],
+        batch: int = 8,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        with_images: bool = False,
+    ) -> Iterator[Any]:
+        """(position in `paths`, detections) as they come: as `Detector.stream`, and `batch` counts tiles.
 
-        Each loader process holds one decoded picture, of which it sends the tiles one by one.
+        Each loader process holds one decoded image, of which it sends the tiles one by one.
         """
-        yield from self._answers(self._loaded(paths, pick_workers(workers, self.device), max_pixels), batch)
+        failed: list[tuple[int, DataError]] = []
+        images: dict[int, Tensor] = {}
 
-    def _loaded(self, paths: Sequence[Path], workers: int, max_pixels: int) -> Iterator[Tile | Failure]:
+        def looks() -> Iterator[Tile]:
+            for look in self._loaded(paths, pick_workers(workers, self.device), max_pixels, with_images):
+                if isinstance(look, Tile):
+                    keep_image(images, look.position, look.whole)
+                    yield look._replace(whole=None)
+                else:
+                    failed.append((look[0], DataError(look[1])))
+
+        for index, found in itertools.chain(self._answers(looks(), batch), failed):
+            yield (index, found, images.pop(index, None)) if with_images else (index, found)
+
+    def _loaded(
+        self, paths: Sequence[Path], workers: int, max_pixels: int, with_images: bool
+    ) -> Iterator[Tile | Failure]:
         """The looks of all pictures in their order, for any number of loader processes: these take turns,
         picture by picture.
         """
         turns = max(1, min(workers, len(paths)))
         sources: list[Iterator[Tile | Failure]] = []
         for first in range(turns):
+            positions = range(first, len(paths), turns)
             looks = _Tiles(
-                paths, range(first, len(paths), turns), self.size, self.overlap, self.preprocess, max_pixels
+                *(paths, positions, self.size, self.overlap, self.preprocess, max_pixels, with_images)
             )
             sources.append(
                 iter(DataLoader(looks, batch_size=None, num_workers=min(workers, 1), collate_fn=_as_it_is))
@@ -148,50 +180,29 @@ class Tiled:
                 for _ in range(look.looks - 1):
                     yield next(source)
 
-    def _answers(
-        self, looks: Iterator[Tile | Failure], batch: int
-    ) -> Iterator[tuple[int, Detections | DataError]]:
-        """Gather looks by padded shape, also those of several pictures; run a shape when it has a full batch.
+    def _answers(self, looks: Iterator[Tile], batch: int) -> Iterator[tuple[int, Detections]]:
+        """Gather looks by padded shape, also those of several images; give an image when no look is missing.
 
-        What is left is run after every `batch` pictures, so that nothing depends on what comes after these.
+        What is left is run after every `batch` images, so that nothing depends on what comes after these.
         """
-        if batch < 1:
-            raise ConfigError(f"batch must be at least 1, not {batch}")
-        waiting: dict[tuple[int, int], list[Tile]] = {}
+
+        def shape(look: Tile) -> tuple[int, int]:
+            return self.preprocess.padded([(look.image.shape[1], look.image.shape[2])])
+
         found: dict[int, list[tuple[Tile, Detections]]] = {}
-        share = 0
-        for look in looks:
-            if look[0] // batch != share:
-                share = look[0] // batch
-                yield from self._run(waiting, found)
-            if not isinstance(look, Tile):
-                yield look[0], DataError(look[1])
-                continue
-            shape = self.preprocess.padded([(look.image.shape[1], look.image.shape[2])])
-            group = waiting.setdefault(shape, [])
-            group.append(look)
-            if len(group) == batch:
-                yield from self._run({shape: waiting.pop(shape)}, found)
-        yield from self._run(waiting, found)
+        for _, some in itertools.groupby(looks, key=lambda look: look.position // max(1, batch)):
+            for group in gather(some, shape, batch):
+                for look, answer in zip(group, self._run(group), strict=True):
+                    parts = found.setdefault(look.position, [])
+                    parts.append((look, answer))
+                    if len(parts) == look.looks:
+                        yield look.position, self._merged(found.pop(look.position))
 
-    def _run(
-        self, groups: dict[tuple[int, int], list[Tile]], found: dict[int, list[tuple[Tile, Detections]]]
-    ) -> Iterator[tuple[int, Detections]]:
-        """Answer batches of one padded shape each, and give the pictures of which no look is missing any
-        more.
-        """
-        for group in groups.values():
-            batch, sizes = self.preprocess.stack([look.image for look in group])
-            originals = [
-                (bottom - top, right - left) for left, top, right, bottom in (look.place for look in group)
-            ]
-            for look, answer in zip(group, self.detector.answer(batch, sizes, originals), strict=True):
-                parts = found.setdefault(look.position, [])
-                parts.append((look, answer))
-                if len(parts) == look.looks:
-                    del found[look.position]
-                    yield look.position, self._merged(parts)
-        groups.clear()
+    def _run(self, looks: list[Tile]) -> list[Detections]:
+        """The answers of looks of one padded shape, each in pixels of its own place."""
+        batch, sizes = self.preprocess.stack([look.image for look in looks])
+        places = [(bottom - top, right - left) for left, top, right, bottom in (look.place for look in looks)]
+        return self.detector.answer(batch, sizes, places)
 
     def _merged(self, parts: list[tuple[Tile, Detections]]) -> Detections:
         if len(parts) == 1:
@@ -222,8 +233,10 @@ class _Tiles(IterableDataset[Any]):
         overlap: float,
         preprocess: Preprocess,
         max_pixels: int,
+        with_images: bool,
     ) -> None:
         self.paths, self.positions, self.max_pixels = list(paths), positions, max_pixels
+        self.with_images = with_images
         self.size, self.overlap, self.preprocess = size, overlap, preprocess
 
     def __iter__(self) -> Iterator[Tile | Failure]:
@@ -233,7 +246,10 @@ class _Tiles(IterableDataset[Any]):
             except DataError as error:
                 yield index, str(error)
                 continue
-            yield from crop_tiles(index, picture, self.size, self.overlap, self.preprocess)
+            whole = picture if self.with_images and may_send(picture) else None
+            for look in crop_tiles(index, picture, self.size, self.overlap, self.preprocess):
+                yield look._replace(whole=whole)
+                whole = None
             del picture  # before the next is decoded
 
 

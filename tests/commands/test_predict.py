@@ -14,7 +14,9 @@ import torch
 
 from retinanet.commands import predict as engine
 from retinanet.config.commands import PredictConfig
+from retinanet.data.images import read_image
 from retinanet.errors import ConfigError, DataError
+from retinanet.inference import detector
 from retinanet.inference import shards as parts
 from retinanet.inference.sources import find_files
 from retinanet.view.draw import save
@@ -80,6 +82,23 @@ def test_one_bad_file_is_listed_and_the_others_are_done(trained, folder, caplog)
     assert not engine.run(str(trained), [str(folder / "a")], quiet(out=folder / "out"))
     assert "bad.jpg" in caplog.text
     assert len(json.loads((folder / "out" / "images.json").read_text())) == 2
+
+
+def test_an_image_that_was_too_large_to_be_kept_is_drawn_the_same(trained, folder, monkeypatch):
+    def drawn(out, **settings):
+        assert engine.run(str(trained), [str(folder / "a")], quiet(out=folder / out, **settings))
+        return [path.read_bytes() for path in sorted((folder / out / "pictures").iterdir())]
+
+    kept, tiles = drawn("kept", threshold=0.0), drawn("tiles", threshold=0.0, tiles=32)
+    reads = []
+    monkeypatch.setattr(
+        engine, "read_image", lambda path, limit: reads.append(path.name) or read_image(path, limit)
+    )
+    assert drawn("again", threshold=0.0) == kept and reads == []
+    monkeypatch.setattr(detector, "KEPT", 10_000)
+    assert drawn("large", threshold=0.0) == kept
+    assert drawn("large-tiles", threshold=0.0, tiles=32) == tiles
+    assert sorted(reads) == ["one.png", "one.png", "two.jpg", "two.jpg"]
 
 
 def test_without_out_the_answers_are_printed(trained, folder, capsys):
@@ -176,10 +195,10 @@ def test_a_run_that_was_stopped_is_continued_by_any_number_of_processes(
     asked = []
     stream = engine.Detector.stream
 
-    def stopped(detector, paths, *settings):
-        for position, answer in stream(detector, paths, *settings):
-            asked.append(int(paths[position].stem))
-            yield position, answer
+    def stopped(detector, paths, *settings, **options):
+        for answer in stream(detector, paths, *settings, **options):
+            asked.append(int(paths[answer[0]].stem))
+            yield answer
             if len(asked) == 5:  # in the middle of the third block
                 raise KeyboardInterrupt
 
