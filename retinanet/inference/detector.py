@@ -89,10 +89,11 @@ class Detector:
 
         DataError for a picture that cannot be read.
         """
-        return one_or_several(
+        found: Detections | list[Detections] = one_or_several(
             images,
             lambda images: self._in_batches((prepare(*image, self.scales) for image in images), batch),
         )
+        return found
 
     @overload
     def stream(

@@ -113,7 +113,8 @@ class Tiled:
             looks = (crop_tiles(*image, self.size, self.overlap, self.preprocess) for image in images)
             return self._answers(itertools.chain.from_iterable(looks), batch)
 
-        return one_or_several(images, answer)
+        found: Detections | list[Detections] = one_or_several(images, answer)
+        return found
 
     @overload
     def stream(
