@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from ._version import __version__
 from .config.commands import (
@@ -24,17 +24,15 @@ from .config.commands import (
     FigureConfig,
     ImportConfig,
     LabConfig,
-    NoConfig,
     PredictConfig,
     ReplayConfig,
     ResumeConfig,
     ServeConfig,
 )
+from .config.io import check as check_settings
 from .config.presets import PRESETS, preset
 from .distributed import is_main_process, rank
 from .errors import ConfigError, RetinaNetError, unknown_name_error
-
-Config = TypeVar("Config")
 
 
 def demo(arguments: list[str]) -> int:
@@ -169,7 +167,7 @@ def lab(arguments: list[str]) -> int:
         print("\n".join(f"  {name:9s}{title}" for name, title in lab_names().items()))
         return 0 if name else 2
     if name == "report":
-        folder, _ = parse("lab report", lab, rest, NoConfig(), "study")
+        folder = parse("lab report", lab, rest, None, "study")
         from .lab.report import run as report
 
         report(Path(folder))
@@ -218,7 +216,7 @@ def models(arguments: list[str]) -> int:
     """List the published weights that can be named in place of a file: their AP, licence, and whether they
     are here.
     """
-    parse("models", models, arguments, NoConfig())
+    parse("models", models, arguments, None)
     from .commands.models import table
 
     print(table())
@@ -296,10 +294,8 @@ def take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def parse(verb: str, function: Any, arguments: list[str], default: Config, *positionals: str) -> Any:
-    """The words of a verb: its positionals, then its config; only the config when there are no
-    positionals.
-    """
+def parse(verb: str, function: Any, arguments: list[str], default: Any, *positionals: str) -> Any:
+    """The words of a command: its positionals, then its config, checked; no list when there is only one."""
     import tyro
     from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -329,7 +325,7 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
     }
     fields = [
         *((name, kinds[name]) for name in positionals),
-        ("config", type(default), field(default=default)),
+        *([("config", type(default), field(default=default))] if default is not None else []),
     ]
     words = make_dataclass("Words", fields)  # type: ignore[arg-type, unused-ignore]
     parsed: Any = tyro.cli(
@@ -340,5 +336,7 @@ def parse(verb: str, function: Any, arguments: list[str], default: Config, *posi
         config=(OmitArgPrefixes,),
         add_help=True,
     )
-    values = [getattr(parsed, name) for name in (*positionals, "config")]
-    return values if positionals else values[0]
+    values = [getattr(parsed, name) for name, *_ in fields]
+    if default is not None:
+        check_settings(parsed.config)
+    return values if len(values) > 1 else next(iter(values), None)

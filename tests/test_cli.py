@@ -117,3 +117,29 @@ def test_the_module_runs_as_a_program():
         [sys.executable, "-m", "retinanet", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("retinanet 0.")
+
+
+WRONG = {
+    "demo": ["--budget 7", "--seed -1", "--budget 0it"],
+    "check d": ["--scale 8", "--max-pixels 0", "--anchor-ratios 0 1"],
+    "train d --preset tiny": ["--batch 0", "--alpha 2", "--jitter 2 1"],
+    "train --resume d": ["--workers -1", "--micro-batch 0", "--workers 5000"],
+    "lab table1b d --preset tiny": ["--seeds 0", "--gamma -1", "--budget soon"],
+    "lab anatomy m d": ["--batch 0", "--count 0", "--workers -1"],
+    "eval m d": ["--batch 0", "--batch -1", "--workers -1"],
+    "predict m d": ["--threshold 7", "--overlap 2", "--scales 400 8"],
+    "serve m": ["--port 99999", "--max-wait -1", "--decoders 0"],
+    "import m": ["--bn-eps -1", "--bn-eps 2", "--bn-eps nan"],
+    "export m": ["--calibration 0", "--max-drop -1", "--scale 1"],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"), [(command, flag) for command, flags in WRONG.items() for flag in flags]
+)
+def test_a_value_out_of_range_gets_one_sentence_before_anything_is_read(command, flag, capsys):
+    assert cli.main([*command.split(), *flag.split()]) == 1
+    error = capsys.readouterr().err
+    name = flag.split()[0].removeprefix("--").replace("-", "_")
+    assert error.startswith(f"retinanet: {name} ")
+    assert len(error.splitlines()) == 1

@@ -16,7 +16,6 @@ from retinanet.config.commands import (
     FigureConfig,
     ImportConfig,
     LabConfig,
-    NoConfig,
     PredictConfig,
     ReplayConfig,
     ResumeConfig,
@@ -57,7 +56,7 @@ def understand(words):
         "replay": (ReplayConfig(), ("dump",)),
         "import": (ImportConfig(), ("foreign",)),
         "export": (ExportConfig(), ("model",)),
-        "models": (NoConfig(), ()),
+        "models": (None, ()),
         "eval": (EvalConfig(), ("model", "data")),
         "predict": (PredictConfig(), ("model", "paths")),
         "serve": (ServeConfig(), ("model",)),
@@ -72,7 +71,7 @@ def understand_lab(words):
     if name in FORMULAS:
         return cli.parse(f"lab {name}", cli.lab, rest, FigureConfig())
     if name == "report":
-        return cli.parse("lab report", cli.lab, rest, NoConfig(), "study")
+        return cli.parse("lab report", cli.lab, rest, None, "study")
     if name == "anatomy":
         return cli.parse("lab anatomy", cli.lab, rest, AnatomyConfig(), "model", "data")
     assert name in EXPERIMENTS

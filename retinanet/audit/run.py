@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config.commands import AnatomyConfig
-from ..config.io import from_json, to_json
+from ..config.io import check, from_json, to_json
 from ..config.schema import TrainConfig
 from ..data.dataset import Dataset, Flags, Floats
 from ..data.formats.detect import open_dataset
@@ -77,6 +77,7 @@ def run(model: str, data: str, config: AnatomyConfig) -> LossAnalysis:
     A planted.json beside the data, see `planted`, is the truth about errors made on purpose: precision and
     recall are printed then.
     """
+    check(config)
     if config.scales:
         raise ConfigError("lab anatomy looks at one scale; use --scale in place of --scales")
     refuse_run(config.out)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
 
 from ..config.commands import CheckConfig
-from ..config.schema import ModelConfig
+from ..config.io import check, override
+from ..config.schema import ModelConfig, TrainConfig
 from ..data.dataset import Dataset
 from ..data.formats.detect import open_dataset
 from ..data.validate import validate
@@ -24,8 +26,9 @@ log = logging.getLogger("retinanet")
 
 def run(path: str, config: CheckConfig) -> bool:
     """Print all problems of all splits and the anchors' reach; true when there is no problem."""
+    check(config)
     splits = open_dataset(path, config.layout, config.images)
-    model = model_of(config)
+    wanted = planned(config)
     problems: list[Problem] = []
     for name, data in splits.items():
         try:
@@ -38,7 +41,7 @@ def run(path: str, config: CheckConfig) -> bool:
         problems += found
         log.info("%s", describe(name, data))
         if clean is not None:
-            log.info("%s", reach_table(reach(clean, model), model))
+            log.info("%s", reach_table(reach(clean, wanted.model), wanted))
     if problems:
         log.info(
             "%s\n%d problems. Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at "
@@ -51,14 +54,13 @@ def run(path: str, config: CheckConfig) -> bool:
     return not problems
 
 
-def model_of(config: CheckConfig) -> ModelConfig:
-    """The model whose anchors are asked about."""
+def planned(config: CheckConfig) -> TrainConfig:
+    """The training whose anchors and IoU thresholds are asked about."""
     wanted = {
         name: getattr(config, name) for name in ("scale", "anchor_size", "anchor_scales", "anchor_ratios")
     }
-    return replace(
-        preset_config(config.preset).model,
-        **{name: value for name, value in wanted.items() if value is not None},
+    return override(
+        preset_config(config.preset), {name: value for name, value in wanted.items() if value is not None}
     )
 
 
@@ -125,16 +127,17 @@ def reach(data: Dataset, model: ModelConfig) -> Reach:
     return Reach(best.numpy(), np.sqrt(width * height), data.labels[keep], data.names)
 
 
-def reach_table(found: Reach, config: ModelConfig, positive: float = 0.5, forced: float = 0.4) -> str:
+def reach_table(found: Reach, config: TrainConfig) -> str:
     """What share of the boxes anchors match, by size and by class, and what to do when many are out of
     reach.
     """
     total = len(found.best)
     if total == 0:
         return "  no boxes to match"
-    missed = found.best < forced
+    model, positive, forced = config.model, config.criterion.positive, config.criterion.force_above
+    missed = found.best < min(positive, inf if forced is None else forced)
     lines = [
-        f"  anchors from {config.anchor_size * STRIDES[0]:.0f} px at a short side of {config.scale} px: "
+        f"  anchors from {model.anchor_size * STRIDES[0]:.0f} px at a short side of {model.scale} px: "
         f"{(found.best >= positive).mean():.1%} of the boxes are matched, "
         f"{((found.best < positive) & ~missed).mean():.1%} only by force, "
         f"{missed.mean():.1%} ({int(missed.sum())}) by none"
@@ -156,7 +159,7 @@ def reach_table(found: Reach, config: ModelConfig, positive: float = 0.5, forced
             )
     if missed.mean() > 0.05:
         small = float(np.quantile(found.sides, 0.05))
-        if small < config.anchor_size * STRIDES[0]:
+        if small < model.anchor_size * STRIDES[0]:
             size = max(1.0, round(2 * small / STRIDES[0]) / 2)
             lines.append(
                 f"    one box in twenty is below {small:.0f} px: train with --anchor-size {size:g} (anchors "

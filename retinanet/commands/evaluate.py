@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.commands import EvalConfig
-from ..config.io import to_json
+from ..config.io import check, to_json
 from ..data.splits import in_model_classes, open_split
 from ..device import describe, pick_workers, versions
 from ..distributed import is_main_process, process_group
@@ -28,6 +28,7 @@ def run(model: str, data: str, config: EvalConfig) -> Metrics:
     `model` may also be a COCO results file (.json), from this or any other detector; then no picture is
     needed.
     """
+    check(config)
     refuse_run(config.out)
     with process_group():
         return _run(model, data, config)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config.commands import ExportConfig
+from ..config.io import check
 from ..data.dataset import Dataset
 from ..data.formats.detect import open_dataset
 from ..data.images import read_image
@@ -118,6 +119,7 @@ def checked(model: str, config: ExportConfig) -> Path:
     """Where the file goes; ConfigError for what cannot be made or must not be overwritten, before anything is
     loaded.
     """
+    check(config)
     suffix, precisions, why = FORMATS[config.format]
     if config.precision not in precisions:
         raise ConfigError(
@@ -141,8 +143,6 @@ def checked(model: str, config: ExportConfig) -> Path:
         raise ConfigError(f"{taken[0]} exists, and nothing is overwritten; choose another --out")
     if not out.parent.is_dir():
         out.parent.mkdir(parents=True)
-    if config.calibration < 1:
-        raise ConfigError(f"calibration must be at least 1 picture, not {config.calibration}")
     if config.size is not None and config.scale is not None:
         raise ConfigError("either --size or --scale, not both: into one size all pictures are fitted")
     if config.size is not None and any(side < 32 or side % 32 for side in config.size):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..config.commands import PredictConfig
+from ..config.io import check
 from ..data.dataset import Columns, Dataset
 from ..data.images import read_image
 from ..data.splits import in_model_classes, open_split
@@ -63,6 +64,7 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     `parts`. Videos come first, each
     with files of its own: see `video`.
     """
+    check(config)
     if not sources:
         raise ConfigError(
             "nothing to predict on: give files, folders, globs or .txt lists, or a data set and --split"

@@ -1,4 +1,4 @@
-"""Every setting of the verbs other than `train`: as in `config`, the dataclasses are the command line."""
+"""Every setting of the commands other than `train`: the dataclasses are the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .schema import Invalid, Layout, TrainConfig
+from .schema import DataOptions, SourceOptions, TrainConfig, setting
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class ResumeConfig:
     """Where the pictures lie now, if they are elsewhere."""
     device: str | None = None
     """cpu, cuda, cuda:1, auto. None: as before."""
-    workers: int | None = None
+    workers: int | None = setting(None, 0, 1 << 10)
     """Loader processes; their number changes nothing that is learned. None: one on a CPU, up to eight beside
     a GPU.
     """
-    micro_batch: int | None = None
+    micro_batch: int | None = setting(None, 1)
     """Images that a process works on at a time. None: as before."""
 
 
@@ -35,7 +35,7 @@ class ImportConfig:
     """File to write. None: beside theirs, ending in .safetensors."""
     names: Path | None = None
     """Text file with the class names, one a line, when they are not COCO's."""
-    bn_eps: float | None = None
+    bn_eps: float | None = setting(None, 0, 1)
     """eps of the backbone's batch norm, which no file tells. None: 0 for torchvision's own first file, else
     1e-5.
     """
@@ -43,11 +43,6 @@ class ImportConfig:
     """What the backbone came from: caffe means BGR, deviation 1 and the stride in the 1x1. None: as the file
     tells.
     """
-
-
-@dataclass(frozen=True)
-class NoConfig:
-    """A verb without settings."""
 
 
 @dataclass(frozen=True)
@@ -61,42 +56,34 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(DataOptions):
     """How a model is run: shared by eval and predict."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1; auto: a GPU if there is one."""
-    batch: int = 8
+    batch: int = setting(8, 1)
     """Pictures per batch; only pictures of the same padded shape share one."""
-    workers: int | None = None
+    workers: int | None = setting(None, 0, 1 << 10)
     """Loader processes. None: one on a CPU, up to eight beside a GPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is faster and costs a little AP."""
-    scale: int | None = None
+    scale: int | None = setting(None, 32, 1 << 16)
     """Short side in pixels, when it is not to be the model's own."""
-    scales: tuple[int, ...] | None = None
+    scales: tuple[int, ...] | None = setting(None, 32, 1 << 16)
     """Several of these instead: every picture is answered at each, and the answers are merged (400 600
     800).
     """
-    layout: Layout | None = None
-    """Annotation format of a data set; None: recognised."""
-    images: Path | None = None
-    """Folder of the pictures of a data set, when it is elsewhere."""
-    invalid: Invalid = "error"
-    """What bad annotations and pictures get: error, drop or clip."""
-    max_pixels: int = 178_956_970
-    """Pictures with more pixels are refused."""
 
 
 @dataclass(frozen=True)
 class TilesConfig(RunConfig):
     """How large pictures are looked at: shared by eval and predict."""
 
-    tiles: int | None = None
+    tiles: int | None = setting(None, 32, 1 << 16)
     """Side in pixels of the tiles that larger pictures are answered in, for small objects. None: pictures are
     answered whole.
     """
-    overlap: float = 0.25
+    overlap: float = setting(0.25, 0, 1 - 1e-9)
     """Share of a tile that the next one sees too. An object that is larger than this may be cut by both; its
     pieces are joined.
     """
@@ -120,7 +107,7 @@ class PredictConfig(TilesConfig):
     """Folder for predictions.json and pictures, and for each video. None: the answers are printed."""
     split: str | None = None
     """For a data set: which split."""
-    threshold: float | None = None
+    threshold: float | None = setting(None, 0, 1)
     """Score from which a box is drawn and printed. None: the model's own (best F1 in validation).
     predictions.json has all.
     """
@@ -136,7 +123,7 @@ class ServeConfig:
     """Address to listen on. 0.0.0.0: all that this machine has; others than loopback want a token or
     --no-auth.
     """
-    port: int = 8000
+    port: int = setting(8000, 0, 65535)
     """Port to listen on. 0: any free one, which is printed."""
     token: str | None = None
     """What requests must show (Authorization: Bearer TOKEN). None: the variable RETINANET_TOKEN, which no
@@ -150,26 +137,26 @@ class ServeConfig:
     """cpu, cuda, cuda:1; auto: a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is faster and costs a little AP."""
-    scale: int | None = None
+    scale: int | None = setting(None, 32, 1 << 16)
     """Short side in pixels, when it is not to be the model's own."""
-    max_batch: int = 8
+    max_batch: int = setting(8, 1)
     """Pictures that the detector is given at once; only pictures of the same padded shape share a batch."""
-    max_wait: float = 4.0
+    max_wait: float = setting(4.0, 0)
     """Milliseconds that a batch waits for pictures that are being decoded."""
-    queue: int = 32
+    queue: int = setting(32, 1)
     """Pictures that may wait or be at work; beyond it requests get 503 with Retry-After."""
-    decoders: int = 2
+    decoders: int = setting(2, 1)
     """Threads that decode and resize."""
-    max_images: int = 16
+    max_images: int = setting(16, 1)
     """Pictures in one request."""
-    max_bytes: int = 33_554_432
+    max_bytes: int = setting(33_554_432, 1)
     """Bytes of one request."""
-    max_pixels: int = 50_000_000
+    max_pixels: int = setting(50_000_000, 1)
     """Pictures with more pixels are refused."""
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(DataOptions):
     """A model as a file that others can run, proved against its source."""
 
     format: Literal["onnx", "openvino", "torch"] = "onnx"
@@ -184,52 +171,38 @@ class ExportConfig:
     """Height and width, the only ones then, into which pictures are fitted. None: any, as the model has
     it.
     """
-    scale: int | None = None
+    scale: int | None = setting(None, 32, 1 << 16)
     """Short side in pixels, when it is not to be the model's own."""
     data: str | None = None
     """Data set on which source and file are both measured. None: they answer generated pictures."""
     split: str | None = None
     """What AP is measured on. None: val if there is one, else the only one."""
-    layout: Layout | None = None
-    """Annotation format of the data set; None: recognised."""
-    images: Path | None = None
-    """Folder of the pictures, when it is elsewhere."""
-    invalid: Invalid = "error"
-    """What bad annotations and pictures get: error, drop or clip."""
-    calibration: int = 300
+    calibration: int = setting(300, 1)
     """int8: pictures of the split train (else of --split) that are looked at."""
-    max_drop: float | None = None
+    max_drop: float | None = setting(None, 0, 1)
     """AP that the file may have less than its source. None: 0.003, int8 0.010."""
-    workers: int | None = None
+    workers: int | None = setting(None, 0, 1 << 10)
     """Loader processes for AP. None: one."""
-    max_pixels: int = 178_956_970
-    """Pictures with more pixels are refused."""
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(SourceOptions):
     """A look at a data set before anything is trained on it."""
 
     deep: bool = False
     """Decode every picture too."""
-    layout: Layout | None = None
-    """Annotation format; None: recognised."""
-    images: Path | None = None
-    """Folder of the pictures, when it is elsewhere."""
     preset: str | None = None
     """Whose anchors and scale the boxes are compared with. None: the preset that `train` would choose
     here.
     """
-    scale: int | None = None
+    scale: int | None = setting(None, 32, 1 << 16)
     """Short side in pixels instead of the preset's."""
-    anchor_size: float | None = None
+    anchor_size: float | None = setting(None, 1e-3, 1e6)
     """Side of a level's smallest anchor, in strides, instead of the preset's."""
-    anchor_scales: tuple[float, ...] | None = None
+    anchor_scales: tuple[float, ...] | None = setting(None, 1e-3, 1e3)
     """Octave steps of the anchors instead of the preset's."""
-    anchor_ratios: tuple[float, ...] | None = None
+    anchor_ratios: tuple[float, ...] | None = setting(None, 1e-3, 1e3)
     """Height over width of the anchors instead of the preset's."""
-    max_pixels: int = 178_956_970
-    """Pictures with more pixels are refused."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +213,7 @@ class LabConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    seeds: int = 1
+    seeds: int = setting(1, 1)
     """Trainings of every row, from `seed` on; two or more give 95 % intervals."""
     alphas: Literal["paper", "search"] = "paper"
     """table1b: alpha for each gamma as printed, or the best of 0.25, 0.5 and 0.75 in validation."""
@@ -254,7 +227,7 @@ class AnatomyConfig(RunConfig):
     """train, val or test. None: val if there is one, else the only one; labels are best examined on train."""
     out: Path | None = None
     """Folder for anatomy.json, suspects.json and the gallery. None: runs/anatomy-<data>, numbered."""
-    count: int = 100
+    count: int = setting(100, 1)
     """Suspicious labels that are listed and shown."""
 
 
@@ -276,5 +249,5 @@ class DemoConfig:
     """How long to train: 4.2min, 300it."""
     device: str = "auto"
     """cpu, cuda; auto: a GPU if there is one."""
-    seed: int = 0
+    seed: int = setting(0, 0, (1 << 63) - 1)
     """Scenes and training follow from it."""

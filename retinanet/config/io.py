@@ -5,124 +5,92 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError, unknown_name_error
 
 Config = TypeVar("Config")
 
-RANGES: dict[str, tuple[float, float]] = {
-    "prior": (1e-9, 1 - 1e-9),
-    "channels": (8, 1 << 20),
-    "depth": (0, 64),
-    "scale": (32, 1 << 16),
-    "max_side": (32, 1 << 20),
-    "anchor_size": (1e-3, 1e6),
-    "train_scale": (32, 1 << 16),
-    "padding_multiple": (1, 1 << 12),
-    "backbone_eps": (0, 1),
-    "score_threshold": (0, 1 - 1e-9),
-    "nms_threshold": (0, 1),
-    "per_level": (1, 1 << 30),
-    "max_detections": (1, 1 << 30),
-    "alpha": (0, 1),
-    "gamma": (0, 1000),
-    "margin": (1e-9, 1),
-    "mining_batch": (4, 1 << 30),
-    "mining_nms": (0, 1),
-    "positive": (1e-9, 1),
-    "negative": (0, 1),
-    "batch": (1, 1 << 30),
-    "micro_batch": (1, 1 << 30),
-    "repeat_threshold": (0, 1),
-    "box_weight": (0, 1e6),
-    "smooth_l1_beta": (1e-9, 1e6),
-    "warmup": (0, 1 << 30),
-    "momentum": (0, 1),
-    "weight_decay": (0, 1e6),
-    "clip": (1e-9, float("inf")),
-    "workers": (0, 1 << 10),
-    "seed": (0, (1 << 63) - 1),
-    "max_pixels": (1, 1 << 40),
-    "lr": (0, float("inf")),
-    "lr_batch": (1, 1 << 30),
-    "flip": (0, 1),
-    "photometric": (0, 1),
-    "validations": (1, 1 << 30),
-    "log_every": (1, 1 << 30),
-}
-"""What numbers may be, both ends included."""
-
 
 def check(config: Any) -> None:
-    """ConfigError that lists every setting out of its range, before anything is begun."""
-    settings = flat(config)
-    choices = _choices(config)
-    wrong = []
-    for name, allowed in choices.items():
-        if (
-            settings[name] is not None
-            and settings[name] not in allowed
-            and not (name in RANGES and _number(settings[name]))
-        ):
-            wrong.append(str(unknown_name_error(name, settings[name], map(str, allowed))))
-    for name, (low, high) in RANGES.items():
-        value = settings.get(name)
-        if (
-            value is not None
-            and value not in choices.get(name, ())
-            and not (_number(value) and low <= value <= high)
-        ):
-            wrong.append(f"{name} must be between {low:g} and {high:g}, not {value}")
-    for name in ("anchor_scales", "anchor_ratios"):
-        if not settings[name] or not all(_number(value) and 1e-3 <= value <= 1e3 for value in settings[name]):
-            wrong.append(f"{name} must be numbers between 0.001 and 1000, not {settings[name]}")
-    for name, low in (("pixel_mean", -1e3), ("pixel_std", 1e-6)):
-        if len(settings[name]) != 3 or not all(
-            _number(value) and low <= value <= 1e3 for value in settings[name]
-        ):
-            wrong.append(
-                f"{name} must be three numbers from {low:g} to 1000, of red, green and blue in 0..1, not "
-                f"{settings[name]}"
-            )
-    if settings["negative"] > settings["positive"]:
-        wrong.append(f"negative ({settings['negative']}) must not exceed positive ({settings['positive']})")
-    if settings["loss"] == "cross_entropy" and settings["alpha"] == "inverse-frequency":
-        wrong.append("cross_entropy has no alpha; take --loss balanced for --alpha inverse-frequency")
-    if settings["loss"] == "focal_star" and settings["gamma"] == 0:
-        wrong.append("gamma must be above 0 for focal_star")
-    if not 0 < settings["jitter"][0] <= settings["jitter"][1]:
-        wrong.append(f"jitter is a low and a high factor above 0, not {settings['jitter']}")
-    if settings["ema"] is not None and not 0 <= settings["ema"] < 1:
-        wrong.append(f"ema is a decay below 1, not {settings['ema']}")
+    """ConfigError that lists every setting that cannot be, before anything is begun.
+
+    The fields say what each may be: the type its words and how many numbers, `setting` their range.
+    """
+    wrong = [*_faults(config)] or [*_contradictions(flat(config))]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def limits(kind: type, name: str) -> tuple[float, float]:
+    """What the number of that field may be, both ends included."""
+    known = next(entry.metadata for entry in fields(kind) if entry.name == name)
+    return known["low"], known["high"]
+
+
+def _faults(config: Any) -> Iterator[str]:
+    """What is wrong with each setting by itself."""
+    hints = get_type_hints(type(config))
+    for entry in fields(config):
+        name, value = entry.name, getattr(config, entry.name)
+        if is_dataclass(value):
+            yield from _faults(value)
+            continue
+        low, high = entry.metadata.get("low"), entry.metadata.get("high")
+        kinds = _alternatives(hints[name])
+        words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        several = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), None)
+        span = ""
+        if low is not None:
+            span = f" at least {low:g}" if high is None else f" between {low:g} and {high:g}"
+        if (value is None and NoneType in kinds) or value in words:
+            continue
+        if several and several[0] is not str:
+            count = None if several[-1] is ... else len(several)
+            long = isinstance(value, (tuple, list)) and (len(value) == count if count else len(value) > 0)
+            if not long or not all(_within(one, low, high) for one in value):
+                yield f"{name} must be {f'{count} ' if count else ''}numbers{span}, not {value}"
+        elif words and (not span or isinstance(value, str)):
+            yield str(unknown_name_error(name, value, map(str, words)))
+        elif span and not _within(value, low, high):
+            yield f"{name} must be{span}, not {value}"
+
+
+def _contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with settings that are each possible."""
+    if "loss" in settings:
+        if settings["negative"] > settings["positive"]:
+            yield f"negative ({settings['negative']}) must not exceed positive ({settings['positive']})"
+        if settings["loss"] == "cross_entropy" and settings["alpha"] == "inverse-frequency":
+            yield "cross_entropy has no alpha; take --loss balanced for --alpha inverse-frequency"
+        if settings["loss"] == "focal_star" and settings["gamma"] == 0:
+            yield "gamma must be above 0 for focal_star"
+    if "jitter" in settings and not 0 < settings["jitter"][0] <= settings["jitter"][1]:
+        yield f"jitter is a low and a high factor above 0, not {settings['jitter']}"
+    if settings.get("ema") is not None and not 0 <= settings["ema"] < 1:
+        yield f"ema is a decay below 1, not {settings['ema']}"
     for name in ("budget", "save_every"):
-        if settings[name] is not None:
+        if settings.get(name) is not None:
             try:
                 parse_budget(settings[name], name)
             except ConfigError as error:
-                wrong.append(str(error))
-    if wrong:
-        raise ConfigError("\n".join(wrong))
+                yield str(error)
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _choices(config: Any) -> dict[str, tuple[Any, ...]]:
-    """The settings that are one of a few words, wherever they live."""
-    found: dict[str, tuple[Any, ...]] = {}
-    for name, kind in get_type_hints(type(config)).items():
-        kinds = [kind, *get_args(kind)] if get_origin(kind) is not Literal else [kind]
-        words = next((get_args(one) for one in kinds if get_origin(one) is Literal), None)
-        if words:
-            found[name] = words
-        elif is_dataclass(kind):
-            found |= _choices(getattr(config, name))
-    return found
+def _within(value: Any, low: float | None, high: float | None) -> bool:
+    return _number(value) and (low is None or low <= value) and (high is None or value <= high)
 
 
 def override(config: Config, settings: Mapping[str, Any]) -> Config:

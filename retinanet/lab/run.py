@@ -20,7 +20,7 @@ from typing import Any
 from ..commands.train import resume_run
 from ..commands.train import run as train
 from ..config.commands import LabConfig, ResumeConfig
-from ..config.io import flat, override, to_json
+from ..config.io import check, flat, override, to_json
 from ..config.schema import TrainConfig
 from ..data.dataset import Dataset
 from ..data.splits import open_training
@@ -148,8 +148,7 @@ def begin(source: str, config: LabConfig) -> Study:
     """The base row's settings and length: minutes become iterations here, once for all rows and for all later
     runs of this study.
     """
-    if config.seeds < 1:
-        raise ConfigError(f"seeds must be at least 1, not {config.seeds}")
+    check(config)
     if config.train.batch == "auto" or world() > 1:
         raise ConfigError("a study wants a number for --batch, the same for all rows, and one process")
     base = replace(config.train, budget=config.train.budget or BUDGET, validations=1, out=None)

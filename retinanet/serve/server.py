@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from ..config.commands import ServeConfig
+from ..config.io import check
 from ..errors import ConfigError
 from ..inference.detector import prepare
 from ..inference.load import load
@@ -67,21 +68,8 @@ def run(model: str, config: ServeConfig) -> None:
 
 def checked(config: ServeConfig) -> ServeConfig:
     """The settings, or a ConfigError that lists all that is wrong with them."""
-    wrong = [
-        f"{name.replace('_', '-')} must be at least {low}, not {getattr(config, name)}"
-        for name, low in {
-            "max_batch": 1,
-            "max_wait": 0,
-            "queue": 1,
-            "decoders": 1,
-            "max_images": 1,
-            "max_bytes": 1,
-            "max_pixels": 1,
-        }.items()
-        if not getattr(config, name) >= low
-    ]
-    if not 0 <= config.port <= 65535:
-        wrong.append(f"port must be between 0 and 65535, not {config.port}")
+    check(config)
+    wrong = []
     if config.token is not None and not config.auth:
         wrong.append("either a token or --no-auth, not both")
     if config.token is not None and not (

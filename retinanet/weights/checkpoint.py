@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..config.io import check, fits, from_json
-from ..config.schema import ModelConfig, TrainConfig
+from ..config.schema import ModelConfig
 from ..data.dataset import is_text
 from ..errors import CheckpointError, ConfigError
 from ..files import write_atomically
@@ -174,7 +174,7 @@ def parse_info(path: Path, text: str) -> ModelInfo:
         if not fits(threshold, float) or not 0 <= threshold <= 1:
             raise ValueError("threshold is no number in 0..1")
         model = from_json(ModelConfig, values["model"])
-        check(TrainConfig(model=model))
+        check(model)
         return ModelInfo(model, tuple(names), tuple(ids), threshold, dict(values["about"]))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, CheckpointError):

@@ -7,7 +7,7 @@ import pytest
 
 from retinanet.commands import check as engine
 from retinanet.config.commands import CheckConfig
-from retinanet.config.schema import ModelConfig
+from retinanet.config.schema import ModelConfig, TrainConfig
 from retinanet.data.dataset import Columns
 from retinanet.data.scenes import write_scenes
 from retinanet.ops.anchors import PYRAMIDS
@@ -82,7 +82,7 @@ def test_check_knows_where_the_anchors_of_a_design_stand():
 
 def test_small_objects_get_advice_on_anchors(caplog):
     text = engine.reach_table(
-        engine.reach(boxes_of((10, 10), (12, 12), (14, 14), (40, 40)), ModelConfig()), ModelConfig()
+        engine.reach(boxes_of((10, 10), (12, 12), (14, 14), (40, 40)), ModelConfig()), TrainConfig()
     )
     assert "--anchor-size" in text
     assert "8-16 px: 3 of 3 boxes are matched by no anchor" in text

@@ -161,7 +161,10 @@ def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
         (ExportConfig("openvino", precision="int8"), "int8 needs --data"),
         (ExportConfig("onnx", size=(100, 320)), "not 100 320 but 96 320"),
         (ExportConfig("onnx", size=(96, 320), scale=96), "either --size or --scale"),
-        (ExportConfig("openvino", precision="int8", data="x", calibration=0), "at least 1 picture"),
+        (
+            ExportConfig("openvino", precision="int8", data="x", calibration=0),
+            "calibration must be at least 1",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_told_at_once(config, reason, talkative):

@@ -30,9 +30,9 @@ from retinanet.serve.server import listen, run
         ({"port": 70000}, "port must be between 0 and 65535"),
         (
             {"max_batch": 0, "decoders": 0},
-            "max-batch must be at least 1, not 0\ndecoders must be at least 1, not 0",
+            "max_batch must be at least 1, not 0\ndecoders must be at least 1, not 0",
         ),
-        ({"max_wait": float("nan")}, "max-wait must be at least 0"),
+        ({"max_wait": float("nan")}, "max_wait must be at least 0"),
         (
             {"host": "no.such.host.invalid", "auth": False},
             "cannot listen on port 8000 of no.such.host.invalid",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...config.io import check
-from ...config.schema import ModelConfig, TrainConfig
+from ...config.schema import ModelConfig
 from ...errors import CheckpointError, ConfigError
 from ...files import sha256
 from ..checkpoint import ModelInfo, build
@@ -65,7 +65,7 @@ def import_weights(
     try:
         told = conventions(path, project, weights, meta, style)
         config = ModelConfig(**{"backbone_eps": eps, **project.settings, **told, **infer_config(path, ours)})
-        check(TrainConfig(model=config))
+        check(config)
         slots = len(ours["class_subnet.last.bias"]) // (len(config.anchor_scales) * len(config.anchor_ratios))
         rows, ids, titles = classes(path, slots, names_in(meta) if names is None else names)
         ours = {
