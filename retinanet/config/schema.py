@@ -35,7 +35,7 @@ def setting(
     return field(default=default, metadata={"low": low, "high": high, "group": group, "foreign": foreign})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Where a data set lies and how it is read: shared by all commands that open one."""
 
@@ -47,7 +47,7 @@ class SourceOptions:
     """Images with more pixels are refused."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataOptions(SourceOptions):
     """What becomes of the errors of a data set too."""
 
