@@ -166,7 +166,7 @@ def ours(
         "compile": compile,
     }
     session = build_state(
-        replace(config, model=model, **settings), data, data, torch.device(device), filled=False
+        replace(config, model=model, **settings), data, data, torch.device(device), load_weights=False
     )
     calm(session.model)
     return session

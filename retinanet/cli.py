@@ -70,14 +70,14 @@ def train(arguments: list[str]) -> int:
         return 0
     name, rest = take("--preset", rest)
     dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
-    default = preset(name or "tiny")
+    default, pretrained = preset(name or "tiny"), None
     if not {"-h", "--help"} & set(rest):
         from .commands.train import start_config
-        from .training.setup import default_preset
+        from .config.presets import default_preset
 
         device, init = take("--device", rest)[0], take("--init", rest)[0]
         name = name or default_preset(device or "auto")
-        default = start_config(name, Path(init) if init else None)
+        default, pretrained = start_config(name, Path(init) if init else None)
     data, config = parse("train", train, rest, default, "data")
     if dry:
         from .training.autobatch import dry_run
@@ -86,7 +86,7 @@ def train(arguments: list[str]) -> int:
         return 0
     from .commands.train import run as start
 
-    start(data, config, name)
+    start(data, config, name, pretrained)
     return 0
 
 
@@ -184,14 +184,14 @@ def lab(arguments: list[str]) -> int:
     elif name in EXPERIMENTS:
         chosen, rest = take("--preset", rest)
         if chosen is None and not {"-h", "--help"} & set(rest):
-            from .training.setup import default_preset
+            from .config.presets import default_preset
 
             chosen = default_preset(take("--device", rest)[0] or "auto")
         base, init = preset(chosen or "tiny"), take("--init", rest)[0]
         if init is not None:
             from .commands.train import start_config
 
-            base = start_config(chosen or "tiny", Path(init))
+            base, _ = start_config(chosen or "tiny", Path(init))
         data, config = parse(f"lab {name}", lab, rest, LabConfig(train=base), "data")
         from .lab.command import experiment
 

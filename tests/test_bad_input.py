@@ -18,7 +18,6 @@ import retinanet
 from retinanet import cli
 from retinanet.data.images import read_image
 from retinanet.data.scenes import write_scenes
-from retinanet.model import backbone
 
 SETTINGS = {
     "channels": 32,
@@ -351,7 +350,7 @@ def test_what_is_no_whole_file_of_ours_is_a_checkpoint_error_and_runs_nothing(
 def test_without_a_network_training_fails_in_seconds_and_says_which_file_to_put_where(
     data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(backbone, "reachable", lambda host: "no route to host")
+    monkeypatch.setattr("retinanet.download.reachable", lambda host: "no route to host")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     started = time.perf_counter()
     with pytest.raises(

@@ -11,6 +11,7 @@ import torch
 
 from ..config.commands import CheckConfig
 from ..config.io import check, override
+from ..config.presets import default_preset, preset
 from ..config.schema import ModelConfig, TrainConfig
 from ..data.dataset import Dataset
 from ..data.formats.detect import open_dataset
@@ -18,7 +19,6 @@ from ..data.validate import validate
 from ..errors import DataError, Problem, report
 from ..ops.anchors import PYRAMIDS, STRIDES, cell_anchors
 from ..training.autobatch import SIDES
-from ..training.setup import preset_config
 from ..weights.checkpoint import preprocess_of
 
 log = logging.getLogger("retinanet")
@@ -60,7 +60,8 @@ def planned(config: CheckConfig) -> TrainConfig:
         name: getattr(config, name) for name in ("scale", "anchor_size", "anchor_scales", "anchor_ratios")
     }
     return override(
-        preset_config(config.preset), {name: value for name, value in wanted.items() if value is not None}
+        preset(config.preset or default_preset()),
+        {name: value for name, value in wanted.items() if value is not None},
     )
 
 

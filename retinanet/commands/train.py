@@ -11,21 +11,23 @@ from typing import Any
 
 from ..config.commands import ResumeConfig
 from ..config.io import override, to_json
-from ..config.presets import PRESETS
+from ..config.presets import PRESETS, default_preset
+from ..config.presets import preset as preset_config
 from ..config.schema import TrainConfig
 from ..data.splits import open_training
 from ..device import describe, explain_errors, pick_device, versions
 from ..distributed import broadcast_from_main, is_main_process, process_group, world
 from ..errors import DataError
 from ..files import new_folder, write_atomically
-from ..inference.load import load_checkpoint, resolve_weights
+from ..inference.load import read_pretrained
 from ..training.autobatch import resolve_auto_batch
 from ..training.card import origins
 from ..training.log import log_file, show_log
 from ..training.loop import loop
 from ..training.resume import Counters, load_state, read_run, save_state
 from ..training.schedule import plan, tell_left_over
-from ..training.setup import TrainState, build_state, default_preset, preset_config, resolve_config
+from ..training.setup import TrainState, build_state, resolve_config
+from ..weights.transfer import Pretrained
 
 log = logging.getLogger("retinanet")
 
@@ -45,21 +47,32 @@ def train(data: str | Path, preset: str | None = None, **settings: Any) -> Path:
     for path in ("out", "images", "init"):
         if settings.get(path) is not None:
             settings[path] = Path(settings[path])
-    return run(data, override(start_config(name, settings.get("init")), settings), name)
+    config, init = start_config(name, settings.get("init"))
+    return run(data, override(config, settings), name, init)
 
 
-def start_config(preset: str, init: Path | None = None) -> TrainConfig:
-    """The preset of that name; with `init` the network of that model, whatever the preset says of it."""
+def start_config(preset: str, init: Path | None = None) -> tuple[TrainConfig, Pretrained | None]:
+    """The preset of that name, and the model that `init` names, read once.
+
+    With `init` the network is that model's, whatever the preset says of it.
+    """
     config = preset_config(preset)
-    return (
-        config
-        if init is None
-        else replace(config, model=load_checkpoint(resolve_weights(init))[1].model, train_scale=None)
-    )
+    if init is None:
+        return config, None
+    pretrained = read_pretrained(init)
+    return replace(config, model=pretrained.info.model, train_scale=None), pretrained
 
 
-def run(source: str | Path, config: TrainConfig, preset_name: str | None = None) -> Path:
-    """Train on the data set at `source`; returns the folder of the run."""
+def run(
+    source: str | Path,
+    config: TrainConfig,
+    preset_name: str | None = None,
+    init: Pretrained | None = None,
+) -> Path:
+    """Train on the data set at `source`; returns the folder of the run.
+
+    `init` is the model that `config.init` names, where it has been read already.
+    """
     started = time.perf_counter()
     device = pick_device(config.device)
     with process_group():
@@ -70,12 +83,15 @@ def run(source: str | Path, config: TrainConfig, preset_name: str | None = None)
         with explain_errors(), log_file(folder):
             log.info("preset: %s", describe_preset(preset_name))
             config = resolve_auto_batch(config, training, validation, device)
-            session = build_state(config, training, validation, device)
-            about = run_metadata(session, source, preset_name, started)
-            save_state(session, Counters(), folder)
+            if config.init is not None and init is None:
+                init = read_pretrained(config.init)
+            state = build_state(config, training, validation, device, init)
+            about = run_metadata(state, source, preset_name, started)
+            about["init"] = origins(config, None if init is None else init.info)
+            save_state(state, Counters(), folder)
             if is_main_process():
                 write_atomically(folder / "config.json", json.dumps(about, indent=1).encode())
-            loop(session, about, Counters(), folder, started)
+            loop(state, about, Counters(), folder, started)
             tell_left_over(config.budget, time.perf_counter() - started)
             return folder
 
@@ -124,7 +140,7 @@ def resume_run(folder: Path, changes: ResumeConfig) -> Path:
                     f"its weights"
                 )
         with explain_errors(), log_file(folder):
-            session = build_state(current, training, validation, device, filled=False)
+            session = build_state(current, training, validation, device, load_weights=False)
             progress = load_state(session, folder)
             log.info(
                 "resumed after iteration %d of %d, on %s",
@@ -162,7 +178,6 @@ def run_metadata(
         "iterations": iterations,
         "validate_every": every,
         "preset": preset_name,
-        "init": origins(config, session.donor),
         "config": to_json(config),
         "versions": versions(),
         "machine": describe(session.device),

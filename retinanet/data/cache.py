@@ -10,15 +10,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .._version import __version__
 from ..errors import Problem
@@ -195,33 +193,4 @@ def _sound(dataset: Dataset) -> bool:
             (codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))
         ).any()  # no letters, or half ones
         and not (np.char.startswith(dataset.files, "/") | (np.char.find(dataset.files, "../") >= 0)).any()
-    )
-
-
-@dataclass(frozen=True)
-class Shared:
-    """A data set whose columns lie in shared memory: as tensors, which torch hands to a new process without
-    copying them.
-    """
-
-    columns: dict[str, tuple[Tensor, str]]
-    """Of each column its bytes, one axis more than it has, and NumPy's name of what they are."""
-    rest: dict[str, Any]
-
-    def opened(self) -> Dataset:
-        """The data set again, in the same memory."""
-        columns = {name: one.numpy().view(kind)[..., 0] for name, (one, kind) in self.columns.items()}
-        return Dataset(**self.rest | columns)
-
-
-def share(data: Dataset) -> Shared:
-    """Copies the columns once, for any number of processes. The problems stay behind: they were told."""
-    parts = {field.name: getattr(data, field.name) for field in fields(data) if field.name != "problems"}
-    columns = {name: part for name, part in parts.items() if isinstance(part, np.ndarray)}
-    return Shared(
-        {
-            name: (torch.from_numpy(np.array(one)[..., None].view(np.uint8)).share_memory_(), one.dtype.str)
-            for name, one in columns.items()
-        },
-        {name: part for name, part in parts.items() if name not in columns},
     )

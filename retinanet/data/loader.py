@@ -18,8 +18,7 @@ from ..errors import DataError
 from ..model.preprocess import Preprocess
 from ..structures import Targets
 from .augment import Augment
-from .cache import Shared, share
-from .dataset import Dataset
+from .dataset import Dataset, Shared, share
 from .images import MAX_PIXELS, read_image
 from .sampler import Entry, Sampler, evaluation_entries, random_seed
 

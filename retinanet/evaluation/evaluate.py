@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -18,12 +18,13 @@ from ..distributed import all_gather, broadcast_from_main, rank, world
 from ..errors import DataError
 from ..files import write_atomically
 from ..inference.detector import Detector
-from ..inference.tiles import Tiled
 from ..model.criterion import Criterion
 from ..structures import Detections
-from ..view import plots
 from .coco import Metrics, coco_metrics
 from .results import Results, collect, merge, write_results
+
+if TYPE_CHECKING:
+    from ..inference.tiles import Tiled
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ def evaluate(
     answers: dict[int, Detections] = {}
     totals: dict[str, float] = {"positives": 0.0}
     pin = detector.device.type == "cuda"
-    if isinstance(detector, Tiled) or len(detector.scales) > 1:
+    if detector.tiled or len(detector.scales) > 1:
         assert criterion is None, "the losses are those of whole pictures at one scale"
         for index, answer in predict_multi_view(detector, data, batch, workers, max_pixels):
             answers[index] = answer
             if progress is not None:
                 progress(len(answers) * world())
         return scored(data, answers, totals, ())
+    detector = cast(Detector, detector)
     with torch.inference_mode():
         for loaded in evaluation_batches(
             data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world()
@@ -95,7 +97,7 @@ def predict_multi_view(
     """(index, answer) of this process's pictures, in batches that do not depend on the number of
     processes.
     """
-    if isinstance(detector, Tiled):  # it gathers the tiles of `batch` pictures, and begins anew
+    if detector.tiled:  # the tiles of `batch` images are gathered, then it begins anew
         indices = [index for index in range(len(data)) if index // batch % world() == rank()]
     else:
         entries = evaluation_entries(
@@ -127,6 +129,8 @@ def scored(
 
 def write_evaluation(out: Path, data: Dataset, evaluation: Evaluation, about: dict[str, Any]) -> None:
     """metrics.json, predictions.json and the plots of an evaluation."""
+    from ..view import plots  # matplotlib, only when results are written
+
     out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
     write_results(out / "predictions.json", data, evaluation.results)

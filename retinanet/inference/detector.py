@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
 from ..structures import Detections
-from .runtimes import Runtime
 
 T = TypeVar("T")
 
@@ -35,6 +34,14 @@ KEPT = 1 << 28
 """Bytes of decoded images that `stream` keeps for its caller while they wait for their batch; one image may
 have a quarter.
 """
+
+
+class Runtime(Protocol):
+    """An exported file that takes the place of network and post-processing; see `inference.runtimes`."""
+
+    def answer(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes, scores and labels of each image of a batch, as `Postprocess` has them."""
+        ...
 
 
 class Detector:
@@ -51,6 +58,9 @@ class Detector:
     runtime        an exported file, which answers in place of a network; then there is no `model`
     """
 
+    tiled: ClassVar[bool] = False
+    """Whether images are cut into tiles, as `inference.tiles.Tiled` does."""
+
     def __init__(
         self,
         model: RetinaNet | Runtime,
@@ -64,7 +74,7 @@ class Detector:
         others: Sequence[Preprocess] = (),
     ) -> None:
         self.device = torch.device(device)
-        self.runtime = model if isinstance(model, Runtime) else None
+        self.runtime = None if isinstance(model, RetinaNet) else model
         if isinstance(model, RetinaNet):
             self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             self.network = fused_copy(self.model, precision=precision)

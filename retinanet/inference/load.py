@@ -14,10 +14,8 @@ from ..device import gpu_number, pick_device
 from ..errors import CheckpointError, ConfigError
 from ..model.retinanet import RetinaNet
 from ..weights.checkpoint import ModelInfo, build, load_model, postprocess_of, preprocess_of
-from ..weights.foreign.convert import import_weights
-from ..weights.hub import resolve
-from .detector import Detector
-from .runtimes import SUFFIXES, Runtime, open_runtime
+from ..weights.transfer import Pretrained
+from .detector import Detector, Runtime
 
 
 def load(
@@ -44,6 +42,8 @@ def load(
     CheckpointError when there is no such model or the file is not whole; ConfigError for an unknown device,
     or scale and scales at once.
     """
+    from .runtimes import SUFFIXES  # an annex: only an exported file needs the rest of it
+
     short_sides(scale, scales)
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision is fp32 or bf16, not {precision!r}")
@@ -63,6 +63,8 @@ def exported(
             f"{path} answers with boxes and not with candidates, so --scales cannot merge them; use the "
             f"model it was made of"
         )
+    from .runtimes import open_runtime
+
     runtime = open_runtime(path, device, gpu_number(device))
     if precision == "bf16" != runtime.precision:
         raise ConfigError(
@@ -123,7 +125,11 @@ def resolve_weights(model: str | Path) -> Path:
         if not (path / "model.safetensors").exists():
             raise CheckpointError(f"{path} is a folder without model.safetensors; is it a finished run?")
         return path / "model.safetensors"
-    found = path if path.exists() else resolve(model)
+    if path.exists():
+        return path
+    from ..weights.hub import resolve  # an annex: only a published name needs it
+
+    found = resolve(model)
     if found is None:
         raise CheckpointError(
             f"no model {str(model)!r}: neither a run folder nor a file of weights, nor a name of `retinanet "
@@ -140,7 +146,16 @@ def load_checkpoint(path: Path) -> tuple[RetinaNet, ModelInfo]:
     """The network and card of a file of ours, or of another project's, which is converted on the way."""
     if path.suffix not in FOREIGN:
         return load_model(path)
+    from ..weights.foreign.convert import import_weights  # an annex: only a foreign file needs it
+
     weights, card = import_weights(path)
     model = build(card.model, len(card.names))
     model.load_state_dict(weights)
     return model, card
+
+
+def read_pretrained(source: str | Path) -> Pretrained:
+    """The model that `--init` names, read and converted once: for its settings, then for its weights."""
+    path = resolve_weights(source)
+    model, info = load_checkpoint(path)
+    return Pretrained(str(path), model.state_dict(), info)

@@ -29,7 +29,7 @@ SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
 @dataclass(frozen=True)
-class Runtime:
+class ExportedModel:
     """An exported model: a call of images [B, 3, H, W] and sizes [B, 2] -> boxes, scores, labels, counts; see
     `export.graph.Graph`.
     """
@@ -48,7 +48,7 @@ class Runtime:
         return [(box[:count], score[:count], label[:count]) for box, score, label, count in pictures]
 
 
-def open_runtime(path: Path, device: str = "cpu", gpu: int = 0) -> Runtime:
+def open_runtime(path: Path, device: str = "cpu", gpu: int = 0) -> ExportedModel:
     """An exported file, ready to answer; device as in `load`: a GPU (the one of that number) only for ONNX,
     where onnxruntime has one.
 
@@ -65,7 +65,7 @@ def open_runtime(path: Path, device: str = "cpu", gpu: int = 0) -> Runtime:
     try:
         about = json.loads(text)["export"]
         precision, size = str(about["precision"]), about["size"]
-        return Runtime(call, card, precision, None if size is None else (int(size[0]), int(size[1])))
+        return ExportedModel(call, card, precision, None if size is None else (int(size[0]), int(size[1])))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: it does not say how it was exported ({error})") from error
 

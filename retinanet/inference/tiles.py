@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -84,6 +84,8 @@ class Tiled:
     laid, and once more as a whole, for the objects that are too large for a tile. See `merge` for what
     becomes of the answers.
     """
+
+    tiled: ClassVar[bool] = True
 
     def __init__(self, detector: Detector, size: int, overlap: float = OVERLAP) -> None:
         check_tiles(size, overlap, len(detector.scales))

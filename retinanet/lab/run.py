@@ -28,7 +28,7 @@ from ..device import describe, pick_device, versions
 from ..distributed import world
 from ..errors import ConfigError, DivergenceError
 from ..files import sha256, write_atomically
-from ..inference.load import load, resolve_weights
+from ..inference.load import load, read_pretrained, resolve_weights
 from ..text import duration
 from ..training.schedule import plan
 from ..training.setup import build_state, resolve_config
@@ -162,7 +162,8 @@ def begin(source: str, config: LabConfig) -> Study:
     entry = identity(replace(base, seed=0), 0, 0, (training, validation)) + f" {base.budget}"
     if entry not in budgets:
         with quiet():
-            session = build_state(base, training, validation, device)
+            init = None if base.init is None else read_pretrained(base.init)
+            session = build_state(base, training, validation, device, init)
             budgets[entry] = plan(session, time.perf_counter())[0]
         write_atomically(known, json.dumps(budgets, indent=1).encode())
         log.info("budget %s of a row: %d iterations for every row", base.budget, budgets[entry])

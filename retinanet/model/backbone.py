@@ -9,7 +9,6 @@ import torch
 from timm.layers import GroupNorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from ..download import reachable
 from ..errors import CheckpointError, ConfigError, unknown_name_error
 from .fuse_bn import freeze_folded
 
@@ -173,6 +172,8 @@ def probe(name: str) -> tuple[list[int], str | None]:
 def check_network(source: str) -> None:
     """One short connection test: the libraries' own retries take most of a minute to say the same."""
     from huggingface_hub import try_to_load_from_cache
+
+    from ..download import reachable  # only where weights are fetched
 
     if isinstance(try_to_load_from_cache(source, "model.safetensors"), str):
         return

@@ -82,7 +82,7 @@ def dry_run(source: str | Path, config: TrainConfig) -> None:
         log.info(
             "%d images to train on, %d to validate on; %s", len(training), len(validation), describe(device)
         )
-        session = build_state(config, training, validation, device, filled=False)
+        session = build_state(config, training, validation, device, load_weights=False)
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in session.model.parameters()]
         parameters, trained = (
             sum(count for count, _ in sizes) / 1e6,
@@ -100,7 +100,11 @@ def dry_run(source: str | Path, config: TrainConfig) -> None:
         alike = min(config.micro_batch or share, share)
         memory = measure(
             build_state(
-                replace(config, micro_batch=None, compile=False), training, validation, device, filled=False
+                replace(config, micro_batch=None, compile=False),
+                training,
+                validation,
+                device,
+                load_weights=False,
             )
         )
         log.info(
@@ -138,7 +142,7 @@ def resolve_auto_batch(
     if config.batch != "auto":
         return config
     trial = replace(config, batch=world(), micro_batch=None, compile=False)
-    session = build_state(trial, training, validation, device, filled=False)
+    session = build_state(trial, training, validation, device, load_weights=False)
     memory = measure(session)
     most = max(1, min(LARGEST * config.lr_batch, len(training) // FEWEST) // world())
     room = (memory.free * SHARE[device.type] - memory.fixed) / max(1, memory.image)

@@ -17,7 +17,6 @@ from ..data.loader import Batch
 from ..device import autocast
 from ..distributed import all_reduce_sum, is_main_process
 from ..errors import CheckpointError, DivergenceError
-from ..view.draw import anchors_picture, sheet
 from ..weights.checkpoint import load_plain, save_plain
 from .setup import TrainState
 
@@ -32,10 +31,10 @@ def read_dump(path: Path) -> dict[str, Any]:
     return content
 
 
-def batch_image(session: TrainState, batch: Batch) -> Tensor:
-    """The pictures of a batch as the network sees them, with their boxes and the anchors that answer for
-    them.
-    """
+def save_first_batch(path: Path, session: TrainState, batch: Batch) -> None:
+    """Draw the images of a batch as the network sees them, with their boxes and the anchors matched to them."""
+    from ..view.draw import anchors_picture, save, sheet  # fonts and colours, once in a run
+
     anchors = session.model.anchors(batch.images)
     matched = session.criterion.match(anchors, batch.targets)
     flat = torch.cat(anchors)
@@ -50,7 +49,7 @@ def batch_image(session: TrainState, batch: Batch) -> Tensor:
                 batch.images[row, :, :height, :width], boxes, labels, session.training.names, positive
             )
         )
-    return sheet(pictures, columns=2)
+    save(path, sheet(pictures, columns=2))
 
 
 WATCHED = ("class_loss", "box_loss", "gradient_norm")

@@ -15,7 +15,6 @@ from typing import Any
 from ..distributed import is_main_process
 from ..errors import ConfigError
 from ..files import write_atomically
-from ..view import plots
 
 log = logging.getLogger("retinanet")
 
@@ -103,6 +102,8 @@ class TrainLog:
         """Losses and AP against iterations, as far as they have come."""
         if not is_main_process():
             return
+        from ..view import plots  # matplotlib, only when there is something to plot
+
         plots.plot_losses(self.rows, self.folder / "plots" / "losses.png")
         plots.plot_ap(self.rows, self.folder / "plots" / "ap.png")
 

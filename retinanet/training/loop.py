@@ -14,12 +14,10 @@ from ..data.loader import Batch
 from ..device import autocast
 from ..distributed import all_reduce_sum, is_main_process, world
 from ..errors import DataError
-from ..evaluation.evaluate import Evaluation, evaluate, write_evaluation
+from ..evaluation.evaluate import Evaluation, write_evaluation
 from ..text import duration
-from ..view.draw import save
 from ..weights.checkpoint import ModelInfo, save_model
-from .card import model_card, write_card
-from .diagnose import Advice, NonFiniteWatch, batch_image
+from .diagnose import Advice, NonFiniteWatch, save_first_batch
 from .log import TrainLog
 from .optim import lr_factor
 from .resume import Counters, Timer, save_state, stop_signals
@@ -112,7 +110,7 @@ def loop(
                 )
                 raise
             if iteration == 0 and is_main_process():
-                save(folder / "plots" / "first_batch.jpg", batch_image(session, batch))
+                save_first_batch(folder / "plots" / "first_batch.jpg", session, batch)
             rates[iteration] = session.rate * lr_factor(iteration, iterations, config.warmup, config.schedule)
             numbers = train_step(session, batch, rates[iteration])
             watch.note(iteration, numbers)
@@ -182,11 +180,7 @@ def validate_and_save(
     it is, with a card.
     """
     config, data, done = session.config, session.validation, progress.done
-    detector = session.detector()
-    evaluation = evaluate(
-        detector, data, session.evaluation_batch, config.workers or 0, session.criterion, config.max_pixels
-    )
-    session.model.train()
+    evaluation = session.evaluate(data, config.workers or 0)
     metrics = evaluation.metrics
     numbers = {name: metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     record.row(
@@ -215,5 +209,7 @@ def validate_and_save(
         if best:
             save_model(folder / "best.safetensors", session.shipped.state_dict(), card)
         record.plot()
+        from .card import model_card, write_card  # an annex: a run without it would train as well
+
         write_card(folder, model_card(folder.resolve().name, session, about, progress, metrics, record.rows))
     return evaluation

@@ -13,7 +13,6 @@ import torch
 from ..config.io import parse_budget
 from ..distributed import all_gather
 from ..errors import ConfigError
-from ..evaluation.evaluate import evaluate
 from ..text import duration
 from .loop import train_step
 from .setup import TrainState
@@ -104,11 +103,8 @@ def probe(session: TrainState) -> tuple[float, float]:
         session.average.model.load_state_dict(average)
         session.average.updates = 0
     few = session.validation.subset(np.arange(min(32, len(session.validation))))
-    detector = session.detector()
     for last in (False, True):  # the first time warms up
         clock = time.perf_counter()
-        some = few if last else few.subset(np.arange(min(4, len(few))))
-        evaluate(detector, some, session.evaluation_batch, 0, session.criterion, session.config.max_pixels)
+        session.evaluate(few if last else few.subset(np.arange(min(4, len(few)))), workers=0)
     picture = (time.perf_counter() - clock) / len(few)
-    session.model.train()
     return sum(times[4:]) / len(times[4:]), picture

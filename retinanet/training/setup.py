@@ -1,6 +1,4 @@
-"""What a training works on: settings that are settled, data that is sound, a network with everything around
-it.
-"""
+"""Builds everything a training run needs: model, optimiser, EMA, criterion, sampler."""
 
 from __future__ import annotations
 
@@ -19,22 +17,21 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config.io import check
-from ..config.presets import preset
 from ..config.schema import TrainConfig
 from ..data.augment import Augment
 from ..data.dataset import Dataset
 from ..data.loader import Batch, training_batches
 from ..data.sampler import Sampler, repeat_factors
-from ..device import autocast, pick_device, pick_precision, pick_workers
+from ..device import autocast, pick_precision, pick_workers
 from ..distributed import rank, world
 from ..errors import ConfigError
+from ..evaluation.evaluate import Evaluation, evaluate
 from ..inference.detector import Detector
-from ..inference.load import resolve_weights
 from ..model.criterion import Criterion
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
-from ..weights.checkpoint import ModelInfo, build, postprocess_of, preprocess_of
-from ..weights.transfer import load_pretrained
+from ..weights.checkpoint import build, postprocess_of, preprocess_of
+from ..weights.transfer import Pretrained, load_pretrained
 from .log import board_writer
 from .optim import EMA, build_optimizer, scaled_rate
 
@@ -66,8 +63,6 @@ class TrainState:
     """1 from the first step on whose loss or gradient is not finite, else 0. On the device, where it stops
     all updates.
     """
-    donor: ModelInfo | None = None
-    """What the file of --init says about itself; None without one, and in a run that goes on."""
 
     @property
     def rate(self) -> float:
@@ -75,11 +70,30 @@ class TrainState:
         return scaled_rate(self.config.lr, self.sampler.batch, self.config.lr_batch, self.config.optimizer)
 
     def detector(self) -> Detector:
-        """The shipped model, as a user will hold it: in eval mode, so call `model.train()` after."""
-        data, post = self.validation, postprocess_of(self.config.model)
-        settings = {"device": self.device, "precision": self.config.precision}
-        preprocess = preprocess_of(self.config.model)
-        return Detector(self.shipped, preprocess, post, data.names, data.category_ids, **settings)  # type: ignore[arg-type]
+        """The shipped model, as a user will hold it, in eval mode: `evaluate` restores train mode."""
+        return Detector(
+            self.shipped,
+            preprocess_of(self.config.model),
+            postprocess_of(self.config.model),
+            self.validation.names,
+            self.validation.category_ids,
+            device=self.device,
+            precision=self.config.precision,
+        )
+
+    def evaluate(self, data: Dataset, workers: int) -> Evaluation:
+        """Losses and AP of the shipped model on `data`; the model is in train mode again after it."""
+        try:
+            return evaluate(
+                self.detector(),
+                data,
+                batch=self.evaluation_batch,
+                workers=workers,
+                criterion=self.criterion,
+                max_pixels=self.config.max_pixels,
+            )
+        finally:
+            self.model.train()
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """This process's share of the batches of iterations start..stop-1, on the CPU; or the whole of
@@ -117,16 +131,6 @@ class TrainState:
             alone = start + size < len(batch) and isinstance(self.network, DistributedDataParallel)
             context: AbstractContextManager[Any] = self.network.no_sync() if alone else nullcontext()  # type: ignore[attr-defined]
             yield slice(start, start + size), context
-
-
-def preset_config(name: str | None) -> TrainConfig:
-    """The preset of that name, or the one for this machine."""
-    return preset(name or default_preset())
-
-
-def default_preset(device: str = "auto") -> str:
-    """The preset that a machine can carry: a step of ResNet-50 at 800 px takes 10 s on two cores."""
-    return "tiny" if pick_device(device).type == "cpu" else "r50-modern"
 
 
 def resolve_config(config: TrainConfig, device: torch.device) -> TrainConfig:
@@ -173,27 +177,34 @@ def resolve_config(config: TrainConfig, device: torch.device) -> TrainConfig:
 
 
 def build_state(
-    config: TrainConfig, training: Dataset, validation: Dataset, device: torch.device, filled: bool = True
+    config: TrainConfig,
+    training: Dataset,
+    validation: Dataset,
+    device: torch.device,
+    init: Pretrained | None = None,
+    load_weights: bool = True,
 ) -> TrainState:
-    """Weights, optimiser and average from the seed; `filled` false leaves out ImageNet's weights and --init,
-    since a state follows.
+    """Weights, optimiser and average from the seed.
+
+    `init` is the model that `config.init` names, already read. `load_weights=False` leaves out its weights
+    and ImageNet's, because a saved state follows.
     """
     torch.manual_seed(config.seed)
-    model, donor = build(config.model, len(training.names)), None
+    model = build(config.model, len(training.names))
     if config.init is not None:
-        if filled:
-            donor = load_pretrained(model, training.names, resolve_weights(config.init))
+        if load_weights:
+            assert init is not None, "the model that --init names is read by the command"
+            load_pretrained(model, training.names, init)
         if config.model.backbone_norm == "frozen":
             model.backbone.freeze()
     elif config.weights == "imagenet":
-        if filled:
+        if load_weights:
             model.backbone.load_imagenet()
         model.backbone.freeze()
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if world() > 1 and device.type == "cuda":
-        model = convert_sync_batchnorm(
-            model
-        )  # timm's, since some of its layers are a norm and an activation in one
+        # timm's, since some of its layers are a norm and an activation in one
+        model = convert_sync_batchnorm(model)
     average = EMA(model, copy.deepcopy(model), config.ema) if config.ema else None
     assert isinstance(config.batch, int)
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
@@ -204,20 +215,19 @@ def build_state(
     sampler = Sampler(training.sizes, config.batch, config.seed, preprocess, repeats, rank(), world())
     network = wrap_ddp(try_compile(model, config, sampler) if config.compile else model, device)
     return TrainState(
-        config,
-        training,
-        validation,
-        device,
-        model,
-        network,
-        shipped,
-        average,
-        build_criterion(config, training),
-        preprocess,
-        sampler,
-        optimizer,
-        torch.zeros((), device=device),
-        donor,
+        config=config,
+        training=training,
+        validation=validation,
+        device=device,
+        model=model,
+        network=network,
+        shipped=shipped,
+        average=average,
+        criterion=build_criterion(config, training),
+        preprocess=preprocess,
+        sampler=sampler,
+        optimizer=optimizer,
+        broken=torch.zeros((), device=device),
     )
 
 

@@ -6,29 +6,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..inference.load import load_checkpoint
 from ..model.retinanet import RetinaNet
 from .checkpoint import ModelInfo
 
 log = logging.getLogger("retinanet")
 
 
-def load_pretrained(model: RetinaNet, names: Sequence[str], source: Path) -> ModelInfo:
-    """Fill `model`, whose K classes are `names`, with the weights of a file as far as they fit; the log says
-    what was kept.
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that a training starts from, read once."""
 
-    Returns the card of that file.
+    source: str
+    """Where it was read from, for the log."""
+    weights: Mapping[str, Tensor]
+    info: ModelInfo
 
-    CheckpointError when the file cannot be read. A tensor of another shape keeps its fresh values, as do the
-    rows of new classes.
+
+def load_pretrained(model: RetinaNet, names: Sequence[str], init: Pretrained) -> None:
+    """Fill `model`, whose K classes are `names`, with the weights of `init` as far as they fit.
+
+    The log says what was kept. A tensor of another shape keeps its fresh values, as do the rows of new
+    classes.
     """
-    donor, card = load_checkpoint(source)
-    theirs = donor.state_dict()
+    theirs, card = init.weights, init.info
     mine = model.state_dict()
     last = [f"class_subnet.{len(model.class_subnet) - 1}.{part}" for part in ("weight", "bias")]
     fresh = []
@@ -44,7 +49,7 @@ def load_pretrained(model: RetinaNet, names: Sequence[str], source: Path) -> Mod
     fits = all(copy_rows(mine[name], theirs, name, names, card.names) for name in last)
     log.info(
         "from %s: %d of %d tensors, the class layer aside",
-        source,
+        init.source,
         len(mine) - len(last) - len(fresh),
         len(mine) - len(last),
     )
@@ -58,7 +63,6 @@ def load_pretrained(model: RetinaNet, names: Sequence[str], source: Path) -> Mod
             "  the class layer starts fresh: %s",
             "its shape differs" if shared else "no class has a name that the model knows",
         )
-    return card
 
 
 @torch.no_grad()

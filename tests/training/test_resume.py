@@ -13,11 +13,10 @@ from crash import SMALL as SMALL_WORDS
 from crash import differences, torture
 
 import retinanet
-from retinanet.commands import train
 from retinanet.data.scenes import write_scenes
 from retinanet.errors import CheckpointError, ConfigError, DataError
 from retinanet.evaluation import evaluate
-from retinanet.training import loop
+from retinanet.training import loop, setup
 from retinanet.training import resume as state
 
 SMALL = {
@@ -159,14 +158,14 @@ def test_a_run_that_was_stopped_after_its_last_step_is_finished_once(
 def test_a_picture_of_validation_that_cannot_be_decoded_costs_no_validation(
     data, whole, tmp_path, monkeypatch
 ):
-    true, calls = train.evaluate, iter(range(10))
+    true, calls = setup.evaluate, iter(range(10))
 
     def fails_once(*arguments, **settings):
         if next(calls) == 0:
             raise DataError("val/000001.jpg: cannot be read")
         return true(*arguments, **settings)
 
-    monkeypatch.setattr(loop, "evaluate", fails_once)
+    monkeypatch.setattr(setup, "evaluate", fails_once)
     with pytest.raises(DataError):
         retinanet.train(data, "tiny", out=tmp_path / "run", **SMALL)
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []

@@ -9,6 +9,7 @@ import retinanet
 from retinanet.config.schema import ModelConfig
 from retinanet.data.scenes import write_scenes
 from retinanet.errors import CheckpointError
+from retinanet.inference.load import read_pretrained
 from retinanet.weights.checkpoint import ModelInfo, build, load_model, save_model
 from retinanet.weights.transfer import load_pretrained
 
@@ -30,7 +31,7 @@ def source(tmp_path_factory):
 def started(source, names, config=CONFIG):
     torch.manual_seed(2)
     model = build(config, len(names))
-    load_pretrained(model, names, source)
+    load_pretrained(model, names, read_pretrained(source))
     return model
 
 
