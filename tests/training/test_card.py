@@ -9,7 +9,6 @@ import yaml
 from huggingface_hub import ModelCard
 
 import retinanet
-from retinanet.commands import train
 from retinanet.config.io import override
 from retinanet.config.presets import preset
 from retinanet.config.schema import CriterionConfig
@@ -20,6 +19,7 @@ from retinanet.training import card as modelcard
 from retinanet.training import loop
 from retinanet.training.card import origins, public_name
 from retinanet.training.recipe import loss_line, preset_line, setting, time_line
+from retinanet.training.resume import Counters
 from retinanet.weights.checkpoint import load_model, read_weights, save_model
 
 SMALL = {
@@ -272,8 +272,8 @@ def test_the_best_weights_are_found_in_the_record():
         {"kind": "train", "iteration": 12},
         {"kind": "val", "iteration": 20, "AP": 0.125},
     ]
-    assert "0.250 (iteration 10)" in modelcard.best_weights(train.Progress(done=20, best=0.25), record)
-    assert "holds the same" in modelcard.best_weights(train.Progress(done=10, best=0.25), record[:1])
+    assert "0.250 (iteration 10)" in modelcard.best_weights(Counters(done=20, best=0.25), record)
+    assert "holds the same" in modelcard.best_weights(Counters(done=10, best=0.25), record[:1])
 
 
 def test_the_time_is_that_of_all_stretches_of_the_record():
