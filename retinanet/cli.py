@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from ._version import __version__
 from .config.commands import (
-    AnatomyConfig,
+    AuditConfig,
     CheckConfig,
     DemoConfig,
     EvalConfig,
@@ -150,6 +150,19 @@ def export(arguments: list[str]) -> int:
     return 0 if run(model, config) else 1
 
 
+def audit(arguments: list[str]) -> int:
+    """Find the labels that are probably wrong, and the examples that produce a model's loss.
+
+    The suspects are listed with the worst first, beside a page of images. The split that the model was
+    trained on (--split train) is the one to look at.
+    """
+    model, data, config = parse("audit", audit, arguments, AuditConfig(), "model", "data")
+    from .audit.run import run
+
+    run(model, data, config)
+    return 0
+
+
 def lab(arguments: list[str]) -> int:
     """Run a table or figure of the paper on your own data, and judge its conclusions. `retinanet lab` lists
     them.
@@ -171,11 +184,6 @@ def lab(arguments: list[str]) -> int:
         from .lab.report import run as report
 
         report(Path(folder))
-    elif name == "anatomy":
-        model, data, config = parse("lab anatomy", lab, rest, AnatomyConfig(), "model", "data")
-        from .audit.run import run as dissect
-
-        dissect(model, data, config)
     elif name in FORMULAS:
         config = parse(f"lab {name}", lab, rest, FigureConfig())
         from .lab.command import formula
@@ -205,11 +213,8 @@ def lab_names() -> dict[str, str]:
     """What `retinanet lab` can do, by name."""
     from .lab.tables import EXPERIMENTS, FORMULAS
 
-    others = {
-        "report": "One page of all that a study's folder holds",
-        "anatomy": "What produces a model's loss, and which labels look wrong",
-    }
-    return {**{name: found.title for name, found in EXPERIMENTS.items()}, **FORMULAS, **others}
+    report = {"report": "One page of all that a study's folder holds"}
+    return {**{name: found.title for name, found in EXPERIMENTS.items()}, **FORMULAS, **report}
 
 
 def models(arguments: list[str]) -> int:
@@ -234,6 +239,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "import": import_,
     "export": export,
     "models": models,
+    "audit": audit,
     "lab": lab,
 }
 

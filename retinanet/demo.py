@@ -20,6 +20,7 @@ from .data.formats.detect import open_dataset
 from .data.images import read_image
 from .data.scenes import write_scenes
 from .evaluation.coco import Metrics
+from .files import next_free
 from .inference.detector import Detector
 from .inference.load import load
 from .text import duration
@@ -41,7 +42,7 @@ SHOWN = 12
 def run(config: DemoConfig) -> Path:
     """Scenes, training, evaluation and page.html in a new folder; returns the folder."""
     started = time.perf_counter()
-    folder = free(config.out)
+    folder = next_free(config.out)  # a second demo never overwrites the first
     log.info("generating %d scenes in %s", sum(SCENES.values()), folder / "scenes")
     scenes = write_scenes(folder / "scenes", SCENES, SIZE, config.seed)
     log.info("training for %s", config.budget)
@@ -66,18 +67,6 @@ def run(config: DemoConfig) -> Path:
         "look at %s\nthen train on your own images:  retinanet train YOUR_FOLDER --out runs/mine",
         folder / "page.html",
     )
-    return folder
-
-
-def free(out: Path) -> Path:
-    """`out`, or the first of out-2, out-3 ... that does not exist: a second demo never overwrites the
-    first.
-    """
-    number, folder = 1, out
-    while folder.exists():
-        number += 1
-        folder = out.with_name(f"{out.name}-{number}")
-    folder.mkdir(parents=True)
     return folder
 
 

@@ -13,19 +13,37 @@ from typing import TextIO
 from .errors import ConfigError
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Written aside, flushed to the disk, then renamed: a reader sees the old file or the new one, never half
-    of one.
+@contextmanager
+def write_aside(file: Path, folder: Path | None = None) -> Iterator[Path]:
+    """A path to write to, which becomes `file` when all went well and goes when not: a reader sees the old
+    file or the new one, never half of one.
+
+    It lies in `folder` (None: beside `file`) under a name that nobody else has: a process id is not enough,
+    since two machines may share the folder.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = folder or file.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    growing = folder / f".{file.name}.{uuid.uuid4().hex}.tmp"
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        yield growing
+        with growing.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        growing.replace(file)
     finally:
-        aside.unlink(missing_ok=True)
+        growing.unlink(missing_ok=True)
+
+
+def write_atomically(file: Path, content: bytes | memoryview) -> None:
+    """The content as a file that appears complete or not at all; see `write_aside`."""
+    with write_aside(file) as growing:
+        growing.write_bytes(content)
+
+
+@contextmanager
+def write_text_atomically(file: Path, folder: Path | None = None) -> Iterator[TextIO]:
+    """A text to write, line by line; see `write_aside`."""
+    with write_aside(file, folder) as growing, growing.open("w", encoding="utf-8", newline="\n") as stream:
+        yield stream
 
 
 def sha256(file: Path) -> str:
@@ -39,30 +57,13 @@ def sha256(file: Path) -> str:
     return found.hexdigest()
 
 
-@contextmanager
-def write_aside(file: Path, folder: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `file` when all went well and goes when not: a file appears complete
-    or not at all.
-
-    It lies in `folder` under a name that nobody else has: a process id is not enough, since two machines may
-    share it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    growing = folder / f".{file.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        yield growing
-        with growing.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        growing.replace(file)
-    finally:
-        growing.unlink(missing_ok=True)
-
-
-@contextmanager
-def write_text_atomically(file: Path, folder: Path) -> Iterator[TextIO]:
-    """A text to write; see `aside`."""
-    with write_aside(file, folder) as growing, growing.open("w", encoding="utf-8", newline="\n") as stream:
-        yield stream
+def next_free(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def new_folder(out: Path | None, fallback: str) -> Path:
@@ -73,11 +74,7 @@ def new_folder(out: Path | None, fallback: str) -> Path:
         refuse_run(out)
         folder = out
     else:
-        names = (
-            Path("runs") / (fallback if number == 1 else f"{fallback}-{number}")
-            for number in range(1, 1_000_000)
-        )
-        folder = next(name for name in names if not name.exists())
+        folder = next_free(Path("runs") / fallback)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plots").mkdir(exist_ok=True)
     return folder

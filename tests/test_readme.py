@@ -8,7 +8,7 @@ import pytest
 
 from retinanet import cli
 from retinanet.config.commands import (
-    AnatomyConfig,
+    AuditConfig,
     CheckConfig,
     DemoConfig,
     EvalConfig,
@@ -59,6 +59,7 @@ def understand(words):
         "models": (None, ()),
         "eval": (EvalConfig(), ("model", "data")),
         "predict": (PredictConfig(), ("model", "paths")),
+        "audit": (AuditConfig(), ("model", "data")),
         "serve": (ServeConfig(), ("model",)),
     }[verb]
     return cli.parse(verb, cli.VERBS[verb], rest, config, *positionals)
@@ -72,8 +73,6 @@ def understand_lab(words):
         return cli.parse(f"lab {name}", cli.lab, rest, FigureConfig())
     if name == "report":
         return cli.parse("lab report", cli.lab, rest, None, "study")
-    if name == "anatomy":
-        return cli.parse("lab anatomy", cli.lab, rest, AnatomyConfig(), "model", "data")
     assert name in EXPERIMENTS
     chosen, rest = cli.take("--preset", rest)
     return cli.parse(f"lab {name}", cli.lab, rest, LabConfig(train=preset(chosen or "tiny")), "data")

@@ -1,4 +1,4 @@
-"""The page of `lab anatomy`: every suspect as a picture, cut out around it, the annotation dashed and the
+"""The page of an audit: every suspect as a picture, cut out around it, the annotation dashed and the
 model's answer drawn through.
 """
 

@@ -1,4 +1,4 @@
-"""The verb `lab anatomy`: which examples produce a model's class loss, and which labels are probably
+"""The command `audit`: which examples produce a model's class loss, and which labels are probably
 wrong.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.commands import AnatomyConfig
+from ..config.commands import AuditConfig
 from ..config.io import check, from_json, to_json
 from ..config.schema import TrainConfig
 from ..data.dataset import Dataset, Flags, Floats
@@ -26,7 +26,7 @@ from ..data.splits import in_model_classes
 from ..data.validate import validate
 from ..device import describe, pick_workers, versions
 from ..errors import ConfigError, unknown_name_error
-from ..files import refuse_run, write_atomically
+from ..files import next_free, refuse_run, write_atomically
 from ..inference.detector import Detector
 from ..inference.load import load
 from ..model.criterion import Criterion
@@ -35,7 +35,6 @@ from ..ops.boxes import clip, decode
 from ..structures import Targets
 from ..text import progress_bar
 from ..training.setup import build_criterion
-from . import planted
 from .evidence import BOX, LOWEST, PEAK, Answers, Rows, Truth, examine
 from .page import exhibit
 from .shares import Shares, aligned
@@ -70,16 +69,13 @@ class LossAnalysis:
     """All of them, the worst first."""
 
 
-def run(model: str, data: str, config: AnatomyConfig) -> LossAnalysis:
-    """Print the shares of the loss and the first suspects; anatomy.json, suspects.json and the page
-    anatomy.html go to --out.
-
-    A planted.json beside the data, see `planted`, is the truth about errors made on purpose: precision and
-    recall are printed then.
+def run(model: str, data: str, config: AuditConfig) -> LossAnalysis:
+    """Print the shares of the loss and the first suspects; audit.json, suspects.json and the page
+    audit.html go to --out.
     """
     check(config)
     if config.scales:
-        raise ConfigError("lab anatomy looks at one scale; use --scale in place of --scales")
+        raise ConfigError("an audit looks at one scale; use --scale in place of --scales")
     refuse_run(config.out)
     detector = load(model, config.device, config.precision, config.scale)
     dataset = in_model_classes(chosen_split(data, config), detector.names)
@@ -90,7 +86,7 @@ def run(model: str, data: str, config: AnatomyConfig) -> LossAnalysis:
     with progress_bar(len(dataset), "looking") as progress:
         workers = pick_workers(config.workers, detector.device)
         found = dissect(detector, dataset, criterion, config.batch, workers, config.max_pixels, progress)
-    out = config.out or free_folder(data)
+    out = config.out or next_free(Path("runs") / f"audit-{Path(data).resolve().stem}")
     out.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {
         "model": model,
@@ -105,18 +101,13 @@ def run(model: str, data: str, config: AnatomyConfig) -> LossAnalysis:
         "machine": describe(detector.device),
     }
     content = summary(found, dataset)
-    truth = Path(data) / planted.FILE
-    if truth.is_file():
-        content["planted"] = planted.scores(found.suspects, dataset, planted.read_truth(truth))
     log.info("%s", report(found, dataset, content))
     listed = found.suspects[: config.count]
-    write_atomically(
-        out / "anatomy.json", json.dumps({**content, **about}, indent=1, allow_nan=False).encode()
-    )
+    write_atomically(out / "audit.json", json.dumps({**content, **about}, indent=1, allow_nan=False).encode())
     rows = ",\n".join(json.dumps(entry(dataset, suspect), allow_nan=False) for suspect in listed)
     write_atomically(out / "suspects.json", f"[{rows}]\n".encode())
     exhibit(
-        out / "anatomy.html",
+        out / "audit.html",
         dataset,
         listed,
         found.box_losses,
@@ -125,11 +116,11 @@ def run(model: str, data: str, config: AnatomyConfig) -> LossAnalysis:
         found.shares.table(),
         config.max_pixels,
     )
-    log.info("%d suspects: look at %s", len(listed), out / "anatomy.html")
+    log.info("%d suspects: look at %s", len(listed), out / "audit.html")
     return found
 
 
-def chosen_split(path: str, config: AnatomyConfig) -> Dataset:
+def chosen_split(path: str, config: AuditConfig) -> Dataset:
     """The split that is meant, validated: val if none is named, else the only one."""
     splits = open_dataset(path, config.layout, config.images)
     split = config.split or next((name for name in ("val", "all") if name in splits), next(iter(splits)))
@@ -280,7 +271,7 @@ def best_answers(
 
 
 def summary(found: LossAnalysis, data: Dataset) -> dict[str, Any]:
-    """The content of anatomy.json."""
+    """The content of audit.json."""
     single = ~data.crowd
     image_of = data.image_of_box()
     total, of_boxes = max(float(found.image_losses.sum()), 1e-300), found.box_losses
@@ -342,7 +333,7 @@ def entry(data: Dataset, suspect: Suspect) -> dict[str, Any]:
 
 
 def report(found: LossAnalysis, data: Dataset, content: dict[str, Any]) -> str:
-    """What is printed: the shares, the first suspects, and how good the list is where that is known."""
+    """What is printed: the shares, and the first suspects."""
     shares, lines = content["shares"], [found.shares.table(), ""]
     lines.append(
         f"{shares['anchors']['ignored']:,} of {sum(shares['anchors'].values()):,} anchors are ignored "
@@ -361,8 +352,6 @@ def report(found: LossAnalysis, data: Dataset, content: dict[str, Any]) -> str:
     lines.append(f"suspects that score above {STRONG:g}, which sound labels seldom do: {strong}")
     head = ["suspect", "score", "file", "annotation", "annotated", "answered"]
     lines += ["", aligned([head, *(_cells(entry(data, one)) for one in found.suspects[:TOLD])])]
-    if "planted" in content:
-        lines += ["", planted.text(content["planted"])]
     return "\n".join(lines)
 
 
@@ -370,13 +359,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     answer = f"{row['answer']['label']} {row['answer']['probability']:.2f}" if row["answer"] else "-"
     number = "-" if row["annotation_id"] is None else str(row["annotation_id"])
     return [row["kind"], f"{row['score']:.2f}", row["file"], number, row["label"] or "-", answer]
-
-
-def free_folder(data: str) -> Path:
-    """runs/anatomy-<data>, numbered when it exists."""
-    name = f"anatomy-{Path(data).resolve().stem}"
-    numbers = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1_000_000))
-    return next(folder for folder in numbers if not folder.exists())
 
 
 def _xywh(box: Any) -> list[float]:

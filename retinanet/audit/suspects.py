@@ -18,7 +18,7 @@ nats and means the same for all kinds: where the share e of all boxes is spoilt 
 suspect is one of these are about e x exp(score). The errors themselves count among the real ones, so scores
 end near -log e.
 
-Measured (the slow test of `lab anatomy`: 600 generated scenes, 5 % of the boxes spoilt, a tiny model trained
+Measured (the slow test of the audit: 600 generated scenes, 5 % of the boxes spoilt, a tiny model trained
 on them for 700 steps): of the first 123 suspects, as many as errors were planted, 79 % are errors, and the
 first 246 find 95 % of them. By the loss of each box it is 49 % and 60 %, and by plain log odds (logit other -
 logit own, -logit own, logit p) 44 % and 63 %: the tiny and the hard come first.

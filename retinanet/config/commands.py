@@ -220,13 +220,13 @@ class LabConfig:
 
 
 @dataclass(frozen=True)
-class AnatomyConfig(RunConfig):
-    """Which examples produce a model's loss."""
+class AuditConfig(RunConfig):
+    """Which examples produce a model's loss, and which labels look wrong."""
 
     split: str | None = None
     """train, val or test. None: val if there is one, else the only one; labels are best examined on train."""
     out: Path | None = None
-    """Folder for anatomy.json, suspects.json and the gallery. None: runs/anatomy-<data>, numbered."""
+    """Folder for audit.json, suspects.json and the page. None: runs/audit-<data>, numbered."""
     count: int = setting(100, 1)
     """Suspicious labels that are listed and shown."""
 

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..errors import Problem
+from ..files import write_atomically
 from .dataset import Dataset
 
 
@@ -36,19 +36,9 @@ def cache_path(kind: str, about: Path, suffix: str) -> Path:
 
 
 def write_cache(file: Path, content: bytes) -> None:
-    """Aside, then renamed: nobody ever meets half a file; a disk that cannot be written to costs only
-    time.
-    """
+    """A disk that cannot be written to costs only time."""
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=file.name, dir=file.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-            os.replace(name, file)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_atomically(file, content)
 
 
 LARGE = 8 << 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from ..data.dataset import Dataset, Floats, Integers
 from ..data.formats.json import NUMBERS, as_int, reject_duplicate_keys, shorten
 from ..errors import DataError, Problem
+from ..files import write_atomically
 from ..structures import Detections
 
 
@@ -79,13 +79,8 @@ def merge(parts: Sequence[Results]) -> Results:
 
 
 def write_results(file: Path, dataset: Dataset, results: Results) -> None:
-    """As COCO result JSON, see `result_rows`. Written aside, then renamed."""
-    aside = file.with_name(file.name + ".part")
-    try:
-        aside.write_text("[" + ",\n".join(result_rows(dataset, results)) + "]\n", encoding="utf-8")
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+    """As COCO result JSON, see `result_rows`."""
+    write_atomically(file, ("[" + ",\n".join(result_rows(dataset, results)) + "]\n").encode())
 
 
 def result_rows(dataset: Dataset, results: Results) -> Iterator[str]:

@@ -68,7 +68,7 @@ def test_a_failing_save_leaves_the_old_file_whole(model, saved, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="space"):
         save_model(saved, model.state_dict(), CARD)
     assert saved.read_bytes() == before

@@ -1,6 +1,4 @@
-"""Errors planted in sound annotations, and how many of them a list of suspects finds: what `lab anatomy` is
-tested with.
-"""
+"""Errors planted in sound annotations, and how many of them a list of suspects finds."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.dataset import Dataset
-from ..errors import DataError
-from ..files import write_atomically
-from ..ops.boxes import iou
-from .evidence import SAME
-from .suspects import Suspect
+from retinanet.audit.evidence import SAME
+from retinanet.audit.suspects import Suspect
+from retinanet.data.dataset import Dataset
+from retinanet.errors import DataError
+from retinanet.files import write_atomically
+from retinanet.ops.boxes import iou
 
 FILE = "planted.json"
 """The truth about a planted data set, in its folder."""
