@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 from retinanet.config.schema import ModelConfig
 from retinanet.errors import CheckpointError
-from retinanet.weights import checkpoint
 from retinanet.weights.checkpoint import ModelInfo, build, load_model, read_weights, save_model
 
 CONFIG = ModelConfig(
