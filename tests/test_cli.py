@@ -125,7 +125,7 @@ WRONG = {
     "train d --preset tiny": ["--batch 0", "--alpha 2", "--jitter 2 1"],
     "train --resume d": ["--workers -1", "--micro-batch 0", "--workers 5000"],
     "lab table1b d --preset tiny": ["--seeds 0", "--gamma -1", "--budget soon"],
-    "lab anatomy m d": ["--batch 0", "--count 0", "--workers -1"],
+    "audit m d": ["--batch 0", "--count 0", "--workers -1"],
     "eval m d": ["--batch 0", "--batch -1", "--workers -1"],
     "predict m d": ["--threshold 7", "--overlap 2", "--scales 400 8"],
     "serve m": ["--port 99999", "--max-wait -1", "--decoders 0"],
