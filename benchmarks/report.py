@@ -16,12 +16,15 @@ from measure import RESULTS
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 HEAD = """# Speed
 
-Ratios against torchvision, both in one process, taking turns; the machine's own speed changes from hour to hour, so seconds of different
-tables do not compare. Every table is written by `python benchmarks/report.py` from the JSON that the script above it left; how to run them
-and how noise is met: [benchmarks/README.md](../benchmarks/README.md).
+This page compares the speed of this package with torchvision's. `python benchmarks/report.py` writes it.
 
-Targets that were missed stay in the tables. A training step and an answer are convolutions, and so are torchvision's: where a table says
-how much of a matrix product's arithmetic a second is reached, 1.00 means that this processor has no more to give.
+Each script runs both sides in one process, and the sides take turns. The tables give ratios. The speed of the
+machine changes from hour to hour, so do not compare seconds of different tables. Above each table stands the
+script that measured it. `benchmarks/README.md` says how to run the scripts and how they deal with noise.
+
+Missed targets stay in the tables. Most of the time of a training step and of an inference goes into convolutions.
+torchvision runs the same convolutions. Some tables give the share of a matrix product's arithmetic a second. There
+1.00 means that the processor can do no more.
 """
 PICTURES = {"growth": "![Seconds and bytes of a training step, beside the expected slopes](growth.svg)\n"}
 Line = tuple[str, str, str]
@@ -97,7 +100,7 @@ def class_loss(found: dict[str, Any]) -> list[Line]:
 def assignment(found: dict[str, Any]) -> list[Line]:
     lines = []
     for row in found["rows"]:
-        boxes, goal = f"{row['boxes']} boxes a picture", f"{row['target']:g}" if row["target"] else ""
+        boxes, goal = f"{row['boxes']} boxes an image", f"{row['target']:g}" if row["target"] else ""
         lines.append((f"{boxes}: torchvision over ours", goal, f"**{row['ratio']:.0f}**"))
         lines.append(
             (
@@ -112,8 +115,8 @@ def assignment(found: dict[str, Any]) -> list[Line]:
 def postprocessing(found: dict[str, Any]) -> list[Line]:
     kinds = {
         "many": "batch of 8, many candidates",
-        "even": "the same, on all levels as many",
-        "one": "one picture, many candidates",
+        "even": "the same, equally many on all levels",
+        "one": "one image, many candidates",
     }
     lines = [
         (f"{text}: torchvision over ours", "" if kind == "one" else "6", f"**{found[kind]['ratio']:.1f}**")
@@ -162,12 +165,12 @@ def prediction(found: dict[str, Any]) -> list[Line]:
         ("share of torchvision's boxes that are ours in fp32", "all", f"{found['boxes']['shared']:.1%}")
     )
     for precision, parts in found["cold"].items():
-        told = ", ".join(f"{name} {spent:.1f} s" for name, spent in list(parts.items())[1:])
+        listed = ", ".join(f"{name} {spent:.1f} s" for name, spent in list(parts.items())[1:])
         lines.append(
             (
                 f"`retinanet predict` from the start, {precision}",
                 "",
-                f"{parts['retinanet predict']:.1f} s: {told}",
+                f"{parts['retinanet predict']:.1f} s: {listed}",
             )
         )
     return lines
@@ -203,7 +206,7 @@ def exporting(found: dict[str, Any]) -> list[Line]:
         (f"torchvision over its arithmetic as {name} matrix products", "", f"{value:.2f}")
         for name, value in found["limits"].items()
     ]
-    exact = {name: told["shared"] for name, told in found["boxes"].items() if name.endswith("fp32")}
+    exact = {name: box["shared"] for name, box in found["boxes"].items() if name.endswith("fp32")}
     return [
         *lines,
         *(
@@ -217,7 +220,7 @@ def serving(found: dict[str, Any]) -> list[Line]:
     memory, half = found["memory"], found["half_load"]
     lines = [
         (
-            "pictures a second at saturation, the server's over the bare detector's in batches",
+            "images a second at saturation, the server's over the bare detector's in batches",
             "0.9",
             f"**{found['ratio']:.2f}**",
         ),
@@ -227,12 +230,12 @@ def serving(found: dict[str, Any]) -> list[Line]:
             "at most 1.05",
             f"{1 + memory['growth']:.3f}",
         ),
-        ("answers that were not the bare detector's", "0", f"{found['wrong']}"),
+        ("responses that differ from the bare detector's", "0", f"{found['wrong']}"),
     ]
     statuses = ", ".join(f"{count} with {status}" for status, count in sorted(found["statuses"].items()))
     lines.append(
         (
-            f"answers in {found['minutes']:g} minutes at saturation and half as long at half load",
+            f"responses in {found['minutes']:g} minutes at saturation and half as long at half load",
             "only 200 and 503",
             statuses,
         )
@@ -251,7 +254,7 @@ def serving(found: dict[str, Any]) -> list[Line]:
 def loading(found: dict[str, Any]) -> list[Line]:
     lines = [
         (
-            f"pictures a second of one core at {found['scale']} px, batch of {row['batch']}: ours over "
+            f"images a second of one core at {found['scale']} px, batch of {row['batch']}: ours over "
             f"torchvision's",
             "1.5",
             f"**{row['ratio']:.1f}** ({row['images_per_second_per_core']['ours']:.0f} a second)",
@@ -259,7 +262,7 @@ def loading(found: dict[str, Any]) -> list[Line]:
         for row in found["loading"]
     ]
     index, workers = found["index"], found["index"]["workers"]
-    what = f"index of {index['images']:,} pictures, {index['boxes']:,} boxes"
+    what = f"index of {index['images']:,} images, {index['boxes']:,} boxes"
     lines += [
         (f"{what}: opened from its cache", "0.5 s", f"**{index['warm_s']:.2f} s**"),
         (
@@ -274,7 +277,7 @@ def loading(found: dict[str, Any]) -> list[Line]:
             (
                 f"{what}: memory of a worker ({kind})",
                 "shared",
-                f"{private:.1f} MB of its own, {shared:.0f} MB shared",
+                f"{private:.1f} MB private, {shared:.0f} MB shared",
             )
         )
     return lines
@@ -312,14 +315,14 @@ def growth(found: dict[str, Any]) -> list[Line]:
 def whole_run(found: dict[str, Any]) -> list[Line]:
     lines = []
     for side in ("torchvision", "ours"):
-        told = found[side]
-        speed = f"{told['images_per_second']:.1f} images a second, {told['steps']} steps"
+        run = found[side]
+        speed = f"{run['images_per_second']:.1f} images a second, {run['steps']} steps"
         goal = "ahead" if side == "ours" else ""
         lines.append(
             (
                 f"{side}: AP on {found['split']} after {found['budget_s'] / 60:g} minutes",
                 goal,
-                f"**{told['AP']:.3f}** ({speed})",
+                f"**{run['AP']:.3f}** ({speed})",
             )
         )
     return lines
@@ -334,7 +337,7 @@ def gpu(found: dict[str, Any]) -> list[Line]:
         )
     ]
     parts = {"training": "training"} | {
-        name: f"answers, batch of {name[10:]}" for name in found if name.startswith("answering_")
+        name: f"inference, batch of {name[10:]}" for name in found if name.startswith("answering_")
     }
     for part, text in parts.items():
         for name, value in found[part].items():
@@ -346,8 +349,8 @@ def gpu(found: dict[str, Any]) -> list[Line]:
 
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[Line]]]] = {
     "class_loss": ("The class loss", class_loss),
-    "assignment": ("Which anchor answers for which box", assignment),
-    "postprocessing": ("From the network's output to answers", postprocessing),
+    "assignment": ("Which anchor matches which box", assignment),
+    "postprocessing": ("From the network's output to detections", postprocessing),
     "training_step": ("A training step", training_step),
     "prediction": ("From a file on disk to boxes", prediction),
     "predicting": ("A folder of images, answered and drawn", predicting),
@@ -356,8 +359,8 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[Line]]]] = {
     "loading": ("Data", loading),
     "precision": ("What bf16 costs", precision),
     "growth": ("Growth", growth),
-    "train_bccd": ("The whole run, on blood cells", whole_run),
-    "train_dice": ("The whole run, on dice", whole_run),
+    "train_bccd": ("A complete run on blood cells", whole_run),
+    "train_dice": ("A complete run on dice", whole_run),
     "gpu": ("On a GPU", gpu),
 }
 
