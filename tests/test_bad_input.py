@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import SMALL
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,20 +20,9 @@ from retinanet import cli
 from retinanet.data.images import read_image
 from retinanet.data.scenes import write_scenes
 
-SETTINGS = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": None,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-}
-
 
 def train(data, out, **settings):
-    return retinanet.train(data, "tiny", out=out, **SETTINGS | {"budget": "2it", "validations": 1} | settings)
+    return retinanet.train(data, "tiny", out=out, **SMALL | {"budget": "2it", "validations": 1} | settings)
 
 
 @pytest.fixture
@@ -120,7 +110,7 @@ def test_only_a_deep_check_decodes_and_nothing_is_written_beside_the_data(data, 
     assert sorted(data.rglob("*")) == before
 
 
-# ------------------------------------------------------------------------------------------------------------------- images without objects
+# ------------------------------------------------------------------------------------- images without objects
 
 
 def test_an_image_without_objects_is_a_negative_to_train_on(data, tmp_path):
@@ -143,7 +133,7 @@ def test_a_picture_that_cannot_be_decoded_stops_the_training_which_names_it(data
         train(data, tmp_path / "run")
 
 
-# -------------------------------------------------------------------------------------------------------------- no box, no image, no layout
+# -------------------------------------------------------------------------------- no box, no image, no layout
 
 
 def test_without_any_box_the_error_says_so(data, tmp_path):
@@ -207,7 +197,7 @@ def test_a_picture_above_the_limit_is_refused_in_training_and_prediction(
     assert "more than the limit of 6000; --max-pixels raises it" in caplog.text + capsys.readouterr().err
 
 
-# ---------------------------------------------------------------------------------------------------------------------- pictures read right
+# ---------------------------------------------------------------------------------------- pictures read right
 
 RED = np.full((2, 3, 3), (200, 0, 0), dtype=np.uint8)
 RED[0, 0] = 0
@@ -292,7 +282,7 @@ def test_a_class_that_the_model_does_not_know_is_told_with_those_that_it_knows(d
     assert "unicorn; the model knows: disc, ring, block" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ checkpoints
+# ------------------------------------------------------------------------------------------------ checkpoints
 
 
 class Hostile:
@@ -344,7 +334,7 @@ def test_what_is_no_whole_file_of_ours_is_a_checkpoint_error_and_runs_nothing(
     assert not (tmp_path / "owned").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------------- no network for weights
+# ------------------------------------------------------------------------------------- no network for weights
 
 
 def test_without_a_network_training_fails_in_seconds_and_says_which_file_to_put_where(
@@ -361,7 +351,7 @@ def test_without_a_network_training_fails_in_seconds_and_says_which_file_to_put_
     assert time.perf_counter() - started < 10
 
 
-# ---------------------------------------------------------------------------------------------------------------- one bad file among others
+# ---------------------------------------------------------------------------------- one bad file among others
 
 
 def test_one_bad_file_is_listed_the_others_are_done_and_the_status_is_1(

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from helpers import rows
 from safetensors.torch import load_file
 
 import retinanet
@@ -46,10 +47,6 @@ def finish(processes, *words):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def rows(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What only a GPU can show. `pytest -m gpu` on a machine that has one."""
 
+import helpers
 import pytest
 import torch
 
@@ -15,22 +16,11 @@ from retinanet.training.setup import build_state, resolve_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": None,
-    "batch": 2,
-    "workers": 0,
-    "precision": "fp32",
-    "log_every": 1,
-    "validations": 1,
-}
+SMALL = helpers.SMALL | {"log_every": 1, "validations": 1}
 
 
 def session(scenes, device):
-    config = resolve_config(override(preset("tiny"), {**SMALL, "device": device}), torch.device(device))
-    return build_state(config, *open_training(scenes, config), torch.device(device))
+    return helpers.session_of(scenes, **{**SMALL, "device": device})
 
 
 def test_a_step_on_the_gpu_has_the_losses_of_a_step_on_the_cpu(scenes):

@@ -4,9 +4,11 @@ import json
 import sys
 from types import SimpleNamespace
 
+import helpers
 import numpy as np
 import pytest
 import torch
+from helpers import rows
 
 import retinanet
 from retinanet.config.io import override
@@ -20,21 +22,7 @@ from retinanet.training import schedule as plan
 from retinanet.training.setup import build_state, resolve_config
 from retinanet.weights.checkpoint import read_weights
 
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": None,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-    "log_every": 1,
-}
-
-
-def rows(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+SMALL = helpers.SMALL | {"log_every": 1}
 
 
 def test_a_run_leaves_what_the_documentation_promises(trained):

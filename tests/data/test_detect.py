@@ -14,11 +14,6 @@ from retinanet.data.splits import hold_out
 from retinanet.errors import ConfigError, DataError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def coco(file: Path, names: tuple[str, ...] = ("cat", "dog")) -> Path:
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
     images = [{"id": 1, "file_name": "a.png", "height": 50, "width": 100}]

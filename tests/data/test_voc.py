@@ -12,11 +12,6 @@ from retinanet.errors import DataError
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "cache"))
-
-
 def thing(name: str = "cat", corners: tuple[object, ...] = (10, 20, 40, 25), difficult: int = 0) -> str:
     box = "".join(
         f"<{key}>{value}</{key}>"

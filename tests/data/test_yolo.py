@@ -11,11 +11,6 @@ from retinanet.data.formats.yolo import label_file, read_yaml
 from retinanet.errors import DataError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "cache"))
-
-
 def picture(path: Path, width: int = 100, height: int = 50) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height)).save(path)

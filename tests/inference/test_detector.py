@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import same
 from PIL import Image
 
 import retinanet
@@ -31,12 +32,6 @@ def pictures(tmp_path_factory):
             else np.zeros((height, width, 3), np.uint8)
         ).save(folder / f"{i}.png")
     return sorted(folder.glob("*.png"))
-
-
-def same(one, other):
-    torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-2)
-    assert torch.equal(one.labels, other.labels)
 
 
 def test_answers_are_in_pixels_of_the_picture_best_first_and_named(detector, pictures):

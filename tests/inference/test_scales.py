@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import equal, same
 from PIL import Image
 
 import retinanet
@@ -51,18 +52,6 @@ def pictures(tmp_path_factory):
             folder / f"{number}.png"
         )
     return sorted(folder.glob("*.png"))
-
-
-def same(one, other):
-    torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-2)
-    assert torch.equal(one.labels, other.labels)
-
-
-def equal(one, other):
-    return all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
-    )
 
 
 @pytest.mark.parametrize("scales", [(96,), [96, 96]])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -92,12 +93,6 @@ def found(*rows):
         torch.tensor([row[0] for row in rows]),
         torch.tensor([row[1] for row in rows], dtype=torch.long),
         NAMES,
-    )
-
-
-def equal(one, other):
-    return all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
     )
 
 

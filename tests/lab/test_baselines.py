@@ -8,10 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import CPU, config_of
 from torch import nn
 
-from retinanet.config.io import override
-from retinanet.config.presets import preset
 from retinanet.config.schema import ModelConfig
 from retinanet.data.loader import Batch
 from retinanet.data.splits import open_training
@@ -33,23 +32,11 @@ from retinanet.lab.baselines import (
 from retinanet.model.backbone import Backbone
 from retinanet.model.preprocess import Preprocess
 from retinanet.structures import Detections, Targets
-from retinanet.training.setup import build_state, resolve_config
-
-CPU = torch.device("cpu")
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": None,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-}
+from retinanet.training.setup import build_state
 
 
 def small(**changes):
-    return resolve_config(override(preset("tiny"), {**SMALL, "log_every": 1, **changes}), CPU)
+    return config_of(**{"log_every": 1, **changes})
 
 
 @pytest.fixture(scope="module")

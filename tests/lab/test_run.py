@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 
+import helpers
 import pytest
 
 from retinanet.cli import main
@@ -15,16 +16,7 @@ from retinanet.lab import command as illustrate
 from retinanet.lab import run as study
 from retinanet.lab import tables as experiments
 
-SMALL = {
-    "channels": 16,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": None,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-}
+SMALL = helpers.SMALL | {"channels": 16}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers import CPU, SMALL, session_of
 
 from retinanet.cli import main
 from retinanet.config.io import override
@@ -16,19 +17,7 @@ from retinanet.data.splits import open_training
 from retinanet.errors import ConfigError
 from retinanet.training import autobatch as cost
 from retinanet.training.loop import train_step
-from retinanet.training.setup import build_state, resolve_config
-
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": 64,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-}
-CPU = torch.device("cpu")
+from retinanet.training.setup import resolve_config
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +25,6 @@ def data(tmp_path_factory):
     return write_scenes(
         tmp_path_factory.mktemp("data"), {"train": 40, "val": 2}, size=(64, 96), seed=3, across=(16, 48)
     )
-
-
-def session_of(data, **settings):
-    config = resolve_config(override(preset("tiny"), {**SMALL, **settings}), CPU)
-    return build_state(config, *open_training(data, config), CPU)
 
 
 def fitted(data, **settings):

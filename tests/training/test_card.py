@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import replace
 
+import helpers
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -22,17 +23,7 @@ from retinanet.training.recipe import loss_line, preset_line, setting, time_line
 from retinanet.training.resume import Counters
 from retinanet.weights.checkpoint import load_model, read_weights, save_model
 
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": None,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-    "log_every": 1,
-}
+SMALL = helpers.SMALL | {"log_every": 1}
 QUICK = {"budget": "2it", "validations": 1, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
 AWKWARD = ["- a | b", 'say "no": yes', "<script>x</script>\n# head", "*red* _cell_ `x`", "🚲 vélo", "null"]
 

@@ -4,32 +4,28 @@ where it was stopped.
 
 import json
 import math
+from functools import partial
 
+import helpers
 import pytest
 import torch
+from helpers import CPU
 
 import retinanet
 from retinanet.commands import replay
 from retinanet.config.commands import ReplayConfig
 from retinanet.config.io import override
 from retinanet.config.presets import preset
-from retinanet.data.splits import open_training
 from retinanet.errors import ConfigError
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.model.criterion import MINING
 from retinanet.training.diagnose import level_losses, write_dump
 from retinanet.training.loop import train_step
 from retinanet.training.resume import Counters, load_state, save_state
-from retinanet.training.setup import build_state, resolve_config
+from retinanet.training.setup import resolve_config
 
-SMALL = {"channels": 32, "depth": 1, "scale": 64, "train_scale": 64, "batch": 2, "mining_batch": 32}
-SMALL |= {"backbone": "test_resnet", "workers": 0, "device": "cpu", "precision": "fp32"}
-CPU = torch.device("cpu")
-
-
-def session_of(data, **settings):
-    config = resolve_config(override(preset("tiny"), {**SMALL, **settings}), CPU)
-    return build_state(config, *open_training(data, config), CPU)
+SMALL = helpers.SMALL | {"train_scale": 64, "backbone": "test_resnet", "mining_batch": 32}
+session_of = partial(helpers.session_of, **SMALL)
 
 
 def steps_of(session, start, stop, rate=1e-3):

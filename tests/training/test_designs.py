@@ -2,29 +2,15 @@
 
 import pytest
 import torch
+from helpers import SMALL, session_of
 
 import retinanet
-from retinanet.config.io import override
-from retinanet.config.presets import preset
 from retinanet.data.images import read_image
-from retinanet.data.splits import open_training
 from retinanet.model.postprocess import Postprocess
 from retinanet.ops.anchors import PYRAMIDS
 from retinanet.training import autobatch as cost
 from retinanet.training.diagnose import level_losses
 from retinanet.training.loop import train_step
-from retinanet.training.setup import build_state, resolve_config
-
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": None,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-}
 
 
 @pytest.fixture(scope="module", params=PYRAMIDS)
@@ -43,8 +29,7 @@ def run(design, scenes, tmp_path_factory, request):
 
 @pytest.fixture
 def session(design, scenes):
-    config = resolve_config(override(preset("tiny"), SMALL | {"pyramid": design}), torch.device("cpu"))
-    return build_state(config, *open_training(scenes, config), torch.device("cpu"))
+    return session_of(scenes, pyramid=design)
 
 
 def test_a_trained_model_says_which_design_it_is_and_answers(design, run, scenes):

@@ -4,6 +4,7 @@ told so.
 
 import math
 
+import helpers
 import pytest
 import torch
 
@@ -11,34 +12,17 @@ import retinanet
 from retinanet.cli import main
 from retinanet.commands import replay
 from retinanet.config.commands import ReplayConfig
-from retinanet.config.io import override
-from retinanet.config.presets import preset
-from retinanet.data.splits import open_training
 from retinanet.errors import CheckpointError, DivergenceError
 from retinanet.training import loop
 from retinanet.training.diagnose import Advice, NonFiniteWatch, checksum, level_losses, not_finite
 from retinanet.training.loop import train_step
-from retinanet.training.setup import build_state, resolve_config
 
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": 64,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-    "log_every": 4,
-    "budget": "8it",
-    "validations": 1,
-}
+SMALL = helpers.SMALL | {"log_every": 4, "budget": "8it", "validations": 1}
 
 
 @pytest.fixture
 def session(scenes):
-    config = resolve_config(override(preset("tiny"), SMALL), torch.device("cpu"))
-    return build_state(config, *open_training(scenes, config), torch.device("cpu"))
+    return helpers.session_of(scenes, **SMALL)
 
 
 def poison(session):

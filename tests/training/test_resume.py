@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import helpers
 import pytest
 import torch
 from crash import SMALL as SMALL_WORDS
@@ -19,18 +20,7 @@ from retinanet.evaluation import evaluate
 from retinanet.training import loop, setup
 from retinanet.training import resume as state
 
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": 64,
-    "batch": 2,
-    "workers": 0,
-    "device": "cpu",
-    "log_every": 2,
-    "budget": "8it",
-    "validations": 2,
-}
+SMALL = helpers.SMALL | {"train_scale": 64, "log_every": 2, "budget": "8it", "validations": 2}
 
 
 @pytest.fixture(scope="module")

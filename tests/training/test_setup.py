@@ -1,32 +1,17 @@
 """What a training works on: everything that a setting asks for is there, and nothing else changes."""
 
+from functools import partial
+
+import helpers
 import pytest
 import torch
 
-from retinanet.config.io import override
-from retinanet.config.presets import preset
-from retinanet.data.splits import open_training
 from retinanet.errors import ConfigError
 from retinanet.training import setup as engine
 from retinanet.training.loop import train_step
-from retinanet.training.setup import build_state, inverse_frequency, resolve_config
+from retinanet.training.setup import inverse_frequency
 
-SMALL = {
-    "channels": 32,
-    "depth": 1,
-    "scale": 64,
-    "train_scale": 64,
-    "batch": 4,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-}
-CPU = torch.device("cpu")
-
-
-def session_of(data, **settings):
-    config = resolve_config(override(preset("tiny"), {**SMALL, **settings}), CPU)
-    return build_state(config, *open_training(data, config), CPU)
+session_of = partial(helpers.session_of, train_scale=64, batch=4)
 
 
 def step_of(session):

@@ -1,0 +1,54 @@
+"""What many tests need: small settings, a state of training, the record of a run, what is the same."""
+
+import json
+
+import torch
+
+from retinanet.config.io import override
+from retinanet.config.presets import preset
+from retinanet.data.splits import open_training
+from retinanet.training.setup import build_state, resolve_config
+
+CPU = torch.device("cpu")
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "scale": 64,
+    "train_scale": None,
+    "batch": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+}
+"""A network and a step that take milliseconds."""
+
+
+def config_of(**settings):
+    """The small settings, with changes, of the preset `tiny`."""
+    config = override(preset("tiny"), SMALL | settings)
+    return resolve_config(config, torch.device(config.device))
+
+
+def session_of(data, **settings):
+    """A state of training before its first step."""
+    config = config_of(**settings)
+    return build_state(config, *open_training(data, config), torch.device(config.device))
+
+
+def rows(run):
+    """The record of a run."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(one, other):
+    """Detections are those of the other within the rounding of float32."""
+    torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-2)
+    assert torch.equal(one.labels, other.labels)
+
+
+def equal(one, other):
+    """Detections are those of the other to the bit."""
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
+    )
