@@ -62,14 +62,14 @@ YET = {  # still to be cut
 }
 
 CLOSURES = {  # files, lines
-    "training.loop": (59, 11_450),  # to be 45, 6_500
-    "inference.detector": (24, 3_900),  # to be 18, 2_500
-    "evaluation.evaluate": (40, 7_350),
-    "commands.predict": (50, 10_100),
+    "training.loop": (60, 11_700),  # to be 45, 6_500
+    "inference.detector": (25, 4_000),  # to be 18, 2_500
+    "evaluation.evaluate": (41, 7_500),
+    "commands.predict": (51, 10_300),
 }
 TO_OPEN = {
-    "batch to step": (17, 3_220),  # to be 12, 1_800
-    "disk to step": (24, 4_700),  # to be 17, 2_600
+    "batch to step": (17, 3_260),  # to be 12, 1_800
+    "disk to step": (24, 4_780),  # to be 17, 2_600
 }
 LONGEST = 380
 LONG_YET = {

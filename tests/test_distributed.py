@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ SETTINGS = "--preset tiny --channels 32 --depth 1 --scale 64 --train-scale 64 --
 SETTINGS += " --ema None --budget 20it --batch 4 --log-every 1 --validations 2 --precision fp32 --workers 0 --device cpu"
 
 
-SAME = ("micro", 2, 4, "2 micro")
+SAME = ("micro", pytest.param(2, marks=pytest.mark.slow), 4, "2 micro")
 
 
 def several(processes, *words):
@@ -58,38 +59,43 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """Number of processes -> the folder of the same training; "micro": with one image at a time, on one
-    process and on two.
+    """The folder of the same training by a number of processes; "micro": with one image at a time. Each is
+    made when it is first asked for.
     """
     root = tmp_path_factory.mktemp("runs")
-    for name, more in ((1, []), ("micro", ["--micro-batch", "1"])):
-        assert (
-            retinanet.cli.main(["train", str(data), *SETTINGS.split(), *more, "--out", str(root / str(name))])
-            == 0
-        )
-    for name, processes, more in ((2, 2, []), (4, 4, []), ("2 micro", 2, ["--micro-batch", "1"])):
-        finish(processes, "train", data, *SETTINGS.split(), *more, "--out", root / str(name))
-    return {name: root / str(name) for name in (1, *SAME)}
+
+    @cache
+    def run(name):
+        processes, micro = (int(str(name).split()[0]) if name != "micro" else 1), "micro" in str(name)
+        words = ["train", data, *SETTINGS.split(), *(["--micro-batch", "1"] if micro else [])]
+        words = [str(word) for word in (*words, "--out", root / str(name))]
+        if processes == 1:
+            assert retinanet.cli.main(words) == 0
+        else:
+            finish(processes, *words)
+        return root / str(name)
+
+    return run
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_the_losses_of_20_steps_are_those_of_one_process(runs, name):
-    for mine, theirs in zip(rows(runs[1]), rows(runs[name]), strict=True):
+    for mine, theirs in zip(rows(runs(1)), rows(runs(name)), strict=True):
         for number in ("loss", "class_loss", "box_loss", "positives"):
             if number in mine:
                 assert mine[number] == pytest.approx(theirs[number], abs=1e-4), (mine["iteration"], number)
-    assert sum(row["kind"] == "train" for row in rows(runs[name])) == 20
+    assert sum(row["kind"] == "train" for row in rows(runs(name))) == 20
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_the_weights_are_those_of_one_process(runs, name):
-    mine, theirs = (load_file(runs[which] / "model.safetensors") for which in (1, name))
+    mine, theirs = (load_file(runs(which) / "model.safetensors") for which in (1, name))
     assert max(float((mine[key] - theirs[key]).abs().max()) for key in mine) < 1e-4
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_validation_finds_the_ap_of_one_process(runs, name):
-    found = [[row["AP"] for row in rows(run) if row["kind"] == "val"] for run in (runs[1], runs[name])]
+    found = [[row["AP"] for row in rows(run) if row["kind"] == "val"] for run in (runs(1), runs(name))]
     assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
@@ -97,16 +103,16 @@ def test_validation_finds_the_ap_of_one_process(runs, name):
 def alone(runs, data, tmp_path_factory):
     """The answers of one process."""
     root = tmp_path_factory.mktemp("alone")
-    finish(1, "eval", runs[1], data, "--device", "cpu", "--batch", "2", "--out", root / "eval")
+    finish(1, "eval", runs(1), data, "--device", "cpu", "--batch", "2", "--out", root / "eval")
     finish(
-        1, "predict", runs[1], data / "train", "--device", "cpu", "--no-pictures", "--out", root / "predict"
+        1, "predict", runs(1), data / "train", "--device", "cpu", "--no-pictures", "--out", root / "predict"
     )
     return root
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_eval_gives_the_numbers_and_answers_of_one_process(runs, data, alone, tmp_path, processes):
-    printed = finish(processes, "eval", runs[1], data, "--device", "cpu", "--batch", "2", "--out", tmp_path)
+    printed = finish(processes, "eval", runs(1), data, "--device", "cpu", "--batch", "2", "--out", tmp_path)
     assert printed.count("evaluating") == 1  # only the first process prints
     one, several = (json.loads((root / "metrics.json").read_text()) for root in (alone / "eval", tmp_path))
     assert {**one, "config": None} == {**several, "config": None}
@@ -114,7 +120,7 @@ def test_eval_gives_the_numbers_and_answers_of_one_process(runs, data, alone, tm
 
 
 def test_predict_loses_and_doubles_nothing(runs, data, alone, tmp_path):
-    finish(4, "predict", runs[1], data / "train", "--device", "cpu", "--no-pictures", "--out", tmp_path)
+    finish(4, "predict", runs(1), data / "train", "--device", "cpu", "--no-pictures", "--out", tmp_path)
     for name in ("predictions.json", "images.json"):
         assert (alone / "predict" / name).read_bytes() == (tmp_path / name).read_bytes()
 

@@ -3,7 +3,6 @@ at the end.
 """
 
 import threading
-import time
 
 import pytest
 import torch
@@ -187,12 +186,12 @@ def test_closing_finishes_what_is_here_and_takes_no_more(colours, picture):
 
 def test_a_decoder_that_is_stuck_does_not_keep_the_server_from_ending(colours, picture, monkeypatch, caplog):
     go = threading.Event()
-    monkeypatch.setattr("retinanet.serve.batching.decode", lambda *_: go.wait(20))
+    ended: list[bool] = []
+    monkeypatch.setattr("retinanet.serve.batching.decode", lambda *_: ended.append(go.wait(20)))
     running = Batcher(colours, Metrics(), decoders=2)
     running.submit([("stuck", picture())])
-    start = time.monotonic()
     running.close(0.1)
-    assert time.monotonic() - start < 10
+    assert not ended
     assert "1 pictures are left unanswered" in caplog.text
     assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("retinanet-"))
     go.set()

@@ -207,9 +207,10 @@ def test_a_full_disk_leaves_the_last_state_whole(data, whole, tmp_path, monkeypa
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []
 
 
-def test_kill_9_at_random_moments(tmp_path):
-    """Twice here; `python tests/crash.py --kills 20` does it twenty times."""
-    assert torture(tmp_path, kills=2, iterations=24, seed=1, longest=8.0, report=lambda text: None) == []
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments(tmp_path, kills):
+    """`python tests/crash.py --kills 20` does it twenty times."""
+    assert torture(tmp_path, kills, iterations=12 * kills, seed=1, longest=4.0 * kills, report=str) == []
 
 
 def test_data_that_have_moved_are_found_and_data_that_have_changed_are_refused(
