@@ -23,6 +23,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] | None = (0,)) -> str:
+    """Rows of cells as aligned columns of plain text: the columns `left` to the left (None: all), the others to
+    the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if left is None or column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
 def escaped(text: object) -> str:
     """Foreign text on one line, with nothing in it that Markdown or HTML would take for itself."""
     line = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(text)).split())

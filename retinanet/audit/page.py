@@ -17,7 +17,7 @@ from ..data.dataset import Dataset, Floats
 from ..data.images import read_image
 from ..structures import Detections
 from ..view.draw import Box, draw_both, draw_truth
-from ..view.html import Picture, crop, placed, write_gallery
+from ..view.html import Picture, crop, placed, write_page
 from .suspects import KINDS, STRONG, Suspect
 
 SHOWN = 12
@@ -86,7 +86,8 @@ def exhibit(
             ),
         ),
     ]
-    write_gallery(path, "Who produces the loss, and which labels look wrong", intro, numbers, sections, table)
+    title = "Who produces the loss, and which labels look wrong"
+    write_page(path, title, intro, numbers, sections=sections, table=table)
 
 
 def suspected(data: Dataset, suspect: Suspect, max_pixels: int) -> Picture:

@@ -33,11 +33,11 @@ from ..model.criterion import Criterion
 from ..ops.anchors import inside
 from ..ops.boxes import clip, decode
 from ..structures import Targets
-from ..text import progress_bar
+from ..text import aligned, progress_bar
 from ..training.setup import build_criterion
 from .evidence import BOX, LOWEST, PEAK, Answers, Rows, Truth, examine
 from .page import exhibit
-from .shares import Shares, aligned
+from .shares import Shares
 from .suspects import KINDS, STRONG, Suspect, rank
 
 log = logging.getLogger("retinanet")

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..model.criterion import Criterion
 from ..ops.assign import BACKGROUND, IGNORE
 from ..ops.fused import anchor_losses, class_loss
+from ..text import aligned
 
 EASY = 0.6
 """p_t above which an example is well classified (Fig. 1)."""
@@ -169,19 +170,6 @@ def group_of(logits: Tensor, present: Tensor) -> Tensor:
     """Logits [...] and whether the class is there [...] -> [...] position in GROUPS."""
     x_t = torch.where(present, logits, -logits).float()
     return torch.where(present, 0, 2) + (torch.sigmoid(x_t) > EASY).long()
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines of text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
-        for row in rows
-    )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..text import aligned
 from ..weights.hub import KNOWN, UNTESTED, converted, original
 
 
@@ -11,8 +12,4 @@ def table() -> str:
     for entry in KNOWN.values():
         here = "converted" if converted(entry).exists() else "fetched" if original(entry).exists() else "-"
         rows.append((entry.name, f"{entry.ap:.1f}", str(entry.classes), here, entry.licence))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    return "\n".join([*lines, "", UNTESTED])
+    return f"{aligned(rows, left=None)}\n\n{UNTESTED}"

@@ -16,6 +16,7 @@ from ..device import autocast, pick_device
 from ..errors import CheckpointError
 from ..model.criterion import Criterion
 from ..structures import Targets
+from ..text import aligned
 from ..training.diagnose import read_dump
 from ..weights.checkpoint import build, preprocess_of
 
@@ -76,13 +77,14 @@ def run(dump: str | Path, config: ReplayConfig) -> bool:
     norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
 
     agree = True
+    rows: list[tuple[str, str, str]] = []
     for name, levels in parts.items():
         values, before = torch.stack(levels).tolist(), recorded[name]
-        log.info("%-14s%12s%12s", name, "recorded", "now")
+        rows.append((name, "recorded", "now"))
         for level, then, now in zip(model.levels, before, values, strict=True):
-            log.info("  %-12s%12.5g%12.5g", level, then, now)
+            rows.append((f"  {level}", f"{then:.5g}", f"{now:.5g}"))
         agree &= all(map(same, before, values))
-    log.info("%-14s%12.5g%12.5g", "gradient_norm", recorded_norm, norm)
+    log.info("%s", aligned([*rows, ("gradient_norm", f"{recorded_norm:.5g}", f"{norm:.5g}")]))
     agree &= same(recorded_norm, norm)
     for title, tensors in (("logits", logits), ("offsets", offsets)):
         bad = [

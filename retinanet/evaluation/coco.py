@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, Flags, Floats, Integers
 from ..errors import DataError
+from ..text import aligned, shown
 from .results import Results, xywh
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -316,18 +317,12 @@ def _confusion(dataset: Dataset, results: Results, pairs: Pairs, threshold: floa
 def format_table(metrics: Metrics) -> str:
     """The twelve numbers and a line for each class, as plain text; "-" where there are no such objects."""
     lines = [
-        "   ".join(f"{name:<5} {_shown(metrics[name])}" for name in NUMBERS[at : at + 3])
+        "   ".join(f"{name:<5} {shown(metrics[name]):>5}" for name in NUMBERS[at : at + 3])
         for at in range(0, 12, 3)
     ]
-    lines.append(f"best F1 {_shown(metrics.f1)} at score {_shown(metrics.threshold)}")
-    wide = max((len(row.name) for row in metrics.per_class), default=0)
-    wide = max(wide, len("class"))
-    lines += ["", f"{'class':<{wide}}  {'boxes':>7}     AP   AP50   AP75     F1  at score"]
+    lines.append(f"best F1 {shown(metrics.f1)} at score {shown(metrics.threshold)}")
+    rows: list[tuple[str, ...]] = [("class", "boxes", "AP", "AP50", "AP75", "F1", "at score")]
     for row in metrics.per_class:
-        values = "  ".join(_shown(value) for value in (row.AP, row.AP50, row.AP75, row.f1))
-        lines.append(f"{row.name:<{wide}}  {row.boxes:>7}  {values}     {_shown(row.threshold)}")
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _shown(value: float | None) -> str:
-    return "    -" if value is None else f"{value:.3f}"
+        values = (row.AP, row.AP50, row.AP75, row.f1, row.threshold)
+        rows.append((row.name, str(row.boxes), *map(shown, values)))
+    return "\n".join([*(line.rstrip() for line in lines), "", aligned(rows)])

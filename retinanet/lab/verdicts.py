@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..text import aligned
 from .tables import EXPERIMENTS, Claim
 
 T_975 = (
@@ -220,16 +221,11 @@ def table(content: Mapping[str, Any], lines: Sequence[Line]) -> tuple[list[str],
 def text(content: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """The table and the verdicts for a terminal."""
     head, rows = table(content, lines)
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    drawn = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (head, *rows)
-    ]
     return "\n".join(
         [
             f"{content['title']}, {conditions(content, lines)}",
             "",
-            *drawn,
+            aligned([head, *rows], left=None),
             "",
             *map(str, verdicts(content["name"], lines)),
         ]

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -21,6 +22,20 @@ from ..inference.load import load
 
 log = logging.getLogger("retinanet")
 
+GRACE = 60
+"""Seconds that requests in flight have to finish after SIGTERM."""
+
+UVICORN: dict[str, Any] = {
+    "http": "h11",
+    "ws": "none",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "timeout_keep_alive": 75,
+    "timeout_graceful_shutdown": GRACE,
+}
+"""The settings of the HTTP server."""
+
 
 def run(model: str, config: ServeConfig) -> None:
     """Serve a model until SIGTERM or Ctrl-C; what is in flight then is finished first."""
@@ -29,7 +44,6 @@ def run(model: str, config: ServeConfig) -> None:
         import uvicorn
 
         from .app import create_app
-        from .connection import settings
         from .middleware import is_loopback
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -63,7 +77,7 @@ def run(model: str, config: ServeConfig) -> None:
             address(door),
             who,
         )
-        uvicorn.Server(settings(app)).run(sockets=[door])
+        uvicorn.Server(uvicorn.Config(app, **UVICORN)).run(sockets=[door])
 
 
 def checked(config: ServeConfig) -> ServeConfig:

@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from ..ops.anchors import inside
 from ..ops.assign import assign
 from ..structures import Targets
-from ..text import duration
+from ..text import aligned, duration
 from .loop import train_step
 from .optim import scaled_rate
 from .schedule import plan, probe
@@ -34,8 +34,8 @@ from .setup import TrainState, build_state, resolve_config
 
 log = logging.getLogger("retinanet")
 
-SHARE = {"cuda": 0.9, "cpu": 0.7}
-"""Of the free memory that may be used: on a CPU the figure is an estimate, and other programs live there
+SHARE, SHARE_ELSEWHERE = 0.9, 0.7
+"""Of the free memory that may be used, on a GPU of CUDA and elsewhere, where the figure is an estimate, and other programs live there
 too.
 """
 
@@ -145,7 +145,9 @@ def resolve_auto_batch(
     session = build_state(trial, training, validation, device, load_weights=False)
     memory = measure(session)
     most = max(1, min(LARGEST * config.lr_batch, len(training) // FEWEST) // world())
-    room = (memory.free * SHARE[device.type] - memory.fixed) / max(1, memory.image)
+    room = (memory.free * (SHARE if device.type == "cuda" else SHARE_ELSEWHERE) - memory.fixed) / max(
+        1, memory.image
+    )
     share = max(0, min(int(room), most))
     if (
         device.type == "cuda" and world() == 1
@@ -328,17 +330,16 @@ def anchor_table(session: TrainState) -> str:
     """Anchors per object by size and by class, by the rules of the training, without its jitter."""
     counts, sides, labels = anchors_of_objects(session)
     seen = "" if len(session.training) <= LOOKED_AT else f" (of {LOOKED_AT} pictures)"
-    lines = [f"{'anchors per object' + seen:<40}{'objects':>9}{'anchors':>9}{'none':>8}"]
+    lines = [("anchors per object" + seen, "objects", "anchors", "none")]
 
     def row(title: str, where: np.ndarray) -> None:
         if where.any():
-            lines.append(
-                f"  {title:<38}{where.sum():>9}{counts[where].mean():>9.1f}{(counts[where] == 0).mean():>8.1%}"
-            )
+            mean, none = counts[where].mean(), (counts[where] == 0).mean()
+            lines.append((f"  {title}", str(where.sum()), f"{mean:.1f}", f"{none:.1%}"))
 
     row("all", np.ones(len(counts), dtype=np.bool_))
     for low, high in SIDES:
         row(f"{low}-{high} px" if high < 1 << 30 else f"above {low} px", (sides >= low) & (sides < high))
     for label, name in enumerate(session.training.names):
         row(name, labels == label)
-    return "\n".join(lines)
+    return aligned(lines)

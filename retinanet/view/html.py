@@ -1,4 +1,4 @@
-"""Pages of HTML that need nothing from elsewhere: a report, and a gallery of image crops."""
+"""A page of HTML that needs nothing from elsewhere: numbers, images, crops of images, a table."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..files import write_atomically
 from .draw import Box
 
 STYLE = """
 :root {
   color-scheme: light dark;
-  --ground: #ffffff; --card: #f5f6f8; --line: #e3e6ea; --ink: #1c2129; --quiet: #616975; --accent: #0072b2;
+  --ground: #ffffff; --card: #f5f6f8; --line: #e3e6ea;
+  --ink: #1c2129; --quiet: #616975; --accent: #0072b2;
 }
 @media (prefers-color-scheme: dark) {
-  :root { --ground: #14171c; --card: #1e232a; --line: #323943; --ink: #e7eaee; --quiet: #9aa4b1; --accent: #56b4e9; }
+  :root {
+    --ground: #14171c; --card: #1e232a; --line: #323943;
+    --ink: #e7eaee; --quiet: #9aa4b1; --accent: #56b4e9;
+  }
 }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+body {
+  margin: 0; background: var(--ground); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+}
 main { max-width: 1080px; margin: 0 auto; padding: 56px 24px 72px; }
 h1 { margin: 0 0 12px; font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; text-wrap: balance; }
 h2 { margin: 48px 0 16px; font-size: 1.2rem; }
@@ -35,7 +43,10 @@ dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr));
 dl div, pre, figure img { border: 1px solid var(--line); border-radius: 12px; }
 dl div { display: flex; flex-direction: column-reverse; padding: 16px 18px; background: var(--card); }
 dt { color: var(--quiet); font-size: 0.86rem; line-height: 1.35; }
-dd { margin: 0; font-size: 1.75rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+dd {
+  margin: 0; font-size: 1.75rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums;
+  overflow-wrap: anywhere;
+}
 dl div:first-child dd { color: var(--accent); }
 figure { margin: 40px 0 0; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #ffffff; }
@@ -48,8 +59,25 @@ code { font: 0.9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace
 table { border-collapse: collapse; margin: 0 0 16px; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px 6px 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 section { overflow-x: auto; }
+.crops {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 28px 20px;
+  align-items: start;
+}
+.crops figure { margin: 0; }
 @media print { main { padding: 0; } figure, li, dl div { break-inside: avoid; } }
 """
+
+
+QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One crop: uint8 [3, H, W], what it shows in a few words, and lines of smaller print."""
+
+    image: Tensor
+    title: str
+    lines: Sequence[str] = ()
 
 
 def write_page(
@@ -57,36 +85,44 @@ def write_page(
     title: str,
     intro: str,
     numbers: Sequence[tuple[str, str]],
-    pictures: Sequence[tuple[str, Path | bytes]],
-    commands: Sequence[tuple[str, str]],
+    pictures: Sequence[tuple[str, Path | bytes]] = (),
+    commands: Sequence[tuple[str, str]] = (),
+    sections: Iterable[tuple[str, str, Iterable[Picture]]] = (),
+    table: str = "",
 ) -> None:
-    """Write the page to `path`; its folder is made.
+    """Write the page to `path`; its folder is made. Images are embedded.
 
     intro      paragraphs parted by an empty line
     numbers    (label, value) as they are to be read: ("AP on 100 unseen scenes", "0.612"); the first is the
                headline
-    pictures   (caption, a PNG, JPEG or WebP file, or its bytes), embedded
+    pictures   (caption, a PNG, JPEG or WebP file, or its bytes)
     commands   (explanation, shell command): what to do next; a click on a command selects it whole
+    sections   (heading, a sentence below it, its crops); a generator of crops is welcome
+    table      aligned text, shown last
     """
-    paragraphs = "\n".join(
-        f"<p>{escape(' '.join(part.split()))}</p>" for part in intro.split("\n\n") if part.strip()
-    )
-    parts = [f"<h1>{escape(title)}</h1>", paragraphs]
+    parts = [f"<h1>{escape(title)}</h1>"]
+    parts += [f"<p>{escape(' '.join(part.split()))}</p>" for part in intro.split("\n\n") if part.strip()]
     if numbers:
         cards = "\n".join(
             f"<div><dt>{escape(label)}</dt><dd>{escape(str(value))}</dd></div>" for label, value in numbers
         )
         parts.append(f"<dl>\n{cards}\n</dl>")
-    parts += [_page_figure(caption, picture) for caption, picture in pictures]
+    for caption, picture in pictures:
+        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        parts.append(_figure(content, escape(caption), caption))
     if commands:
         steps = "\n".join(
             f"<li><p>{escape(why)}</p><pre><code>{escape(command)}</code></pre></li>"
             for why, command in commands
         )
         parts.append(f"<h2>What to do next</h2>\n<ol>\n{steps}\n</ol>")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document(title, "\n".join(parts)), encoding="utf-8")
+    for heading, sentence, crops in sections:
+        figures = "\n".join(map(_crop_figure, crops))
+        head = f"<h2>{escape(heading)}</h2>\n<p>{escape(sentence)}</p>"
+        parts.append(f'{head}\n<div class="crops">\n{figures}\n</div>')
+    if table:
+        parts.append(f"<h2>In numbers</h2>\n<pre><code>{escape(table)}</code></pre>")
+    write_atomically(Path(path), document(title, "\n".join(parts)).encode())
 
 
 def document(title: str, body: str) -> str:
@@ -108,65 +144,21 @@ def document(title: str, body: str) -> str:
 """
 
 
-def _page_figure(caption: str, picture: Path | bytes) -> str:
-    """A picture in the page itself, with its size, so that nothing jumps while the page is laid out."""
-    content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+def _figure(content: bytes, caption: str, alt: str) -> str:
+    """An image in the page itself, with its size, so that nothing jumps while the page is laid out."""
     with Image.open(io.BytesIO(content)) as header:
         kind, (width, height) = Image.MIME[header.format or ""], header.size
     source = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    text = escape(caption)
-    return f'<figure>\n<img src="{source}" width="{width}" height="{height}" alt="{text}" />\n<figcaption>{text}</figcaption>\n</figure>'
+    image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt)}" />'
+    return f"<figure>\n{image}\n<figcaption>{caption}</figcaption>\n</figure>"
 
 
-GRID = "display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 28px 20px; align-items: start;"
-
-QUALITY = 85
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a gallery: uint8 [3, H, W], what it shows in a few words, and lines of smaller print."""
-
-    image: Tensor
-    title: str
-    lines: Sequence[str] = ()
-
-
-def write_gallery(
-    path: Path,
-    title: str,
-    intro: str,
-    numbers: Sequence[tuple[str, str]],
-    sections: Iterable[tuple[str, str, Iterable[Picture]]],
-    table: str = "",
-) -> None:
-    """Write the page to `path`; its folder is made. Pictures are embedded one by one as they come, so that a
-    generator of them is welcome.
-
-    intro     paragraphs parted by an empty line
-    numbers   (label, value) as they are to be read; the first is the headline
-    sections  (heading, a sentence below it, its pictures)
-    table     aligned text, shown before the sections
-    """
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        *(f"<p>{escape(' '.join(part.split()))}</p>" for part in intro.split("\n\n") if part.strip()),
-    ]
-    if numbers:
-        cards = "\n".join(
-            f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in numbers
-        )
-        parts.append(f"<dl>\n{cards}\n</dl>")
-    for heading, sentence, pictures in sections:
-        figures = "\n".join(map(_gallery_figure, pictures))
-        parts.append(
-            f'<h2>{escape(heading)}</h2>\n<p>{escape(sentence)}</p>\n<div style="{GRID}">\n{figures}\n</div>'
-        )
-    if table:
-        parts.append(f"<h2>In numbers</h2>\n<pre><code>{escape(table)}</code></pre>")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document(title, "\n".join(parts)), encoding="utf-8")
+def _crop_figure(picture: Picture) -> str:
+    file = io.BytesIO()
+    pixels = np.ascontiguousarray(picture.image.permute(1, 2, 0).numpy())
+    Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
+    lines = "".join(f"<br />{escape(line)}" for line in picture.lines)
+    return _figure(file.getvalue(), f"<strong>{escape(picture.title)}</strong>{lines}", picture.title)
 
 
 def crop(
@@ -204,18 +196,3 @@ def crop(
 def placed(boxes: Tensor, scale: float, shown: Box) -> Tensor:
     """Boxes [N, 4] in pixels of a picture -> in pixels of a crop of it."""
     return (boxes - torch.tensor([*shown[:2], *shown[:2]], dtype=boxes.dtype)) * scale
-
-
-def _gallery_figure(picture: Picture) -> str:
-    """With its size, so that nothing jumps while the page is laid out."""
-    file = io.BytesIO()
-    pixels = np.ascontiguousarray(picture.image.permute(1, 2, 0).numpy())
-    Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
-    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-    text = "".join(f"<br />{escape(line)}" for line in picture.lines)
-    height, width = picture.image.shape[1:]
-    return (
-        f'<figure style="margin: 0">\n<img src="{source}" width="{width}" height="{height}" '
-        f'alt="{escape(picture.title)}" />\n'
-        f"<figcaption><strong>{escape(picture.title)}</strong>{text}</figcaption>\n</figure>"
-    )

@@ -15,7 +15,7 @@ import torch
 import retinanet
 from retinanet.audit import run as audit
 from retinanet.audit.evidence import BOX, PEAK, Answers, Truth, examine, support
-from retinanet.audit.shares import GROUPS, Shares, aligned, group_of
+from retinanet.audit.shares import GROUPS, Shares, group_of
 from retinanet.audit.suspects import Suspect, isotonic, log_ratio, rank
 from retinanet.config.commands import AuditConfig
 from retinanet.data.dataset import Columns
@@ -24,6 +24,7 @@ from retinanet.errors import ConfigError, DataError
 from retinanet.model.criterion import Criterion
 from retinanet.ops.assign import BACKGROUND, IGNORE
 from retinanet.ops.losses import focal_loss
+from retinanet.text import aligned
 
 # ----------------------------------------------------------------------------------------------------- shares
 

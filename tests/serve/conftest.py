@@ -109,13 +109,13 @@ def address(colours):
 
     from retinanet.config.commands import ServeConfig
     from retinanet.serve.app import create_app
-    from retinanet.serve.connection import settings as settings_of
+    from retinanet.serve.server import UVICORN
 
     started = []
 
     def start(**settings):
         door = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(settings_of(create_app(colours, ServeConfig(**settings))))
+        server = uvicorn.Server(uvicorn.Config(create_app(colours, ServeConfig(**settings)), **UVICORN))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
         thread.start()
         started.append((server, thread))

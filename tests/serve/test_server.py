@@ -6,9 +6,8 @@ import http.client
 import socket
 import sys
 import threading
-import time
 import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import pytest
 
@@ -156,33 +155,6 @@ def test_a_body_that_does_not_come_is_not_waited_for(address, monkeypatch):
         answer = http.client.HTTPResponse(dial(stack, address(), SLOW))
         answer.begin()
         assert answer.status == 408 and b"has not arrived within 0 s" in answer.read()
-
-
-@pytest.mark.parametrize(
-    "sent", [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET"]
-)
-def test_a_head_that_does_not_come_is_not_waited_for(address, monkeypatch, sent):
-    monkeypatch.setattr("retinanet.serve.connection.HEAD", 0.2)
-    with ExitStack() as stack:
-        place = address()
-        door = dial(stack, place, sent)
-        if b"healthz" in sent:
-            assert door.recv(10000).startswith(b"HTTP/1.1 200")
-            door.sendall(b" / HTTP/1.1\r\n")
-        with suppress(ConnectionError):
-            while door.recv(1000):  # until it is closed; after 20 s, TimeoutError
-                pass
-
-
-def test_a_request_may_take_longer_than_its_head_may(address, begin, colours, picture, monkeypatch, until):
-    monkeypatch.setattr("retinanet.serve.connection.HEAD", 0.1)
-    colours.go.clear()
-    place = address()
-    asked = begin(place, picture())
-    until(lambda: colours.waiting)
-    time.sleep(0.3)
-    colours.go.set()
-    assert asked.getresponse().status == 200
 
 
 def test_requests_that_come_slowly_do_not_keep_others_out(address, begin, picture, until):

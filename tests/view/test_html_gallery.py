@@ -7,7 +7,7 @@ import torch
 
 from retinanet.structures import Detections
 from retinanet.view.draw import colour, draw_both
-from retinanet.view.html import Picture, crop, placed, write_gallery
+from retinanet.view.html import Picture, crop, placed, write_page
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_annotation_and_answer_in_one_place_are_both_named():
 def test_a_gallery_is_one_well_formed_file(tmp_path):
     pictures = [Picture(torch.zeros(3, 20, 30, dtype=torch.uint8), "a <title>", ["one & two", "three"])] * 2
     path = tmp_path / "new" / "page.html"
-    write_gallery(
+    write_page(
         path,
         "All & sundry",
         "One.\n\nTwo.",
         [("things", "2")],
-        [("Things", "What they are.", iter(pictures))],
-        "a  1\nb  2",
+        sections=[("Things", "What they are.", iter(pictures))],
+        table="a  1\nb  2",
     )
     root = ElementTree.fromstring(path.read_text().replace("<!DOCTYPE html>", "").strip())
     assert [p.text for p in root.findall("./body/main/p")] == ["One.", "Two.", "What they are."]
