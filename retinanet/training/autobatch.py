@@ -35,8 +35,8 @@ from .setup import TrainState, build_state, resolve_config
 log = logging.getLogger("retinanet")
 
 SHARE, SHARE_ELSEWHERE = 0.9, 0.7
-"""Of the free memory that may be used, on a GPU of CUDA and elsewhere, where the figure is an estimate, and other programs live there
-too.
+"""Of the free memory that may be used: under CUDA, and elsewhere, where the figure is an estimate and other
+programs live there too.
 """
 
 SCRATCH = 1.5
