@@ -20,11 +20,16 @@ class RetinaNetError(ValueError):
 
 
 class ConfigError(RetinaNetError):
-    """A setting that is unknown or out of its range."""
+    """A setting, preset, class or file name that is unknown or out of its range."""
 
 
 class DataError(RetinaNetError):
-    """A data set or picture that cannot be used as it is; `problems` lists every reason."""
+    """A data set or image that cannot be used as it is.
+
+    Args:
+        message: What is wrong and what to do.
+        problems: Every single problem, for `report`.
+    """
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
@@ -32,15 +37,15 @@ class DataError(RetinaNetError):
 
 
 class CheckpointError(RetinaNetError):
-    """A checkpoint that cannot be read, or that is not ours."""
+    """A checkpoint that is truncated, cannot be read, or is of an unknown kind."""
 
 
 class DivergenceError(RetinaNetError):
-    """The loss is not finite; the last checkpoint on disk is whole."""
+    """The loss is not finite. The last checkpoint on disk is complete."""
 
 
 class ProcessError(RetinaNetError):
-    """Another process of the same run has ended; what is on disk is whole."""
+    """Another process of the same run has ended. The files on disk are complete."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the B pictures of a batch hold, padded to the G of the fullest one.
+    """The ground truth of a batch of B images, padded to G, the number of objects in the fullest image.
 
-    boxes   [B, G, 4]  xyxy in pixels of the padded batch, float32; zeros where padded
-    labels  [B, G]     0..K-1, int64; -1 where padded
-    sizes   [B, 2]     height and width of each picture inside the padded batch, float32
-    seeds   [B]        what is drawn at random for a picture follows from its number, int64, on the CPU; None:
-            from torch's own generator
+    Attributes:
+        boxes: [B, G, 4] float32, xyxy in pixels of the padded batch; zeros where padded.
+        labels: [B, G] int64, 0..K-1; -1 where padded.
+        sizes: [B, 2] float32, height and width of each image inside the padded batch.
+        seeds: [B] int64 on the CPU, one seed per image for random sampling; None uses torch's generator.
+
+    Raises:
+        ValueError: The shapes do not fit together.
+
+    Example:
+        >>> boxes, labels = [torch.tensor([[4.0, 4, 20, 30]])], [torch.tensor([2])]
+        >>> targets = Targets.pad(boxes, labels, sizes=[(64, 96)])
+        >>> len(targets)
+        1
     """
 
     boxes: Tensor
@@ -74,12 +84,21 @@ class Targets:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one picture, best first.
+    """The detections of one image, best first.
 
-    boxes   [N, 4]  xyxy in pixels of the original picture, float32
-    scores  [N]     descending, in 0..1
-    labels  [N]     0..K-1, int64: `names[label]` is the class
-    names           the K class names
+    Attributes:
+        boxes: [N, 4] float32, xyxy in pixels of the original image.
+        scores: [N] descending, in 0..1.
+        labels: [N] int64, 0..K-1; `names[label]` is the class.
+        names: The K class names.
+
+    Raises:
+        ValueError: The shapes do not agree on N.
+
+    Example:
+        >>> detections = retinanet.load("runs/cells").predict("slide.jpg")
+        >>> detections
+        Detections(13: 9 RBC, 3 WBC, 1 Platelets; best score 0.98)
     """
 
     boxes: Tensor
@@ -92,6 +111,13 @@ class Detections:
         if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or self.scores.shape != (count,):
             shapes = [list(part.shape) for part in (self.boxes, self.scores, self.labels)]
             raise ValueError(f"boxes [N, 4], scores [N] and labels [N] must agree on N, not {shapes}")
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Detections(0)"
+        labels = Counter(self.labels.tolist()).most_common()
+        counts = ", ".join(f"{n} {self.names[label] if self.names else label}" for label, n in labels)
+        return f"Detections({len(self)}: {counts}; best score {float(self.scores.max()):.2f})"
 
     def __len__(self) -> int:
         return len(self.scores)

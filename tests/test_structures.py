@@ -53,6 +53,12 @@ def test_detections_are_read_as_names_scores_and_boxes():
     assert (name, score, box) == ("dog", pytest.approx(0.9), [0, 0, 10, 10])
 
 
+def test_detections_print_as_one_line_of_counts():
+    assert repr(detections()) == "Detections(3: 2 dog, 1 cat; best score 0.90)"
+    assert repr(detections()[:0]) == "Detections(0)"
+    assert repr(replace(detections()[1:2], names=[])) == "Detections(1: 1 0; best score 0.50)"
+
+
 def test_a_threshold_may_differ_from_class_to_class():
     assert len(detections().above(0.5)) == 2
     assert detections().above(torch.tensor([0.6, 0.05])).labels.tolist() == [1, 1]

@@ -36,7 +36,15 @@ def is_text(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split: N images, M boxes, K classes. The boxes of image i are the rows first[i]:first[i+1]."""
+    """One split of a data set: N images, M boxes, K classes.
+
+    The boxes of image i are the rows first[i]:first[i+1].
+
+    Example:
+        >>> data = retinanet.open_dataset("cells")["train"]
+        >>> data.path(0), data.boxes[data.rows(0)]  # the first image and its boxes [G, 4]
+        >>> data.names
+    """
 
     source: Path
     """The annotation file or folder it was read from."""

@@ -22,16 +22,25 @@ CHUNK = 16384  # anchors
 
 
 class Postprocess:
-    """Logits and offsets of B padded pictures -> boxes, scores and labels of each.
+    """Turns the logits and offsets of B padded images into boxes, scores and labels (Sec. 4.1, "Inference").
 
-    score_threshold  scores must exceed this
-    per_level        the best (anchor, class) pairs of each level that are decoded
-    nms_threshold    IoU above which the lower of two boxes of one class goes
-    max_detections   at most so many of a picture
-    padding_anchors  dropped or kept: answers of anchors that are centred in the padding
-    clip_boxes       before or after: when boxes are cut at the picture's border, seen from NMS
-    empty_boxes      kept or dropped: boxes that the cut leaves without area
-    shrink_limit     see `decode`
+    Args:
+        score_threshold: Scores must exceed this.
+        per_level: Number of best (anchor, class) pairs of each level that are decoded.
+        nms_threshold: IoU above which the lower of two boxes of one class is removed.
+        max_detections: Largest number of detections of an image.
+        padding_anchors: dropped or kept; detections of anchors that are centred in the padding.
+        clip_boxes: before or after; whether boxes are cut at the image border before or after NMS.
+        empty_boxes: kept or dropped; boxes that the cut leaves without area.
+        shrink_limit: See `ops.boxes.decode`.
+
+    Raises:
+        ConfigError: An unknown word for padding_anchors, clip_boxes or empty_boxes.
+
+    Example:
+        >>> postprocess = Postprocess(score_threshold=0.05, nms_threshold=0.5)
+        >>> logits, offsets = model(images)
+        >>> boxes, scores, labels = postprocess(logits, offsets, model.anchors(images), sizes)[0]
     """
 
     def __init__(

@@ -20,17 +20,24 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Pictures [3, H, W] uint8 RGB -> a batch.
+    """Turns images [3, H, W] uint8 RGB into a batch.
 
-    scale     pixels of the short side after resizing (Sec. 4.1: 600 or 800) ...
-    max_side  ... unless the long side would exceed this: then that one decides. None: 5/3 of the scale (1333
-              for 800)
-    pixel_mean, pixel_std   of red, green and blue in 0..1
-    padding_multiple        batches are padded to a multiple of this
-    resize       antialias, plain, pillow or opencv: see `model.resize`
-    pixel_order  rgb or bgr: in which order the network is given the colours
-    canvas       height and width of every batch, into which each picture is fitted, whatever `scale` says;
-                 None: as large as is needed
+    Attributes:
+        scale: Short side in pixels after resizing (Sec. 4.1: 600 or 800).
+        max_side: Limit of the long side; it wins over `scale`. None: 5/3 of the scale (1333 for 800).
+        pixel_mean: Mean of red, green and blue, in 0..1.
+        pixel_std: Standard deviation of red, green and blue, in 0..1.
+        padding_multiple: The sides of a batch are padded to a multiple of this.
+        resize: antialias, plain, pillow or opencv; see `model.resize`.
+        pixel_order: rgb or bgr, the colour order that the network gets.
+        canvas: Fixed height and width of every batch. Each image is fitted into it and `scale` is ignored.
+            None: as large as needed.
+
+    Example:
+        >>> preprocess = Preprocess(scale=600)
+        >>> image = torch.zeros(3, 480, 640, dtype=torch.uint8)
+        >>> preprocess.scale
+        600
     """
 
     scale: int = 600

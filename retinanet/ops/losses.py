@@ -42,17 +42,25 @@ def balanced_cross_entropy(
 def focal_loss(
     logits: Tensor, targets: Tensor, alpha: Alpha = 0.25, gamma: float = 2.0, reduction: str = "none"
 ) -> Tensor:
-    """Eq. 4 and 5: FL = -alpha_t (1 - p_t)^gamma log p_t.
+    """Focal loss, Eq. 4 and 5: FL = -alpha_t (1 - p_t)^gamma log p_t.
 
-    logits   [..., K]  raw scores x, with p = sigmoid(x)
-    targets  [..., K]  1 where the anchor holds the class, else 0
-    alpha    weight of the positives, 1 - alpha that of the negatives: a number, a tensor [K], or None (Eq. 4)
-    gamma    >= 0, how strongly easy examples are discounted; 0 gives `balanced_cross_entropy`
-    returns  [..., K], or a number when `reduction` is "sum" or "mean". RetinaNet sums and divides by the
-             number of
-             positive anchors (Sec. 4.1).
+    Args:
+        logits: [..., K] raw scores x, with p = sigmoid(x).
+        targets: [..., K] 1 where the anchor holds the class, else 0.
+        alpha: Weight of the positives, 1 - alpha of the negatives. A number, a tensor [K] or None (Eq. 4).
+        gamma: At least 0; how strongly easy examples are discounted. 0: `balanced_cross_entropy`.
+        reduction: "none", "sum" or "mean". RetinaNet sums and divides by the positives (Sec. 4.1).
 
-    Raises ConfigError for a negative gamma or an unknown reduction.
+    Returns:
+        [..., K], or a number when `reduction` is "sum" or "mean".
+
+    Raises:
+        ConfigError: A negative gamma or an unknown reduction.
+
+    Example:
+        >>> logits, targets = torch.randn(8, 80), torch.zeros(8, 80)
+        >>> targets[0, 3] = 1
+        >>> loss = focal_loss(logits, targets, reduction="sum")
     """
     check(logits, targets, gamma)
     x_t = logit_of_truth(logits, targets)
