@@ -223,12 +223,12 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
 
 def alike(options: argparse.Namespace) -> list[str]:
     """Arguments that make our network, its pictures and their augmentation those of torchvision's side."""
-    network = ["--channels", "256", "--depth", "4"]
+    network = ["--set", "channels=256", "--set", "depth=4"]
     pictures = [
         "--scale",
         str(options.scale),
-        "--max-side",
-        str(round(options.scale * 4 / 3)),
+        "--set",
+        f"max_side={round(options.scale * 4 / 3)}",
         "--train-scale",
         "None",
     ]

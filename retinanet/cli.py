@@ -6,11 +6,14 @@ torch is imported by what a verb calls and not before, so that help answers at o
 
 from __future__ import annotations
 
+import ast
+import inspect
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, is_dataclass, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +33,9 @@ from .config.commands import (
     ServeConfig,
 )
 from .config.io import check as check_settings
+from .config.io import declared, flat, from_text, override
 from .config.presets import PRESETS, preset
+from .config.schema import TITLES, TrainConfig
 from .distributed import is_main_process, rank
 from .errors import ConfigError, RetinaNetError, unknown_name_error
 
@@ -329,9 +334,16 @@ def parse(verb: str, function: Any, arguments: list[str], default: Any, *positio
         "foreign": foreign,
         "study": study,
     }
+    training = isinstance(default, (TrainConfig, LabConfig))
+    refuse_rare(default, arguments)
     fields = [
         *((name, kinds[name]) for name in positionals),
-        *([("config", type(default), field(default=default))] if default is not None else []),
+        *(groups(default) if training else []),
+        *(
+            [("config", type(default), field(default=default))]
+            if default is not None and not training
+            else []
+        ),
     ]
     words = make_dataclass("Words", fields)  # type: ignore[arg-type, unused-ignore]
     parsed: Any = tyro.cli(
@@ -342,7 +354,68 @@ def parse(verb: str, function: Any, arguments: list[str], default: Any, *positio
         config=(OmitArgPrefixes,),
         add_help=True,
     )
-    values = [getattr(parsed, name) for name, *_ in fields]
+    values = [getattr(parsed, name) for name in positionals]
     if default is not None:
-        check_settings(parsed.config)
+        values.append(changed(default, parsed) if training else parsed.config)
+        check_settings(values[-1])
     return values if len(values) > 1 else next(iter(values), None)
+
+
+def groups(default: Any) -> list[tuple[str, Any, Any]]:
+    """The everyday settings of a training as fields of one dataclass per heading, and --set for the others."""
+    from tyro.conf import UseAppendAction, arg
+
+    known, help_texts, values = declared(default), documentation(default), flat(default)
+    found: list[tuple[str, Any, Any]] = []
+    for group, title in TITLES.items():
+        members = [
+            (name, Annotated[kind, arg(help=help_texts[name])], field(default=values[name]))
+            for name, (entry, kind) in known.items()
+            if entry.metadata.get("group") == group
+        ]
+        if members:
+            kind = make_dataclass(group.capitalize(), members, frozen=True)
+            kind.__doc__ = None
+            found.append((f"{group}_flags", Annotated[kind, arg(name=title)], field(default=kind())))
+    text = f"Another setting, as --set warmup=0: {', '.join(rare(default))}."
+    words = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE", help=text)]
+    return [*found, ("set", words, field(default=()))]
+
+
+def changed(default: Any, parsed: Any) -> Any:
+    """The default with what the flags of `groups` and --set say."""
+    parts = [value for name, value in vars(parsed).items() if name.endswith("_flags")]
+    flags = {name: value for part in parts for name, value in vars(part).items()}
+    return override(default, flags | from_text(default, parsed.set))
+
+
+def rare(default: Any) -> list[str]:
+    """The settings of a training that are no flags."""
+    return [
+        name
+        for name, (entry, _) in declared(default).items()
+        if entry.metadata.get("group") is None and not entry.metadata.get("foreign")
+    ]
+
+
+def refuse_rare(default: Any, arguments: list[str]) -> None:
+    """ConfigError for a flag that is a setting of --set."""
+    if isinstance(default, (TrainConfig, LabConfig)):
+        for word in arguments:
+            name = word.split("=")[0].removeprefix("--").replace("-", "_")
+            if word.startswith("--") and name in rare(default):
+                raise ConfigError(f"{word.split('=')[0]} is no flag of its own: write --set {name}=VALUE")
+
+
+def documentation(config: Any) -> dict[str, str]:
+    """The docstring below each field of a config and its parts, by name."""
+    found: dict[str, str] = {}
+    for kind in type(config).__mro__[:-1]:
+        (tree,) = ast.parse(inspect.getsource(kind)).body
+        body = tree.body  # type: ignore[attr-defined]
+        for one, two in pairwise(body):
+            if isinstance(one, ast.AnnAssign) and isinstance(two, ast.Expr):
+                found[one.target.id] = inspect.cleandoc(two.value.value)  # type: ignore[union-attr, attr-defined]
+    for value in vars(config).values():
+        found |= documentation(value) if is_dataclass(value) else {}
+    return found

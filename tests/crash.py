@@ -18,7 +18,18 @@ from safetensors.torch import load_file
 
 from retinanet.data.scenes import write_scenes
 
-SMALL = ["--preset", "tiny", "--channels", "32", "--depth", "1", "--scale", "64", "--train-scale", "64"]
+SMALL = [
+    "--preset",
+    "tiny",
+    "--set",
+    "channels=32",
+    "--set",
+    "depth=1",
+    "--scale",
+    "64",
+    "--train-scale",
+    "64",
+]
 SMALL += ["--batch", "4", "--log-every", "3", "--device", "cpu"]
 
 
@@ -75,7 +86,7 @@ def torture(root, kills, iterations, seed=0, longest=12.0, report=print):
     """
     chance = random.Random(seed)
     data = write_scenes(root / "scenes", {"train": 16, "val": 4}, size=(96, 128), seed=5, across=(16, 64))
-    settings = [*SMALL, "--budget", f"{iterations}it", "--validations", 3, "--save-every", "7it"]
+    settings = [*SMALL, "--budget", f"{iterations}it", "--validations", 3, "--set", "save_every=7it"]
     finish([data, *settings, "--out", root / "whole", "--workers", 0])
     found, done, run = [], 0, 0
     while done < kills:

@@ -15,14 +15,13 @@ def test_flags_land_in_the_config_wherever_they_live():
         "cells",
         "--gamma",
         "1",
-        "--clip",
-        "None",
+        "--set",
+        "clip=None",
         "--jitter",
         "0.5",
         "1",
-        "--anchor-scales",
-        "1",
-        "1.5",
+        "--set",
+        "anchor_scales=1 1.5",
         "--budget",
         "7min",
     ]
@@ -110,6 +109,22 @@ def test_an_unknown_flag_is_refused_with_its_neighbour(capsys):
         cli.main(["train", "d", "--preset", "tiny", "--gama", "1"])
     assert stopped.value.code == 2
     assert "--gamma" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--set warmpu=1", "did you mean 'warmup'"),
+        ("--set warmup", "--set takes NAME=VALUE"),
+        ("--set warmup=soon", "--set warmup: 'soon' is no value for it"),
+        ("--set clip=0", "clip must be between"),
+        ("--warmup 0", "--warmup is no flag of its own: write --set warmup=VALUE"),
+        ("--set resize=opencv", "`retinanet import` sets it"),
+    ],
+)
+def test_what_set_cannot_do_is_said(words, message, capsys):
+    assert cli.main(["train", "nowhere", "--preset", "tiny", *words.split()]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_the_module_runs_as_a_program():

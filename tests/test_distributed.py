@@ -20,7 +20,7 @@ from retinanet import distributed
 from retinanet.data.scenes import write_scenes
 from retinanet.errors import ConfigError
 
-SETTINGS = "--preset tiny --channels 32 --depth 1 --scale 64 --train-scale 64 --backbone-norm group --optimizer sgd --lr 0.01 --lr-batch 4"
+SETTINGS = "--preset tiny --set channels=32 --set depth=1 --scale 64 --train-scale 64 --backbone-norm group --optimizer sgd --lr 0.01 --set lr_batch=4"
 SETTINGS += " --ema None --budget 20it --batch 4 --log-every 1 --validations 2 --precision fp32 --workers 0 --device cpu"
 
 
@@ -129,7 +129,7 @@ def running(data, folder):
     """A training of two processes that has begun, and the ids of the two."""
     settings = SETTINGS.replace("--budget 20it", "--budget 2000it")
     command, environment = several(
-        2, "train", data, *settings.split(), "--save-every", "1it", "--out", folder
+        2, "train", data, *settings.split(), "--set", "save_every=1it", "--out", folder
     )
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment

@@ -169,7 +169,7 @@ def reach_table(found: Reach, config: TrainConfig) -> str:
             )
         else:
             lines.append(
-                "    most of these have a shape that no anchor has: add to --anchor-ratios (height over "
-                "width)"
+                "    most of these have a shape that no anchor has: add to --set anchor_ratios=... (height "
+                "over width)"
             )
     return "\n".join(lines)

@@ -213,9 +213,9 @@ class LabConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    seeds: int = setting(1, 1)
+    seeds: int = setting(1, 1, group="study")
     """Trainings of every row, from `seed` on; two or more give 95 % intervals."""
-    alphas: Literal["paper", "search"] = "paper"
+    alphas: Literal["paper", "search"] = setting("paper", group="study")
     """table1b: alpha for each gamma as printed, or the best of 0.25, 0.5 and 0.75 in validation."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -99,11 +99,16 @@ def override(config: Config, settings: Mapping[str, Any]) -> Config:
     """
     assert is_dataclass(config)
     left = dict(settings)
+    for name, (entry, _) in declared(config).items():
+        if name in left and entry.metadata.get("foreign"):
+            raise ConfigError(
+                f"{name} keeps the boxes of imported weights; `retinanet import` sets it, and a training does not"
+            )
     changes: dict[str, Any] = {}
     for part in fields(config):
         value = getattr(config, part.name)
         if is_dataclass(value):
-            own = {entry.name for entry in fields(value)} & left.keys()
+            own = flat(value).keys() & left.keys()
             changes[part.name] = override(value, {name: left.pop(name) for name in sorted(own)})
         elif part.name in left:
             changes[part.name] = left.pop(part.name)
@@ -120,6 +125,53 @@ def flat(config: Any) -> dict[str, Any]:
         value = getattr(config, part.name)
         settings |= flat(value) if is_dataclass(value) else {part.name: value}
     return settings
+
+
+def declared(config: Any) -> dict[str, tuple[Field[Any], Any]]:
+    """The field and the type of every setting of a config and its parts, by name."""
+    found: dict[str, tuple[Field[Any], Any]] = {}
+    hints = get_type_hints(type(config))
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        found |= declared(value) if is_dataclass(value) else {entry.name: (entry, hints[entry.name])}
+    return found
+
+
+def from_text(config: Any, pairs: Iterable[str]) -> dict[str, Any]:
+    """'warmup=0' -> {"warmup": 0}: settings as words, each read by the type of its field."""
+    known, found = declared(config), {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise ConfigError(f"--set takes NAME=VALUE, not {pair!r}")
+        if name not in known:
+            raise unknown_name_error("setting", name, known)
+        try:
+            found[name] = _from_text(text.strip(), known[name][1])
+        except ValueError:
+            raise ConfigError(f"--set {name}: {text!r} is no value for it") from None
+    return found
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """The first of the type's alternatives that the text can be, None and words before the others."""
+    kinds = _alternatives(kind)
+    if NoneType in kinds and text == "None":
+        return None
+    for one in sorted(kinds, key=lambda one: get_origin(one) is not Literal):
+        if get_origin(one) is Literal:
+            if text in get_args(one) or len(kinds) == 1:
+                return text
+        elif get_origin(one) is tuple:
+            return tuple(_from_text(word, get_args(one)[0]) for word in text.replace(",", " ").split())
+        elif one is bool:
+            if text.lower() not in ("true", "false"):
+                raise ValueError(text)
+            return text.lower() == "true"
+        elif one is not NoneType:
+            return one(text)
+    return text
 
 
 def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:

@@ -19,6 +19,20 @@ Invalid = Literal["error", "drop", "clip"]
 Layout = Literal["coco", "voc", "yolo"]
 
 
+TITLES = {
+    "study": "study",
+    "run": "run",
+    "data": "data",
+    "schedule": "length and schedule",
+    "network": "network",
+    "loss": "loss",
+    "augmentation": "augmentation",
+    "machine": "machine",
+    "log": "log",
+}
+"""The headings of `train --help`, the everyday ones first."""
+
+
 def setting(
     default: Any,
     low: float | None = None,
@@ -190,7 +204,7 @@ class TrainConfig(DataOptions):
     """Folder of the run; an existing run is never overwritten. None: runs/<data>-<preset>, numbered."""
     budget: str | None = setting(None, group="run")
     """How long: 7min, 2h, 300it, 12ep or 1440000im (images shown). None: a length that fits the data."""
-    weights: Literal["imagenet", "none"] = "imagenet"
+    weights: Literal["imagenet", "none"] = setting("imagenet", group="run")
     """Where the backbone starts: ImageNet weights through timm, or from scratch with everything live."""
     init: Path | None = setting(None, group="run")
     """Start from a model instead, a run, a file or a name of `retinanet models`: its network is taken, class

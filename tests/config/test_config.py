@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retinanet.config.io import check, flat, from_json, override, parse_budget, to_json
+from retinanet.config.io import check, flat, from_json, from_text, override, parse_budget, to_json
 from retinanet.config.presets import PRESETS, preset
 from retinanet.config.schema import ModelConfig, TrainConfig
 from retinanet.errors import ConfigError
@@ -44,6 +44,28 @@ def test_override_reaches_into_the_parts():
 def test_an_unknown_setting_names_the_nearest(name, near):
     with pytest.raises(ConfigError, match=near):
         override(TrainConfig(), {name: 1})
+
+
+def test_what_keeps_the_boxes_of_imported_weights_is_not_a_users_setting():
+    with pytest.raises(ConfigError, match="`retinanet import` sets it"):
+        override(TrainConfig(), {"p6": "p5"})
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("clip=None", None),
+        ("clip=1", 1.0),
+        ("alpha=inverse-frequency", "inverse-frequency"),
+        ("anchor-scales=1 1.5", (1.0, 1.5)),
+        ("compile=true", True),
+        ("batch=auto", "auto"),
+        ("images=None", None),
+        ("loss=focl", "focl"),
+    ],
+)
+def test_a_setting_as_words_is_read_by_its_type(pair, value):
+    assert [*from_text(TrainConfig(), [pair]).values()] == [value]
 
 
 def test_an_unknown_preset_names_the_nearest():

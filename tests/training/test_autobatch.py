@@ -95,10 +95,10 @@ def test_a_dry_run_prints_memory_time_and_anchors_and_leaves_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     words = [
-        "--channels",
-        "32",
-        "--depth",
-        "1",
+        "--set",
+        "channels=32",
+        "--set",
+        "depth=1",
         "--scale",
         "64",
         "--train-scale",
