@@ -374,4 +374,4 @@ def test_one_bad_file_is_listed_the_others_are_done_and_the_status_is_1(
     assert done == ["000001.jpg", "000002.jpg"]
     told = caplog.text + capsys.readouterr().err
     assert "broken.jpg: cannot be read" in told
-    assert "1 of 3 pictures could not be read" in told
+    assert "1 of 3 images could not be read" in told

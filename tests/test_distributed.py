@@ -105,7 +105,7 @@ def alone(runs, data, tmp_path_factory):
     root = tmp_path_factory.mktemp("alone")
     finish(1, "eval", runs(1), data, "--device", "cpu", "--batch", "2", "--out", root / "eval")
     finish(
-        1, "predict", runs(1), data / "train", "--device", "cpu", "--no-pictures", "--out", root / "predict"
+        1, "predict", runs(1), data / "train", "--device", "cpu", "--no-save-images", "--out", root / "predict"
     )
     return root
 
@@ -120,7 +120,7 @@ def test_eval_gives_the_numbers_and_answers_of_one_process(runs, data, alone, tm
 
 
 def test_predict_loses_and_doubles_nothing(runs, data, alone, tmp_path):
-    finish(4, "predict", runs(1), data / "train", "--device", "cpu", "--no-pictures", "--out", tmp_path)
+    finish(4, "predict", runs(1), data / "train", "--device", "cpu", "--no-save-images", "--out", tmp_path)
     for name in ("predictions.json", "images.json"):
         assert (alone / "predict" / name).read_bytes() == (tmp_path / name).read_bytes()
 

@@ -1,4 +1,4 @@
-"""The verb `predict`: answers for files, as COCO results and as pictures with boxes; a few files or, by many
+"""The command `predict`: answers for files, as COCO results and as images with boxes; a few files or, by many
 processes, a million.
 """
 
@@ -25,20 +25,10 @@ from ..data.splits import in_model_classes, open_split
 from ..distributed import is_main_process, rank, world
 from ..errors import ConfigError, DataError
 from ..evaluation.results import collect, result_rows
-from ..files import refuse_run, sha256
+from ..files import sha256
 from ..inference.detector import Detector
 from ..inference.load import load, resolve_weights
-from ..inference.shards import (
-    FAILED,
-    PICTURES,
-    block_size,
-    blocks_of,
-    claim,
-    done_blocks,
-    merge_shards,
-    refuse_finished,
-    write_shard,
-)
+from ..inference.shards import PICTURES, OutputFolder, block_size, blocks_of
 from ..inference.sources import find_files
 from ..inference.tiles import Tiled, check_tiles, in_tiles
 from ..inference.video import check_videos, keep_videos, not_ours, show_videos
@@ -53,37 +43,35 @@ DRAWERS = 2
 
 
 def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
-    """Predict for files, folders, globs, lists, or a split of a data set; true when every picture could be
-    read.
+    """Predict for files, folders, globs, lists, or a split of a data set; true when every image could be read.
 
     --out gets predictions.json (COCO results: everything above the model's own score threshold), images.json
-    (which id is which
-    picture), failed.json (which could not be read, if any) and pictures/ with the boxes above --threshold.
-    Without --out the answers are
-    printed. Several processes (torchrun) share the pictures, and a run that was stopped continues: see
-    `parts`. Videos come first, each
-    with files of its own: see `video`.
+    (which id is which image), failed.json (which could not be read, if any) and images/ with the boxes
+    above --threshold. Without --out the detections are printed. Several processes (torchrun) share the
+    images, and a run that was stopped continues: see `shards`. Videos come first, each with files of its own:
+    see `video`.
     """
     check(config)
     if not sources:
         raise ConfigError(
             "nothing to predict on: give files, folders, globs or .txt lists, or a data set and --split"
         )
-    refuse_run(config.out)
-    if config.out is not None:
-        refuse_finished(config.out)
+    folder = None if config.out is None else OutputFolder(config.out)
     check_tiles(config.tiles, config.overlap, len(config.scales or ()))
-    pictures, videos = find_files(sources) if config.split is None else ([], [])
+    images, videos = find_files(sources) if config.split is None else ([], [])
     videos = not_ours(videos, config.out)
-    check_videos(sources, pictures, videos, config)
+    check_videos(sources, images, videos, config)
     detector = in_tiles(
         load(model, config.device, config.precision, config.scale, config.scales),
         config.tiles,
         config.overlap,
     )
-    data = pictures_of(sources, pictures, config, detector)
+    if config.split is None:
+        data = as_dataset(images if folder is None else folder.without_drawn(images), detector)
+    else:
+        data = open_images(sources, config, detector)
     threshold = detector.threshold if config.threshold is None else config.threshold
-    if config.out is None:
+    if folder is None:
         good = show_videos(detector, videos, threshold, config)
         return show(detector, data, threshold, config) and good
     settings = {
@@ -93,23 +81,22 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
         "scale": config.scale if config.scales is None else sorted(set(config.scales)),
         "tiles": None if config.tiles is None else [config.tiles, config.overlap],
         "max_pixels": config.max_pixels,
-        "threshold": threshold if config.pictures else None,  # which touches pictures only
+        "threshold": threshold if config.save_images else None,  # which touches drawn images only
     }
     only_videos = bool(videos) and not len(data)
     if not only_videos:
-        claim(
-            config.out,
-            {**settings, "pictures": digest(data), "count": len(data), "block": block_size(len(data))},
-        )
-    names = [Path(name).stem for name in picture_names(map(str, videos))]
+        count = len(data)
+        shares = {"images": digest(data), "count": count, "block": block_size(count)}
+        folder.claim({**settings, **shares}, count)
+    names = [Path(name).stem for name in image_names(map(str, videos))]
     good = keep_videos(
-        detector, dict(zip(names, videos, strict=True)), threshold, config, config.out, settings
+        detector, dict(zip(names, videos, strict=True)), threshold, config, folder.path, settings
     )
-    return (only_videos or store(detector, data, threshold, config, config.out)) and good
+    return (only_videos or store(detector, data, threshold, config, folder)) and good
 
 
 def show(detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig) -> bool:
-    """Print the answers for this process's blocks; true when every picture of these could be read."""
+    """Print the detections for this process's blocks; true when every image of these could be read."""
     blocks = blocks_of(len(data))[rank() :: world()]
     failed = 0
     for block in blocks:
@@ -127,38 +114,28 @@ def show(detector: Detector | Tiled, data: Dataset, threshold: float, config: Pr
                 flush=True,
             )
     if failed:
-        log.error("%d of %d pictures could not be read", failed, sum(map(len, blocks)))
+        log.error("%d of %d images could not be read", failed, sum(map(len, blocks)))
     return failed == 0
 
 
 def store(
-    detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig, out: Path
+    detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig, folder: OutputFolder
 ) -> bool:
-    """Write the parts of this process's blocks that are not done yet, and merge them all when none is
-    missing; see `run`.
-
-    Only the process that merges answers for the pictures that could not be read, for all of them: torchrun
-    ends the others as soon as
-    one ends with a status other than 0, and they may still be at work.
-    """
-    blocks = blocks_of(len(data))
-    names = picture_names(data.files.tolist()) if config.pictures else None
-    done = done_blocks(out, len(blocks))
-    if done:
-        log.info("%d of %d pictures are done already", sum(len(blocks[number]) for number in done), len(data))
-    mine = [number for number in range(rank(), len(blocks), world()) if number not in done]
+    """Predict for this process's blocks that are not done yet, and merge them all when none is missing."""
+    names = image_names(data.files.tolist()) if config.save_images else None
+    todo = folder.todo()
     count = itertools.count(1)
-    total = sum(len(blocks[number]) for number in mine) if is_main_process() else 0
+    total = sum(map(len, todo.values())) if is_main_process() else 0
     with progress_bar(total, "predicting") as progress, Drawing(config.max_pixels) as drawing:
-        for number in mine:
+        for number, block in todo.items():
             found: dict[int, Detections] = {}
             failed: dict[int, str] = {}
-            for index, answer, image in answers(detector, data, blocks[number], config, config.pictures):
+            for index, answer, image in answers(detector, data, block, config, config.save_images):
                 try:
                     if isinstance(answer, DataError):
                         raise answer
                     if names is not None:
-                        file = out / PICTURES / names[index]
+                        file = folder.path / PICTURES / names[index]
                         drawing.draw(file, data.path(index), image, answer.above(threshold))
                     found[index] = answer
                 except DataError as error:
@@ -166,24 +143,14 @@ def store(
                     failed[index] = str(error)
                 progress(next(count))
             drawing.wait()
-            write_block(out, number, data, found, failed, names)
-    if len(done_blocks(out, len(blocks))) < len(blocks):
-        log.info("this process has done its share; the one that is ready last merges the parts in %s", out)
-        return True
-    return not (merge_shards(out, len(blocks)) and (out / FAILED).exists())
+            folder.write(number, *block_rows(data, found, failed, names))
+    return folder.finish()
 
 
-def write_block(
-    out: Path,
-    number: int,
-    data: Dataset,
-    found: dict[int, Detections],
-    failed: dict[int, str],
-    names: list[str] | None,
-) -> None:
-    """The part of a block: answers and reasons of failure by image, whichever came first, in the order of the
-    list.
-    """
+def block_rows(
+    data: Dataset, found: dict[int, Detections], failed: dict[int, str], names: list[str] | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Iterable[str]]:
+    """What `OutputFolder.write` takes: images, failures and detections of a block, in the order of the list."""
     good = sorted(found)
     results = collect(data, [found[index] for index in good], good)
 
@@ -192,7 +159,7 @@ def write_block(
 
     images = [{**image(index), "picture": f"{PICTURES}/{names[index]}" if names else None} for index in good]
     reasons = [{**image(index), "reason": failed[index]} for index in sorted(failed)]
-    write_shard(out, number, images, reasons, result_rows(data, results))
+    return images, reasons, result_rows(data, results)
 
 
 class Drawing:
@@ -240,46 +207,27 @@ def answers(
         yield block[position], answer, image[0] if with_images else None
 
 
-def pictures_of(
-    sources: Sequence[str], pictures: list[Path], config: PredictConfig, detector: Detector | Tiled
-) -> Dataset:
-    """The pictures that are meant, in the same order for every process."""
-    if config.split is None:
-        return as_dataset(not_drawn(pictures, config.out), detector)
+def open_images(sources: Sequence[str], config: PredictConfig, detector: Detector | Tiled) -> Dataset:
+    """The images of a data set's split."""
     if len(sources) != 1:
         raise DataError("--split goes with one data set, not with several paths")
     data = open_split(
-        sources[0],
-        config.split,
-        config.layout,
-        config.images,
-        config.invalid,
-        config.max_pixels,
+        *(sources[0], config.split, config.layout, config.images, config.invalid, config.max_pixels),
         need_boxes=False,
     )
     return in_model_classes(data, detector.names)
 
 
-def not_drawn(paths: list[Path], out: Path | None) -> list[Path]:
-    """The pictures without our own: where --out lies inside a source, they are not there when a run begins
-    but when it continues.
-    """
-    if out is None or not (out / PICTURES).exists():
-        return paths
-    drawn = os.path.abspath(out / PICTURES) + os.sep
-    return [path for path in paths if not os.path.abspath(path).startswith(drawn)]
-
-
 def as_dataset(paths: Sequence[Path], detector: Detector | Tiled) -> Dataset:
-    """Loose pictures as a data set without boxes, with ids 1..N."""
+    """Loose images as a data set without boxes, with ids 1..N."""
     columns = Columns()
     for number, path in enumerate(paths, 1):
         columns.image(path.as_posix(), number, 0, 0)
-    return columns.build(Path(), Path(), "pictures", detector.names, detector.category_ids)
+    return columns.build(Path(), Path(), "images", detector.names, detector.category_ids)
 
 
-def picture_names(files: Iterable[str]) -> list[str]:
-    """A file name for each drawn picture: its own, with a number when another has it already."""
+def image_names(files: Iterable[str]) -> list[str]:
+    """A file name for each drawn image: its own, with a number when another has it already."""
     names: dict[str, None] = {}
     last: Counter[str] = (
         Counter()

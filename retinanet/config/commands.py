@@ -111,8 +111,8 @@ class PredictConfig(TilesConfig):
     """Score from which a box is drawn and printed. None: the model's own (best F1 in validation).
     predictions.json has all.
     """
-    pictures: bool = True
-    """Write a picture with labelled boxes of each image, and a video of each video."""
+    save_images: bool = True
+    """Save each image with labelled boxes, and each video too."""
 
 
 @dataclass(frozen=True)

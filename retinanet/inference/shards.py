@@ -1,6 +1,6 @@
-"""A long prediction on its way: a part for each finished block of pictures, one file of them all in the end.
+"""A long prediction on its way: a part for each finished block of images, one file of them all in the end.
 
-The processes that share a list of pictures never talk to each other. Each takes every W-th block and leaves a
+The processes that share a list of images never talk to each other. Each takes every W-th block and leaves a
 part when one is done; who then finds that none is missing merges them. So a run may be stopped anywhere and
 continued by any number of processes.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,20 +21,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..distributed import world
+from ..distributed import rank, world
 from ..errors import ConfigError
-from ..files import write_text_atomically
+from ..files import refuse_run, write_text_atomically
 
 log = logging.getLogger("retinanet")
 
 LARGEST = 1000
-"""Pictures of a block: what a stop may cost (seconds on a GPU, a quarter of an hour on a CPU), while a
+"""Images of a block: what a stop may cost (seconds on a GPU, a quarter of an hour on a CPU), while a
 million make a thousand files.
 """
 
 SMALLEST = 200
 """The loader starts again for each block: 0.1 s with one process, 0.4 s with four (measured), little beside
-the time of 200 pictures.
+the time of 200 images.
 """
 
 SHARES = 16
@@ -50,7 +51,7 @@ ABOUT, PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES = (
 
 
 def block_size(count: int) -> int:
-    """Pictures of a block in a list of `count`: the same for any number of processes, since another number
+    """Images of a block in a list of `count`: the same for any number of processes, since another number
     may continue.
     """
     return min(LARGEST, max(SMALLEST, count // SHARES))
@@ -62,60 +63,109 @@ def blocks_of(count: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def refuse_finished(out: Path) -> None:
-    """ConfigError when `out` holds a finished prediction. One of several processes may only be late: `begin`
-    looks closer there.
+class OutputFolder:
+    """The folder of a prediction: claimed once, filled block by block by any number of processes, merged when
+    no block is missing.
+
+        folder = OutputFolder(out)
+        folder.claim(settings, count)
+        for number, block in folder.todo().items():
+            folder.write(number, images, failed, rows)
+        all_read = folder.finish()
+
+    ConfigError when `path` holds a training run or a finished prediction, before a model is loaded. One of
+    several processes may only be late: `claim` looks closer there.
     """
-    if world() == 1 and (out / PREDICTIONS).exists() and not (out / PARTS).exists():
-        raise ConfigError(
-            f"{out} holds predictions already, and they are never overwritten; choose another --out"
-        )
 
-
-def claim(out: Path, about: Mapping[str, Any]) -> None:
-    """Claim `out` for the prediction that `about` describes, or find that it is so already; ConfigError when
-    it holds anything else.
-
-    Several processes may begin at once: they write the same, and each file appears whole.
-    """
-    # looked for before about.json is: if a fellow process made these, it has written that first
-    held = [name for name in (PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES) if (out / name).exists()]
-    if not (out / ABOUT).exists():
-        if held:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.blocks: list[range] = []
+        refuse_run(path)
+        if world() == 1 and (path / PREDICTIONS).exists() and not (path / PARTS).exists():
             raise ConfigError(
-                f"{out} holds {', '.join(held)} already, and nothing is overwritten; choose another --out"
+                f"{path} holds predictions already, and they are never overwritten; choose another --out"
             )
-        with write_text_atomically(out / ABOUT, out) as file:
-            json.dump(about, file, indent=1)
-    try:
-        found = json.loads((out / ABOUT).read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if found != about:
-        other = [name for name in about if not isinstance(found, dict) or found.get(name) != about[name]]
-        raise ConfigError(
-            f"{out} holds the parts of another prediction, with other {', '.join(other)}; choose another "
-            f"--out, or delete it"
-        )
 
+    def without_drawn(self, paths: list[Path]) -> list[Path]:
+        """The images without our own: where the folder lies inside a source, they are not there when a run
+        begins but when it continues.
+        """
+        if not (self.path / PICTURES).exists():
+            return paths
+        drawn = os.path.abspath(self.path / PICTURES) + os.sep
+        return [path for path in paths if not os.path.abspath(path).startswith(drawn)]
 
-def done_blocks(out: Path, count: int) -> set[int]:
-    """The numbers of the finished ones of `count` blocks."""
-    found = {int(file.stem) for file in (out / PARTS).glob("*.jsonl")}
-    # looked for after the parts: where it is, they may be on their way out
-    return set(range(count)) if (out / PREDICTIONS).exists() else found
+    def claim(self, settings: Mapping[str, Any], count: int) -> None:
+        """Claim the folder for the prediction of `count` images that the settings describe, or find that it
+        is so already; ConfigError when it holds anything else.
 
+        Several processes may begin at once: they write the same, and each file appears whole.
+        """
+        out = self.path
+        # looked for before about.json is: if a fellow process made these, it has written that first
+        held = [name for name in (PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES) if (out / name).exists()]
+        if not (out / ABOUT).exists():
+            if held:
+                raise ConfigError(
+                    f"{out} holds {', '.join(held)} already, and nothing is overwritten; choose another --out"
+                )
+            with write_text_atomically(out / ABOUT, out) as file:
+                json.dump(settings, file, indent=1)
+        try:
+            found = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found != settings:
+            other = [
+                name for name in settings if not isinstance(found, dict) or found.get(name) != settings[name]
+            ]
+            raise ConfigError(
+                f"{out} holds the parts of another prediction, with other {', '.join(other)}; choose another "
+                f"--out, or delete it"
+            )
+        self.blocks = blocks_of(count)
 
-def write_shard(
-    out: Path, number: int, images: list[dict[str, Any]], failed: list[dict[str, Any]], rows: Iterable[str]
-) -> None:
-    """Mark block `number` as done: its images, those that could not be read, and the answers as rows of
-    JSON.
-    """
-    rows = list(rows)
-    with write_text_atomically(shard_path(out, number), out / PARTS) as file:
-        file.write(json.dumps({"answers": len(rows), "images": images, "failed": failed}))
-        file.writelines("\n" + row for row in rows)
+    def done(self) -> set[int]:
+        """The numbers of the finished blocks."""
+        found = {int(file.stem) for file in (self.path / PARTS).glob("*.jsonl")}
+        # looked for after the parts: where it is, they may be on their way out
+        return set(range(len(self.blocks))) if (self.path / PREDICTIONS).exists() else found
+
+    def todo(self) -> dict[int, range]:
+        """This process's share of the blocks, without those that are done: number -> positions."""
+        done = self.done()
+        if done:
+            finished, total = (
+                sum(map(len, blocks)) for blocks in ([self.blocks[number] for number in done], self.blocks)
+            )
+            log.info("%d of %d images are done already", finished, total)
+        mine = range(rank(), len(self.blocks), world())
+        return {number: self.blocks[number] for number in mine if number not in done}
+
+    def write(
+        self, number: int, images: list[dict[str, Any]], failed: list[dict[str, Any]], rows: Iterable[str]
+    ) -> None:
+        """Mark a block as done: its images, those that could not be read, and the detections as rows of
+        JSON.
+        """
+        rows = list(rows)
+        with write_text_atomically(shard_path(self.path, number), self.path / PARTS) as file:
+            file.write(json.dumps({"answers": len(rows), "images": images, "failed": failed}))
+            file.writelines("\n" + row for row in rows)
+
+    def finish(self) -> bool:
+        """Merge the blocks if none is missing; false if this process merged them and some image failed.
+
+        Only the process that merges reports the images that could not be read, for all of them: torchrun ends
+        the others as soon as one ends with a status other than 0, and they may still be at work.
+        """
+        if len(self.done()) < len(self.blocks):
+            log.info(
+                "this process has done its share; the one that is ready last merges the parts in %s",
+                self.path,
+            )
+            return True
+        return not (merge_shards(self.path, len(self.blocks)) and (self.path / FAILED).exists())
 
 
 def shard_path(out: Path, number: int) -> Path:
@@ -154,9 +204,9 @@ def _merge_shards(out: Path, files: list[Path]) -> None:
     write_list(
         out / PREDICTIONS, out / PARTS, _rows(files)
     )  # last: where it is, nothing else is needed any more
-    log.info("%d of %d pictures done, %d answers: %s", done, done + len(failed), answers, out / PREDICTIONS)
+    log.info("%d of %d images done, %d answers: %s", done, done + len(failed), answers, out / PREDICTIONS)
     if failed:
-        log.error("%d of %d pictures could not be read: %s", len(failed), done + len(failed), out / FAILED)
+        log.error("%d of %d images could not be read: %s", len(failed), done + len(failed), out / FAILED)
 
 
 def _heads(files: Iterable[Path]) -> Iterator[dict[str, Any]]:

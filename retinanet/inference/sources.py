@@ -1,4 +1,4 @@
-"""Which pictures and videos are meant: files, folders, globs, lists."""
+"""Which images and videos are meant: files, folders, globs, lists."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ VIDEO_SUFFIXES = frozenset(
         ".ogv",
     ]
 )
-"""Not .gif, which is a picture here, and not .ts, which is more often a program."""
+"""Not .gif, which is an image here, and not .ts, which is more often a program."""
 
 
 def find_files(sources: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
-    """The pictures and the videos that the words of a command line mean, each once, in a stable order.
+    """The images and the videos that the words of a command line mean, each once, in a stable order.
 
-    A folder: all pictures and videos below it. A glob ("shots/*.png"): those that it matches. A .txt file:
+    A folder: all images and videos below it. A glob ("shots/*.png"): those that it matches. A .txt file:
     one path a line, relative to
-    the file. Any other file is taken as a video if its suffix says so, else as a picture. DataError names
+    the file. Any other file is taken as a video if its suffix says so, else as a image. DataError names
     every source that holds none.
     """
     found: dict[Path, None] = {}
@@ -48,7 +48,7 @@ def find_files(sources: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     if empty:
         kinds = ", ".join([*sorted(IMAGE_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
         raise DataError(
-            f"no picture or video found at {', '.join(empty)} (looked for files, folders and globs of "
+            f"no image or video found at {', '.join(empty)} (looked for files, folders and globs of "
             f"{kinds}, and .txt lists)"
         )
     return [path for path in found if not is_video(path)], [path for path in found if is_video(path)]

@@ -2,7 +2,7 @@
 
     OUT/clip.about.json   what made the other two, and what was wrong with the source
     OUT/clip.jsonl        the answers, one line a frame
-    OUT/clip.mp4          the frames with boxes, if pictures are wanted
+    OUT/clip.mp4          the frames with boxes, if images are saved
 
 They appear whole and in this order, so a video is done when the last is there. One that was stopped is begun
 anew. Processes share a list of videos by rank and never talk to each other.
@@ -50,14 +50,14 @@ def check_videos(
 ) -> None:
     """ConfigError for what stands in the way of these videos, before a model is loaded."""
     if config.split is not None and (named := [source for source in sources if is_video(Path(source))]):
-        raise ConfigError(f"--split goes with a data set of pictures; {named[0]} is a video")
+        raise ConfigError(f"--split goes with a data set of images; {named[0]} is a video")
     if videos:
         pyav(videos[0])
         if config.batch < 1:
             raise ConfigError(f"batch must be at least 1, not {config.batch}")
         if pictures and world() > 1:
             raise ConfigError(
-                f"several processes share either pictures or videos ({videos[0]}): give them to two commands"
+                f"several processes share either images or videos ({videos[0]}): give them to two commands"
             )
 
 
@@ -124,7 +124,7 @@ def keep_videos(
         name: {**settings, "bytes": os.path.getsize(file) if file.exists() else None}
         for name, file in videos.items()
     }
-    done = {name for name in videos if is_done(out, name, belongs[name], config.pictures)}
+    done = {name for name in videos if is_done(out, name, belongs[name], config.save_images)}
     if done:
         log.info("%d of %d videos are done already", len(done), len(videos))
     for name in [*videos][rank() :: world()]:
@@ -139,7 +139,7 @@ def keep_videos(
             _write(_about(out, name), {**about, "frames": 0, "problems": [str(error)]}, out)
     found = {name: _read(_about(out, name)) or {} for name in videos}
     settled = all(
-        found[name].get("frames") == 0 or is_done(out, name, belongs[name], config.pictures)
+        found[name].get("frames") == 0 or is_done(out, name, belongs[name], config.save_images)
         for name in videos
     )
     return not (settled and any(about.get("problems") for about in found.values()))
@@ -154,7 +154,7 @@ def predict_video(
     out: Path,
     about: Mapping[str, Any],
 ) -> None:
-    """The three files of one video, of which the drawn one is left out without `config.pictures`."""
+    """The three files of one video, of which the drawn one is left out without `config.save_images`."""
     begun = time.perf_counter()
     batches = clip.batches(config.batch)
     head = next(batches)
@@ -164,7 +164,7 @@ def predict_video(
     objects = 0
     with ExitStack() as stack:
         film = None
-        if config.pictures:
+        if config.save_images:
             film = stack.enter_context(
                 VideoWriter(stack.enter_context(write_aside(out / f"{name}.mp4", out)), clip, height, width)
             )

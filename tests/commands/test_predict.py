@@ -70,7 +70,7 @@ def test_results_are_coco_with_ids_from_1_beside_a_list_of_the_images(trained, f
 
 
 def test_a_split_of_a_data_set_keeps_its_image_ids(trained, scenes, tmp_path):
-    assert engine.run(str(trained), [str(scenes)], quiet(out=tmp_path, split="test", pictures=False))
+    assert engine.run(str(trained), [str(scenes)], quiet(out=tmp_path, split="test", save_images=False))
     truth = json.loads((scenes / "annotations" / "test.json").read_text())
     assert [image["id"] for image in json.loads((tmp_path / "images.json").read_text())] == [
         image["id"] for image in truth["images"]
@@ -210,7 +210,7 @@ def test_a_run_that_was_stopped_is_continued_by_any_number_of_processes(
         for rank in range(world):
             as_process(monkeypatch, rank, world)
             engine.run(talkative, [seven], quiet(out=out))
-    assert "4 of 7 pictures are done already" in caplog.text
+    assert "4 of 7 images are done already" in caplog.text
     assert contents(out) == contents(alone)
     assert sorted(asked[:4]) == [0, 1, 2, 3] and sorted(asked[5:]) == [
         4,
@@ -226,13 +226,13 @@ def test_a_run_that_was_stopped_continues_only_as_it_was_begun(talkative, seven,
     for config, other in (
         (quiet(scale=96), "scale"),
         (quiet(threshold=0.9), "threshold"),
-        (quiet(pictures=False), "threshold"),
+        (quiet(save_images=False), "threshold"),
     ):
         with pytest.raises(
             ConfigError, match=f"parts of another prediction, with other {other}; choose another --out"
         ):
             engine.run(talkative, [seven], replace(config, out=tmp_path / "out"))
-    with pytest.raises(ConfigError, match="other pictures, count"):
+    with pytest.raises(ConfigError, match="other images, count"):
         engine.run(talkative, [f"{seven}/*1.png"], quiet(out=tmp_path / "out"))
     assert contents(tmp_path / "out" / "parts") == before
     # what a machine can bear does not change the answers
@@ -254,7 +254,7 @@ def test_a_process_that_comes_when_all_is_done_finds_it_done(talkative, seven, a
     as_process(monkeypatch, 5, 6)
     with caplog.at_level("INFO", "retinanet"):
         engine.run(talkative, [seven], quiet(out=alone))
-    assert "7 of 7 pictures are done already" in caplog.text
+    assert "7 of 7 images are done already" in caplog.text
     assert contents(alone) == before
     assert not (alone / "parts").exists()
 
@@ -294,12 +294,12 @@ def test_without_out_each_process_prints_its_blocks(talkative, seven, monkeypatc
 
 def test_pictures_of_one_name_are_numbered_past_names_that_are_taken():
     files = ["one.png", "a/one.jpg", "one-2.png", "b/one.png", "two.png"]
-    assert engine.picture_names(files) == ["one.jpg", "one-2.jpg", "one-2-2.jpg", "one-3.jpg", "two.jpg"]
+    assert engine.image_names(files) == ["one.jpg", "one-2.jpg", "one-2-2.jpg", "one-3.jpg", "two.jpg"]
 
 
 def test_many_pictures_of_one_name_are_named_at_once():
     start = time.perf_counter()
-    assert len(set(engine.picture_names(f"{number}/frame.png" for number in range(30_000)))) == 30_000
+    assert len(set(engine.image_names(f"{number}/frame.png" for number in range(30_000)))) == 30_000
     assert time.perf_counter() - start < 5  # a search from 1 for each would be half a billion looks
 
 
@@ -319,7 +319,7 @@ def test_torchrun_starts_processes_that_share_the_pictures(talkative, tmp_path, 
         "cpu",
         "--workers",
         "0",
-        "--no-pictures",
+        "--no-save-images",
         "--scale",
         "32",
     ]
@@ -338,12 +338,12 @@ def test_torchrun_starts_processes_that_share_the_pictures(talkative, tmp_path, 
         [*torchrun, *words, "--out", str(tmp_path / "two")], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1, done.stderr  # for the broken picture
-    assert "1 of 210 pictures could not be read" in done.stdout
+    assert "1 of 210 images could not be read" in done.stdout
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         assert not engine.run(
-            talkative, [str(tmp_path / "many")], quiet(out=tmp_path / "one", pictures=False, scale=32)
+            talkative, [str(tmp_path / "many")], quiet(out=tmp_path / "one", save_images=False, scale=32)
         )
     finally:
         torch.set_num_threads(threads)

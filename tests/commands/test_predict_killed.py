@@ -17,7 +17,7 @@ from retinanet.data.scenes import scene
 COUNT, BLOCK = 12, 2
 PREDICT = f"""
 import sys
-from retinanet.engine import parts
+from retinanet.inference import shards as parts
 parts.LARGEST = parts.SMALLEST = {BLOCK}
 from retinanet.cli import main
 if __name__ == "__main__":
@@ -40,7 +40,7 @@ def start(trained, pictures, out, rank=0, world=1):
         str(pictures),
         "--out",
         str(out),
-        "--no-pictures",
+        "--no-save-images",
         "--workers",
         "0",
         "--batch",
@@ -75,7 +75,7 @@ def test_kill_9_loses_and_repeats_nothing(trained, pictures, tmp_path):
     told, _ = process.communicate()
     whole.communicate()
     assert process.returncode == 0 and whole.returncode == 0
-    assert f"{BLOCK * len(kept)} of {COUNT} pictures are done already" in told
+    assert f"{BLOCK * len(kept)} of {COUNT} images are done already" in told
     for name in ("predictions.json", "images.json"):
         assert (out / name).read_bytes() == (other / name).read_bytes()
     assert len(json.loads((out / "images.json").read_text())) == COUNT

@@ -160,7 +160,7 @@ def test_evaluation_scores_what_prediction_answers(several, scenes):
 
 def test_a_prediction_at_other_scales_is_another_prediction(trained, pictures, tmp_path):
     def run(**settings):
-        config = PredictConfig(device="cpu", workers=0, out=tmp_path / "out", pictures=False, **settings)
+        config = PredictConfig(device="cpu", workers=0, out=tmp_path / "out", save_images=False, **settings)
         return predict.run(str(trained), [str(pictures[0].parent)], config)
 
     assert run(scales=SCALES)

@@ -13,18 +13,22 @@ ABOUT = {"model": "6f2a", "threshold": 0.3, "scale": None}
 @pytest.fixture
 def out(tmp_path):
     """A claimed folder with three parts: two images, one that failed, one without answers."""
-    folder = tmp_path / "out"
-    parts.claim(folder, ABOUT)
+    folder = claim(tmp_path / "out", 410)
     write(folder, 0, [1, 2], rows=['{"image_id": 1}', '{"image_id": 2}'])
     write(folder, 2, [4])
     write(folder, 1, [], failed=[3])
+    return folder.path
+
+
+def claim(path, count=1):
+    """A folder for `count` images."""
+    folder = parts.OutputFolder(path)
+    folder.claim(ABOUT, count)
     return folder
 
 
 def write(folder, number, images, failed=(), rows=()):
-    parts.write_shard(
-        folder, number, [{"id": i} for i in images], [{"id": i, "reason": "broken"} for i in failed], rows
-    )
+    folder.write(number, [{"id": i} for i in images], [{"id": i, "reason": "broken"} for i in failed], rows)
 
 
 def ids(file):
@@ -44,16 +48,13 @@ def test_a_million_pictures_are_a_thousand_blocks_and_a_few_are_one():
 
 
 def test_parts_become_lists_in_their_order(out, caplog):
-    assert parts.done_blocks(out, 3) == {0, 1, 2}
+    assert claim(out, 410).done() == {0, 1, 2}
     with caplog.at_level("INFO", "retinanet"):
         assert parts.merge_shards(out, 3)
     assert ids(out / "predictions.json") == [1, 2]
     assert ids(out / "images.json") == [1, 2, 4]
     assert ids(out / "failed.json") == [3]
-    assert (
-        "3 of 4 pictures done, 2 answers" in caplog.text
-        and "1 of 4 pictures could not be read" in caplog.text
-    )
+    assert "3 of 4 images done, 2 answers" in caplog.text and "1 of 4 images could not be read" in caplog.text
     assert {path.name for path in out.iterdir()} == {
         "about.json",
         "predictions.json",
@@ -63,8 +64,7 @@ def test_parts_become_lists_in_their_order(out, caplog):
 
 
 def test_where_nothing_failed_there_is_no_list_of_failures(tmp_path):
-    parts.claim(tmp_path / "out", ABOUT)
-    write(tmp_path / "out", 0, [1])
+    write(claim(tmp_path / "out"), 0, [1])
     assert parts.merge_shards(tmp_path / "out", 1)
     assert ids(tmp_path / "out" / "predictions.json") == []
     assert not (tmp_path / "out" / "failed.json").exists()
@@ -76,8 +76,8 @@ def test_a_part_that_is_interrupted_is_not_there(out):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(out, 3, [5], rows=rows())
-    assert parts.done_blocks(out, 4) == {0, 1, 2}
+        write(claim(out, 610), 3, [5], rows=rows())
+    assert claim(out, 610).done() == {0, 1, 2}
 
 
 @pytest.mark.parametrize("last", ["failed.json", "images.json", "predictions.json"])
@@ -94,9 +94,8 @@ def test_a_merge_that_is_killed_is_made_again(out, monkeypatch, last):
         patch.setattr(parts, "write_list", killed)
         with pytest.raises(KeyboardInterrupt):
             parts.merge_shards(out, 3)
-    assert parts.done_blocks(out, 3) == {0, 1, 2}
-    parts.refuse_finished(out)  # does not
-    parts.claim(out, ABOUT)
+    assert claim(out, 410).done() == {0, 1, 2}
+    claim(out)  # is not refused
     assert parts.merge_shards(out, 3)
     assert (ids(out / "predictions.json"), ids(out / "images.json"), ids(out / "failed.json")) == (
         [1, 2],
@@ -110,14 +109,14 @@ def test_a_merge_that_is_killed_while_it_clears_away_is_finished(out, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(parts.shutil, "rmtree", lambda folder, ignore_errors: parts.shard_path(out, 1).unlink())
         parts.merge_shards(out, 3)
-    parts.refuse_finished(out)  # does not: somebody has to clear away
-    assert parts.done_blocks(out, 3) == {0, 1, 2}
+    parts.OutputFolder(out)  # is not refused: somebody has to clear away
+    assert claim(out, 410).done() == {0, 1, 2}
     before = (out / "predictions.json").read_bytes()
     assert parts.merge_shards(out, 3)
     assert (out / "predictions.json").read_bytes() == before
     assert not (out / "parts").exists()
     with pytest.raises(ConfigError, match="never overwritten"):
-        parts.refuse_finished(out)
+        parts.OutputFolder(out)
 
 
 def test_while_one_merges_another_does_not(out):
@@ -160,10 +159,10 @@ def test_processes_that_begin_at_once_agree(tmp_path, monkeypatch):
         patch.setattr(
             parts.Path, "exists", lambda path: path.name != "about.json" and exists(path)
         )  # both look before either writes
-        parts.claim(tmp_path / "out", ABOUT)
-        parts.claim(tmp_path / "out", ABOUT)
+        claim(tmp_path / "out")
+        claim(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["about.json"]
-    parts.claim(tmp_path / "out", ABOUT)
+    claim(tmp_path / "out")
 
 
 @pytest.mark.parametrize("text", ['{"model": "6f2a", "threshold": 0.3, "scale": 800}', "[]", "half a fi"])
@@ -172,13 +171,15 @@ def test_a_folder_of_another_prediction_is_refused(tmp_path, text):
     with pytest.raises(
         ConfigError, match=r"another prediction, with other .*scale; choose another --out, or delete it"
     ):
-        parts.claim(tmp_path, ABOUT)
+        claim(tmp_path)
     assert (tmp_path / "about.json").read_text() == text
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "images.json", "pictures", "parts"])
-def test_a_folder_that_holds_files_of_such_names_is_refused(tmp_path, name):
+def test_a_folder_that_holds_files_of_such_names_is_refused(tmp_path, monkeypatch, name):
+    for variable, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():  # one process alone is refused sooner
+        monkeypatch.setenv(variable, value)
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=f"holds {name} already"):
-        parts.claim(tmp_path, ABOUT)
+        claim(tmp_path)
     assert not (tmp_path / "about.json").exists()

@@ -378,7 +378,7 @@ def test_the_verb_eval_scores_what_prediction_in_tiles_answers(trained, detector
 
 def test_a_prediction_in_other_tiles_is_another_prediction(trained, files, tmp_path):
     def run(**settings):
-        config = PredictConfig(device="cpu", workers=0, out=tmp_path / "out", pictures=False, **settings)
+        config = PredictConfig(device="cpu", workers=0, out=tmp_path / "out", save_images=False, **settings)
         return predict.run(str(trained), [str(files[0].parent)], config)
 
     assert run(tiles=64)

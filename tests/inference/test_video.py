@@ -184,7 +184,7 @@ def test_without_pictures_only_the_answers_are_written_and_the_threshold_touches
     clip, tmp_path
 ):
     keep(tmp_path / "out", clip)
-    keep(tmp_path / "bare", clip, pictures=False)
+    keep(tmp_path / "bare", clip, save_images=False)
     assert (tmp_path / "bare" / "clip.jsonl").read_bytes() == (tmp_path / "out" / "clip.jsonl").read_bytes()
     assert not (tmp_path / "bare" / "clip.mp4").exists()
     video.keep_videos(Finder(), {"clip": clip}, 0.95, quiet(), tmp_path / "high", {})
@@ -548,7 +548,7 @@ def test_a_model_answers_the_frames_of_a_video_as_it_answers_pictures(trained, t
 
 def test_a_video_that_is_in_the_way_is_told_before_a_model_is_loaded(clip, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match=r"--split goes with a data set of pictures; .*clip.mp4 is a video"):
+    with pytest.raises(ConfigError, match=r"--split goes with a data set of images; .*clip.mp4 is a video"):
         engine.run("no model", [str(clip)], quiet(split="test"))
     with pytest.raises(ConfigError, match="batch must be at least 1, not 0"):
         engine.run("no model", [str(clip)], quiet(batch=0))
@@ -556,7 +556,7 @@ def test_a_video_that_is_in_the_way_is_told_before_a_model_is_loaded(clip, tmp_p
     with monkeypatch.context() as patch:
         patch.setenv("RANK", "0")
         patch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(ConfigError, match="several processes share either pictures or videos"):
+        with pytest.raises(ConfigError, match="several processes share either images or videos"):
             engine.run("no model", [str(tmp_path)], quiet())
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(
@@ -569,7 +569,7 @@ def test_a_video_that_is_in_the_way_is_told_before_a_model_is_loaded(clip, tmp_p
 def test_our_own_videos_are_no_sources(clip, tmp_path):
     keep(tmp_path, make(tmp_path / "other.mkv", [square(0)]), settings={"threshold": 0.5})
     keep(
-        tmp_path, clip, settings={"threshold": None}, pictures=False
+        tmp_path, clip, settings={"threshold": None}, save_images=False
     )  # a source that lies in --out, of which nothing is drawn
     _, videos = find_files([tmp_path])
     assert [file.name for file in videos] == ["clip.mp4", "other.mkv", "other.mp4"]
