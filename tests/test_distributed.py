@@ -105,7 +105,15 @@ def alone(runs, data, tmp_path_factory):
     root = tmp_path_factory.mktemp("alone")
     finish(1, "eval", runs(1), data, "--device", "cpu", "--batch", "2", "--out", root / "eval")
     finish(
-        1, "predict", runs(1), data / "train", "--device", "cpu", "--no-save-images", "--out", root / "predict"
+        1,
+        "predict",
+        runs(1),
+        data / "train",
+        "--device",
+        "cpu",
+        "--no-save-images",
+        "--out",
+        root / "predict",
     )
     return root
 
