@@ -62,7 +62,7 @@ from retinanet.model.preprocess import MEAN, STD, Preprocess
 COLUMNS = ("files", "image_ids", "sizes", "first", "boxes", "labels", "crowd", "areas", "annotation_ids")
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ pictures
+# -------------------------------------------------------------------------------------------------- pictures
 
 
 def generated(folder: Path, count: int) -> Dataset:
@@ -167,7 +167,7 @@ def measure_pictures(data: Dataset, batch: int, scale: int, repeats: int) -> dic
     }
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- index
+# ----------------------------------------------------------------------------------------------------- index
 
 
 def write_index(folder: Path, images: int, boxes: int) -> Path:
@@ -241,7 +241,7 @@ print(time.perf_counter() - start, peak(), before)
 """In a process of its own without torch, whose peak of memory is told (on Linux)."""
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- workers
+# --------------------------------------------------------------------------------------------------- workers
 
 
 class Probe(TorchDataset[dict[str, float]]):

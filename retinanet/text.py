@@ -24,8 +24,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] | None = (0,)) -> str:
-    """Rows of cells as aligned columns of plain text: the columns `left` to the left (None: all), the others to
-    the right.
+    """Rows of cells as aligned columns of plain text: the columns `left` to the left (None: all), the others
+    to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

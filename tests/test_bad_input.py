@@ -62,7 +62,7 @@ FAULTS = {
     "64, the picture is 96 x 64",
 }
 
-# ----------------------------------------------------------------------------------------------- bad boxes,
+# ------------------------------------------------------------------------------------------------ bad boxes,
 # annotations and picture headers
 
 
@@ -109,7 +109,7 @@ def test_only_a_deep_check_decodes_and_nothing_is_written_beside_the_data(data, 
     assert sorted(data.rglob("*")) == before
 
 
-# ------------------------------------------------------------------------------------- images without objects
+# ------------------------------------------------------------------------------------ images without objects
 
 
 def test_an_image_without_objects_is_a_negative_to_train_on(data, tmp_path):
@@ -132,7 +132,7 @@ def test_a_picture_that_cannot_be_decoded_stops_the_training_which_names_it(data
         train(data, tmp_path / "run")
 
 
-# -------------------------------------------------------------------------------- no box, no image, no layout
+# ------------------------------------------------------------------------------- no box, no image, no layout
 
 
 def test_without_any_box_the_error_says_so(data, tmp_path):
@@ -196,7 +196,7 @@ def test_a_picture_above_the_limit_is_refused_in_training_and_prediction(
     assert "more than the limit of 6000; --max-pixels raises it" in caplog.text + capsys.readouterr().err
 
 
-# ---------------------------------------------------------------------------------------- pictures read right
+# --------------------------------------------------------------------------------------- pictures read right
 
 RED = np.full((2, 3, 3), (200, 0, 0), dtype=np.uint8)
 RED[0, 0] = 0
@@ -281,7 +281,7 @@ def test_a_class_that_the_model_does_not_know_is_told_with_those_that_it_knows(d
     assert "unicorn; the model knows: disc, ring, block" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------ checkpoints
+# ----------------------------------------------------------------------------------------------- checkpoints
 
 
 class Hostile:
@@ -333,7 +333,7 @@ def test_what_is_no_whole_file_of_ours_is_a_checkpoint_error_and_runs_nothing(
     assert not (tmp_path / "owned").exists()
 
 
-# ------------------------------------------------------------------------------------- no network for weights
+# ------------------------------------------------------------------------------------ no network for weights
 
 
 def test_without_a_network_training_tries_no_download_and_says_which_file_to_put_where(
@@ -349,7 +349,7 @@ def test_without_a_network_training_tries_no_download_and_says_which_file_to_put
         train(data, tmp_path / "run", weights="imagenet")
 
 
-# ---------------------------------------------------------------------------------- one bad file among others
+# --------------------------------------------------------------------------------- one bad file among others
 
 
 def test_one_bad_file_is_listed_the_others_are_done_and_the_status_is_1(

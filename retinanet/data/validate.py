@@ -258,7 +258,10 @@ def _box_problem(dataset: Dataset, kind: str, row: int, index: int, sizes: Integ
     xywh = ", ".join(f"{value:.10g}" for value in (x1, y1, x2 - x1, y2 - y1))
     height, width = sizes[index].tolist()
     size = f" of {width} x {height}" if kind == "boxes outside the image" else ""
-    what = f"annotation {dataset.annotation_ids[row]}, image {dataset.image_ids[index]} ({dataset.files[index]}){size}"
+    what = (
+        f"annotation {dataset.annotation_ids[row]}, image {dataset.image_ids[index]} "
+        f"({dataset.files[index]}){size}"
+    )
     return Problem(kind, dataset.source.name, f"{what}: [x, y, w, h] = [{xywh}]")
 
 

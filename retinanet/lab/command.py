@@ -87,7 +87,10 @@ def speed(folder: Path, out: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(
             f"{folder} holds neither table1e nor table2; run one of them with --out {folder} first"
         )
-    caption = "Milliseconds of a picture, batch 1, against AP. The paper's were measured on another machine and data set."
+    caption = (
+        "Milliseconds of an image, batch 1, against AP. The paper's were measured on another machine and "
+        "data set."
+    )
     return caption, figures.fig2(points, speed_points(), out, machine)
 
 
@@ -130,7 +133,8 @@ def concentrated(shares: Mapping[str, Any]) -> str:
         return "There is too little to judge the paper's findings."
     nearly, hardly = negatives[-1] >= 0.95, abs(positives[-1] - positives[0]) < 0.15
     told = f"the negatives' hardest fifth does {'' if nearly else 'not '}hold 95 % at the last gamma"
-    return f"In this model {told}, and the positives' share does {'' if hardly else 'not '}stay within 15 points."
+    stays = "stays" if hardly else "does not stay"
+    return f"In this model {told}, and the positives' share {stays} within 15 points."
 
 
 def grid(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, str, dict[str, Any]]:
@@ -147,7 +151,10 @@ def grid(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, str, di
     ]
     numbers = figures.fig7(cells, folder / "figures", reference)
     better = sum(score is not None and reference is not None and score > reference for _, _, score in cells)
-    caption = f"{better} of {len(cells)} settings of FL* reach a higher AP than balanced cross entropy (AP {reference or 0:.1f})."
+    caption = (
+        f"{better} of {len(cells)} settings of FL* reach a higher AP than balanced cross entropy "
+        f"(AP {reference or 0:.1f})."
+    )
     return EXPERIMENTS["fig7"].title, caption, numbers
 
 

@@ -97,7 +97,8 @@ def figure(folder: Path, name: str) -> dict[str, str]:
         "title": f"{label(name)}: {about['title']}",
         "html": f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{picture}" '
         f"/>\n<figcaption>{caption}</figcaption></figure>",
-        "markdown": f"![{markdown.escaped(about['title'])}](figures/{name}.png)\n\n{markdown.escaped(about['caption'])}",
+        "markdown": f"![{markdown.escaped(about['title'])}](figures/{name}.png)\n\n"
+        f"{markdown.escaped(about['caption'])}",
     }
 
 

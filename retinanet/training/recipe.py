@@ -116,7 +116,10 @@ def picture_line(config: TrainConfig) -> str:
 def length_line(session: TrainState, iterations: int) -> str:
     """Iterations, images, epochs."""
     batch, epochs = session.sampler.batch, iterations / session.sampler.steps_per_epoch
-    return f"{many(iterations, 'iteration')} of {many(batch, 'image')}: {many(iterations * batch, 'image')} shown, {epochs:.1f} epochs"
+    return (
+        f"{many(iterations, 'iteration')} of {many(batch, 'image')}: "
+        f"{many(iterations * batch, 'image')} shown, {epochs:.1f} epochs"
+    )
 
 
 def optimizer_line(session: TrainState) -> str:
@@ -143,7 +146,10 @@ def loss_line(criterion: CriterionConfig) -> str:
     box = BOX_LOSSES.get(criterion.box_loss, criterion.box_loss).format(**values)
     if criterion.mining != "none":
         loss += f" over {criterion.mining_batch} anchors a picture by {criterion.mining}"
-    return f"{loss} + {factor}{box}; positive from IoU {criterion.positive:g}, background below {criterion.negative:g}"
+    return (
+        f"{loss} + {factor}{box}; positive from IoU {criterion.positive:g}, "
+        f"background below {criterion.negative:g}"
+    )
 
 
 def augmentation_line(config: TrainConfig) -> str:

@@ -39,7 +39,10 @@ main { max-width: 1080px; margin: 0 auto; padding: 56px 24px 72px; }
 h1 { margin: 0 0 12px; font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; text-wrap: balance; }
 h2 { margin: 48px 0 16px; font-size: 1.2rem; }
 p { margin: 0 0 12px; max-width: 70ch; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 32px 0 0; }
+dl {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
+  margin: 32px 0 0;
+}
 dl div, pre, figure img { border: 1px solid var(--line); border-radius: 12px; }
 dl div { display: flex; flex-direction: column-reverse; padding: 16px 18px; background: var(--card); }
 dt { color: var(--quiet); font-size: 0.86rem; line-height: 1.35; }
@@ -57,7 +60,10 @@ li p { margin-bottom: 6px; }
 pre { margin: 0; padding: 12px 16px; overflow-x: auto; background: var(--card); user-select: all; }
 code { font: 0.9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 table { border-collapse: collapse; margin: 0 0 16px; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 14px 6px 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td {
+  padding: 6px 14px 6px 0; text-align: left; border-bottom: 1px solid var(--line);
+  white-space: nowrap;
+}
 section { overflow-x: auto; }
 .crops {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 28px 20px;

@@ -26,7 +26,7 @@ from retinanet.ops.assign import BACKGROUND, IGNORE
 from retinanet.ops.losses import focal_loss
 from retinanet.text import aligned
 
-# ----------------------------------------------------------------------------------------------------- shares
+# ---------------------------------------------------------------------------------------------------- shares
 
 
 def batch_of(classes=3, seed=0):
@@ -113,7 +113,7 @@ def test_the_loss_of_a_box_is_that_of_its_anchors():
     assert audit.by_owner(losses, torch.full((1, 4), IGNORE), 0)[0].sum() == 0
 
 
-# --------------------------------------------------------------------------------------------------- evidence
+# -------------------------------------------------------------------------------------------------- evidence
 
 
 def look(answers, boxes, labels, crowds=(), classes=3):
@@ -190,7 +190,7 @@ def test_pictures_without_answers_or_boxes_are_welcome(answers, boxes):
     assert all(np.isfinite(one.score) for one in rank(evidence, [peaks]))
 
 
-# ----------------------------------------------------------------------------------------------------- scores
+# ---------------------------------------------------------------------------------------------------- scores
 
 
 def test_the_nearest_rising_function():
@@ -246,7 +246,7 @@ def test_a_set_without_errors_has_no_suspect_that_looks_like_one():
     assert rank(boxes[3:], [one[:0] if image < 3 else one for image, one in enumerate(peaks)])[0].score < 1.5
 
 
-# ---------------------------------------------------------------------------------------------------- planted
+# --------------------------------------------------------------------------------------------------- planted
 
 
 def coco(boxes=240):
@@ -354,7 +354,7 @@ def test_the_truth_is_read_as_it_was_written(tmp_path):
         planted.read_truth(tmp_path / planted.FILE)
 
 
-# --------------------------------------------------------------------------------------------------- the verb
+# -------------------------------------------------------------------------------------------------- the verb
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# -------------------------------------------------------------------------------------------------- the table
+# ------------------------------------------------------------------------------------------------- the table
 
 
 def test_the_table_says_what_the_installed_torchvision_says():
@@ -166,7 +166,7 @@ def test_only_mmdetections_files_have_a_style():
         )
 
 
-# ----------------------------------------------------------------------------------------------- it goes well
+# ---------------------------------------------------------------------------------------------- it goes well
 
 
 def test_the_first_call_fetches_and_converts_and_the_second_only_finds(server, publish, home):
@@ -228,7 +228,7 @@ def test_the_bar_leaves_stdout_to_the_answers(server, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-# ---------------------------------------------------------------------------------------- it does not go well
+# --------------------------------------------------------------------------------------- it does not go well
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_network_is_there_when_somebody_listens_or_a_proxy_is_set(server, monk
     assert online.reachable("nowhere.invalid") is not None
 
 
-# ------------------------------------------------------------------------------------------ what a name means
+# ----------------------------------------------------------------------------------------- what a name means
 
 
 def test_what_lies_on_the_disk_wins_over_a_published_name(tmp_path, monkeypatch):
