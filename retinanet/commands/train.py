@@ -33,14 +33,26 @@ log = logging.getLogger("retinanet")
 
 
 def train(data: str | Path, preset: str | None = None, **settings: Any) -> Path:
-    """Train a detector; the verb `train` as a function.
+    """Train a detector; the command `train` as a function.
 
-    data      a folder or file of annotated pictures: COCO, VOC or YOLO
-    preset    a name of `PRESETS`; None: tiny on a CPU, r50-modern on a GPU
-    settings  any setting of `TrainConfig` and its parts, by name: budget="7min", out="runs/cells", gamma=1.0
-    returns   the folder of the run, which `load` takes
+    Args:
+        data: A folder or file of annotated images: COCO, VOC or YOLO.
+        preset: A name of `PRESETS`; None: tiny on a CPU, r50-modern on a GPU.
+        settings: Any setting of `TrainConfig` and its parts, by name.
 
-    ConfigError, DataError, CheckpointError or DivergenceError say what is wrong and what to do.
+    Returns:
+        The folder of the run, which `load` takes.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+        DataError: The data set cannot be used as it is.
+        CheckpointError: The initial weights cannot be read.
+        DivergenceError: The loss is not finite.
+
+    Example:
+        >>> run = retinanet.train("cells", preset="tiny", budget="7min", out="runs/cells")
+        >>> detector = retinanet.load(run)
+        >>> detector.predict("slide.jpg")
     """
     show_log()
     name = preset or default_preset(str(settings.get("device", "auto")))

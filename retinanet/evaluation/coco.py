@@ -60,7 +60,13 @@ class Curves:
 
 @dataclass(frozen=True)
 class Metrics:
-    """How good the results are. None stands wherever COCO says -1: there are no such objects to find."""
+    """The accuracy of the results. None stands wherever COCO says -1: there are no such objects.
+
+    Example:
+        >>> metrics["AP"], metrics["AP50"]
+        >>> metrics.per_class[0].name
+        >>> metrics.threshold  # the score of best F1
+    """
 
     numbers: dict[str, float | None]
     """The twelve COCO numbers, in COCO's order (NUMBERS)."""

@@ -45,17 +45,22 @@ class Runtime(Protocol):
 
 
 class Detector:
-    """Pictures in, `Detections` out, in pixels of the original picture.
+    """A trained model with its preprocessing, postprocessing and class names. Images in, `Detections` out.
 
-    names          the K class names: `names[label]`
-    category_ids   the ids that the training data used for them
-    threshold      the score of best F1 in validation: use it to draw; `predict` itself never applies it
-    model          the network as it was trained; `network` is what answers: its weights as they were when the
-                   detector was made, batch
-                   norms folded into the convolutions, in bf16 if that is the precision
-    scales         how each picture is prepared, once for every scale at which it is answered; usually
-                   `preprocess` alone
-    runtime        an exported file, which answers in place of a network; then there is no `model`
+    Attributes:
+        names: The K class names; `names[label]` is a class.
+        category_ids: The ids that the training data used for them.
+        threshold: The score of best F1 in validation. Use it to draw; `predict` never applies it.
+        model: The network as it was trained.
+        network: The inference copy of `model`: batch norm fused, bf16 if requested. It does not follow later
+            changes of `model`.
+        scales: One preprocessing for each scale at which the network runs; usually `preprocess` alone.
+        runtime: An exported file that replaces the network; then there is no `model`.
+
+    Example:
+        >>> detector = retinanet.load("runs/cells")
+        >>> detections = detector.predict("slide.jpg")
+        >>> detections.above(detector.threshold)
     """
 
     tiled: ClassVar[bool] = False

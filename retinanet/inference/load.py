@@ -25,22 +25,25 @@ def load(
     scale: int | None = None,
     scales: Sequence[int] | None = None,
 ) -> Detector:
-    """A detector from a run folder, a file of weights or a published name.
+    """Load a detector from a run folder, a file of weights or a published name.
 
-    model      runs/cells (its model.safetensors), a .safetensors file of ours, a .pth or .pkl file of
-               torchvision's, Detectron2's or
-               MMDetection's RetinaNet, a name that `retinanet models` lists
-               (torchvision/retinanet_resnet50_fpn_v2),
-               hf:OWNER/NAME: a model of ours on Hugging Face, or what `retinanet export` wrote: .onnx, .xml
-               or .pt2
-    device     cpu, cuda, cuda:1; auto: a GPU if there is one
-    precision  fp32 or bf16; an exported file has its own
-    scale      short side in pixels, when it is not to be the model's own
-    scales     several of these instead: every picture is answered at each, and the answers are merged; it
-               takes as long as all of them
+    Args:
+        model: runs/cells (its model.safetensors); a .safetensors file; a .pth or .pkl file of a RetinaNet of
+            torchvision, Detectron2 or MMDetection; a name that `retinanet models` lists; hf:OWNER/NAME; or a
+            file that `retinanet export` wrote.
+        device: cpu, cuda, cuda:1; auto: a GPU if there is one.
+        precision: fp32 or bf16; an exported file has its own.
+        scale: Short side in pixels; None: the model's own.
+        scales: Several short sides. The detections of all are merged; the time is that of all together.
 
-    CheckpointError when there is no such model or the file is not whole; ConfigError for an unknown device,
-    or scale and scales at once.
+    Raises:
+        CheckpointError: There is no such model, or the file is not complete.
+        ConfigError: An unknown device or precision, or scale and scales at once.
+
+    Example:
+        >>> detector = retinanet.load("runs/cells", device="cpu")
+        >>> detector.names
+        ['RBC', 'WBC', 'Platelets']
     """
     from .runtimes import SUFFIXES  # an annex: only an exported file needs the rest of it
 

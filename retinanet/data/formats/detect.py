@@ -49,12 +49,24 @@ Found = Callable[[], dict[str, Dataset]]
 def open_dataset(
     path: str | Path, layout: str | None = None, images: str | Path | None = None
 ) -> dict[str, Dataset]:
-    """The splits of a data set by name: train, val and test, or "all" for a single file or a set that is not
-    split.
+    """Read the splits of a data set.
 
-    path     a folder, a COCO JSON file, or a YOLO data.yaml
-    layout   coco, voc or yolo, where several are found (else COCO wins, and a line in the log says so)
-    images   the folder of the pictures, where they do not lie with the annotations
+    Args:
+        path: A folder, a COCO JSON file, or a YOLO data.yaml.
+        layout: coco, voc or yolo, where several are found; None: COCO wins, and the log says so.
+        images: The folder of the images, if they are not with the annotations.
+
+    Returns:
+        The splits by name: train, val and test, or "all" for a single file or a set that is not split.
+
+    Raises:
+        DataError: There is no data set, or it cannot be read.
+        ConfigError: An unknown layout.
+
+    Example:
+        >>> splits = retinanet.open_dataset("cells")
+        >>> train = splits["train"]
+        >>> len(train), train.names
     """
     root, pictures = Path(os.path.abspath(path)), None if images is None else Path(os.path.abspath(images))
     if layout is not None and layout not in LAYOUTS:
