@@ -11,7 +11,7 @@ import helpers
 import pytest
 import torch
 from crash import SMALL as SMALL_WORDS
-from crash import differences, torture
+from crash import differences
 
 import retinanet
 from retinanet.data.scenes import write_scenes
@@ -205,12 +205,6 @@ def test_a_full_disk_leaves_the_last_state_whole(data, whole, tmp_path, monkeypa
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["done"] == 5
     assert retinanet.load(tmp_path / "run")  # the weights of the validation before
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []
-
-
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_kill_9_at_random_moments(tmp_path, kills):
-    """`python tests/crash.py --kills 20` does it twenty times."""
-    assert torture(tmp_path, kills, iterations=12 * kills, seed=1, longest=4.0 * kills, report=str) == []
 
 
 def test_data_that_have_moved_are_found_and_data_that_have_changed_are_refused(
