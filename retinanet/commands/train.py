@@ -109,13 +109,24 @@ def run(
 
 
 def resume(folder: str | Path, **changes: Any) -> Path:
-    """Go on with a run that was stopped, from its last state, as if it had not been; the verb `train
-    --resume` as a function.
+    """Resume a stopped run from its last state, as if it had not been stopped.
 
-    changes  what may differ, by name (`ResumeConfig`): data, images, device, workers, micro_batch
+    Args:
+        folder: The folder of the run.
+        changes: What may differ, by name (`ResumeConfig`): data, images, device, workers, micro_batch.
 
-    ConfigError when there is no run or it is finished; DataError when the data have changed; CheckpointError
-    when the state is not whole.
+    Returns:
+        The folder of the run.
+
+    Raises:
+        ConfigError: There is no run, or it is finished.
+        DataError: The data have changed.
+        CheckpointError: The state is not complete.
+
+    Example:
+        >>> run = retinanet.resume("runs/cells", device="cpu")
+        >>> detector = retinanet.load(run)
+        >>> detector.predict("slide.jpg")
     """
     show_log()
     for path in ("data", "images"):

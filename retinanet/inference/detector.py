@@ -93,16 +93,19 @@ class Detector:
     @overload
     def predict(self, images: Any, batch: int = 8) -> Any: ...
     def predict(self, images: Any, batch: int = 8) -> Detections | list[Detections]:
-        """The objects in one picture, or a list of `Detections` for several.
+        """Detect the objects in one image, or in several.
 
-        images   a path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in 0..1;
-                 a Pillow image;
-                 or a list of these, or an array [B, H, W, 3] or tensor [B, 3, H, W]
-        batch    pictures per batch; those of one padded shape share one, so the answers do not depend on
-                 their neighbours
-        returns  everything above the model's own score threshold, best first
+        Args:
+            images: A path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in 0..1;
+                a Pillow image; a list of these; an array [B, H, W, 3] or tensor [B, 3, H, W].
+            batch: Images per batch. The images of a batch have one padded shape, so the detections of an image
+                do not depend on the others.
 
-        DataError for a picture that cannot be read.
+        Returns:
+            Everything above the model's own score threshold, best first; a list for several images.
+
+        Raises:
+            DataError: An image cannot be read.
         """
         found: Detections | list[Detections] = one_or_several(
             images,

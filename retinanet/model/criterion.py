@@ -69,6 +69,11 @@ class Criterion:
     forward pass, too late for a step of several micro-batches to share it; where all minibatches are full, as
     they are but for
     ohem-1:3, it is the mean over those of the whole step.
+
+    Example:
+        >>> criterion = Criterion(loss="focal", alpha=0.25, gamma=2.0)
+        >>> logits, offsets = model(images)
+        >>> matched = criterion.match(model.anchors(images), targets)
     """
 
     def __init__(

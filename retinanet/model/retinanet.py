@@ -171,6 +171,11 @@ class RetinaNet(nn.Module):
     picture over the map
     p6, p7_relu    what P6 is computed from: c5 (as printed, footnote 2) or p5; whether a ReLU comes before P7
     backbone_eps, backbone_stride   see `Backbone`
+
+    Example:
+        >>> model = RetinaNet(num_classes=3, backbone="resnet18", backbone_norm="batch")
+        >>> images = torch.randn(2, 3, 256, 320)
+        >>> logits, offsets = model(images)  # per level [B, HWA, K] and [B, HWA, 4]
     """
 
     def __init__(
