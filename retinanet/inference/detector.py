@@ -96,10 +96,10 @@ class Detector:
         """Detect the objects in one image, or in several.
 
         Args:
-            images: A path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in 0..1;
-                a Pillow image; a list of these; an array [B, H, W, 3] or tensor [B, 3, H, W].
-            batch: Images per batch. The images of a batch have one padded shape, so the detections of an image
-                do not depend on the others.
+            images: A path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in
+                0..1; a Pillow image; a list of these; an array [B, H, W, 3] or tensor [B, 3, H, W].
+            batch: Images per batch. The images of a batch have one padded shape, so the detections of an
+                image do not depend on the others.
 
         Returns:
             Everything above the model's own score threshold, best first; a list for several images.
