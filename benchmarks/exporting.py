@@ -42,7 +42,6 @@ FILES = {
     "openvino-fp32": ("openvino", "fp32"),
     "openvino-bf16": ("openvino", "bf16"),
     "openvino-int8": ("openvino", "int8"),
-    "torch-bf16": ("torch", "bf16"),
 }
 """Side -> format and precision."""
 
@@ -125,10 +124,8 @@ def exported(model: Path, name: str, options: argparse.Namespace) -> Detector:
     size = (options.side, options.side)
     config = ExportConfig(format=kind, precision=precision, size=size, calibration=options.calibration)  # type: ignore[arg-type]
     network, card = load_checkpoint(model)
-    traced = "bf16" if (kind, precision) == ("torch", "bf16") else "fp32"
-    source = detector_of(network, card, torch.device("cpu"), traced, canvas=size)
-    suffix = {"onnx": "onnx", "openvino": "xml", "torch": "pt2"}[kind]
-    file = model.with_name(f"{precision}.{suffix}")
+    source = detector_of(network, card, torch.device("cpu"), canvas=size)
+    file = model.with_name(f"{precision}.{'onnx' if kind == 'onnx' else 'xml'}")
     about = {"precision": precision, "size": size}
     write(file, Graph(source), described(card, config, about), config, pictures(source, options))
     return retinanet.load(file, "cpu")

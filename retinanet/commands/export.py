@@ -24,13 +24,12 @@ from ..data.splits import in_model_classes, open_split
 from ..data.validate import validate
 from ..device import describe, pick_workers, versions
 from ..errors import ConfigError, DataError
-from ..export.graph import Graph
+from ..export.graph import Graph, traced
 from ..export.onnx import to_int8 as onnx_int8
 from ..export.onnx import to_onnx, write_onnx
 from ..export.openvino import to_int8 as openvino_int8
 from ..export.openvino import to_openvino, write_openvino
 from ..export.proof import Proof, prove, show
-from ..export.torch import to_bytes, traced
 from ..files import sha256, write_atomically
 from ..inference.detector import Detector
 from ..inference.load import detector_of, load, load_checkpoint, resolve_weights
@@ -42,14 +41,12 @@ log = logging.getLogger("retinanet")
 FORMATS = {
     "onnx": (".onnx", ("fp32", "int8"), "its runtimes compute bf16 on few CPUs"),
     "openvino": (".xml", ("fp32", "bf16", "int8"), ""),
-    "torch": (".pt2", ("fp32", "bf16"), "torch has no int8 convolutions that would be faster"),
 }
 """Suffix, precisions, and why the others are refused."""
 
 NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
-    "torch": (),
 }
 
 
@@ -57,14 +54,8 @@ def run(model: str, config: ExportConfig) -> bool:
     """Write, prove, and keep what passes; true when it does. FILE.report.json is written either way."""
     path, out = resolve_weights(model), checked(model, config)
     network, card = load_checkpoint(path)
-    answering = "bf16" if config.format == "torch" and config.precision == "bf16" else "fp32"
     device = torch.device("cpu")
     source = detector_of(network, card, device, scale=config.scale, canvas=config.size)
-    traceable = (
-        source
-        if answering == "fp32"
-        else detector_of(network, card, device, answering, config.scale, canvas=config.size)
-    )
     data = split_of(config, source) if config.data is not None else None
     known = None if config.data is None else Path(config.data).resolve().name
     about: dict[str, Any] = {
@@ -83,7 +74,7 @@ def run(model: str, config: ExportConfig) -> bool:
     log.info("tracing %s", path)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         made = Path(folder) / out.name
-        write(made, Graph(traceable), text, config, calibration(config, data, source))
+        write(made, Graph(source), text, config, calibration(config, data, source))
         unfitted = (
             detector_of(network, card, device) if config.size is not None and data is not None else None
         )
@@ -193,9 +184,6 @@ def write(
     when they are needed.
     """
     program, int8 = traced(graph.eval(), config.size), config.precision == "int8"
-    if config.format == "torch":
-        made.write_bytes(to_bytes(program, text))
-        return
     proto = to_onnx(program, text)
     if config.format == "onnx":
         write_onnx(onnx_int8(proto, pictures, config.calibration) if int8 else proto, made)

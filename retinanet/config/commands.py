@@ -159,14 +159,12 @@ class ServeConfig:
 class ExportConfig(DataOptions):
     """A model as a file that others can run, proved against its source."""
 
-    format: Literal["onnx", "openvino", "torch"] = "onnx"
-    """onnx (.onnx), openvino (.xml and .bin) or torch (.pt2, a program of torch.export)."""
+    format: Literal["onnx", "openvino"] = "onnx"
+    """onnx (.onnx) or openvino (.xml and .bin)."""
     out: Path | None = None
     """File to write. None: beside the model, under its name."""
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    """onnx: fp32 or int8; openvino: all three; torch: fp32 or bf16. int8 needs --data, to see what numbers
-    occur.
-    """
+    """onnx: fp32 or int8; openvino: all three. int8 needs --data, to see what numbers occur."""
     size: tuple[int, int] | None = None
     """Height and width, the only ones then, into which pictures are fitted. None: any, as the model has
     it.

@@ -8,11 +8,14 @@ pictures.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
 
-from ..device import autocast
+from ..errors import ConfigError
 from ..inference.detector import Detector
 from ..model.postprocess import rows
 from ..ops.anchors import cell_anchors, inside
@@ -22,6 +25,11 @@ from ..ops.nms import nms_mask
 INPUTS = ("images", "sizes")
 
 OUTPUTS = ("boxes", "scores", "labels", "counts")
+
+TRACED = (384, 256)
+"""Height and width that are traced where any will do: every map of the pyramid has at least two cells each
+way.
+"""
 
 
 class Graph(nn.Module):
@@ -47,7 +55,6 @@ class Graph(nn.Module):
             detector.postprocess,
             detector.preprocess,
         )
-        self.precision = detector.precision
         self.pixels = torch.float32 if self.pre.resize == "plain" else torch.uint8
         size, scales, ratios, self.center = detector.model.anchor_settings
         rounded = detector.model.anchor_rounding
@@ -63,8 +70,7 @@ class Graph(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         height, width = images.shape[-2:]
         normalized = self.normalize(images, sizes)
-        with autocast(self.precision, images.device):
-            logits, offsets = self.network(normalized)
+        logits, offsets = self.network(normalized)
         levels = zip(logits, offsets, self.anchors(height, width, sizes), strict=True)
         best = [self.candidates(*level, sizes) for level in levels]
         x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))
@@ -163,3 +169,40 @@ class Graph(nn.Module):
             part[:, : self.post.max_detections] for part in x.sort(dim=1, descending=True, stable=True)
         )
         return rows(boxes, index), x, labels.gather(1, index)
+
+
+def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
+    """The graph for any batch of pictures of `size` = height, width; None: of any multiples of the padding.
+
+    ConfigError for a network that can be traced for one size only, such as timm's dla34.
+    """
+    batch, multiple = Dim("batch"), graph.pre.padding_multiple
+    height, width = size or (-(-side // multiple) * multiple for side in TRACED)
+    images = torch.zeros(2, 3, height, width, dtype=graph.pixels)
+    sizes = torch.tensor([[float(height), float(width)]] * 2)
+    sides = (
+        {}
+        if size
+        else {
+            2: multiple * Dim("rows", max=2**15 // multiple),
+            3: multiple * Dim("columns", max=2**15 // multiple),
+        }
+    )
+    shapes = {"images": {0: batch, **sides}, "sizes": {0: batch}}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about itself
+        try:
+            program = torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # torch has many for what it cannot trace
+            if size:
+                raise
+            raise ConfigError(
+                f"torch cannot trace this network for pictures of any size; give --size ({str(error)[:200]})"
+            ) from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of code with the paths of this machine
+    # what the tracer takes for granted about maps of more than a cell; that it holds for one too is for the
+    # proof to show
+    program._guards_code = []
+    return program

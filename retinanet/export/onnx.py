@@ -84,18 +84,23 @@ def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -
 
 def to_int8(proto: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int) -> Any:
     """The same model with its network in int8; see `export.openvino.to_int8`."""
-    return quantized(proto, pictures, count, behind_the_network(proto))
+    nodes = ((node.name, node.op_type == "Conv", node.input, node.output) for node in proto.graph.node)
+    return quantized(proto, pictures, count, behind_the_network(nodes))
 
 
-def behind_the_network(proto: Any) -> list[str]:
-    """Names of all nodes from which no convolution is reached any more."""
+def behind_the_network(nodes: Iterable[tuple[str, bool, Iterable[str], Iterable[str]]]) -> list[str]:
+    """Names of the nodes from which no convolution is reached any more.
+
+    nodes  each after those whose values it takes: its name, whether it is a convolution, and the names of the
+           values that it takes and makes
+    """
     needed: set[str] = set()  # names of values that a convolution is made of
     behind = []
-    for node in reversed(proto.graph.node):
-        if node.op_type == "Conv" or needed.intersection(node.output):
-            needed.update(node.input)
+    for name, convolution, takes, makes in reversed(list(nodes)):
+        if convolution or needed.intersection(makes):
+            needed.update(takes)
         else:
-            behind.append(node.name)
+            behind.append(name)
     return behind
 
 

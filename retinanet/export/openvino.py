@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..inference.runtimes import extra
 from ..weights.checkpoint import KEY
-from .onnx import quantized
+from .onnx import behind_the_network, quantized
 
 CARD = [KEY, "card"]
 """Where rt_info has the card's JSON."""
@@ -31,23 +31,17 @@ def to_int8(model: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int) -
     pictures  batches as the model takes them, images [B, 3, H, W] and sizes [B, 2]
     What comes after the last convolution decides about boxes and stays as it is.
     """
-    return quantized(model, pictures, count, behind_the_network(model))
+    nodes = (
+        (name, "Convolution" in operation.get_type_name(), taken(operation), [name])
+        for operation in model.get_ordered_ops()
+        if (name := operation.get_friendly_name())
+    )
+    return quantized(model, pictures, count, behind_the_network(nodes))
 
 
-def behind_the_network(model: Any) -> list[str]:
-    """Names of all operations from which no convolution is reached any more."""
-    before: set[str] = set()
-    for operation in reversed(model.get_ordered_ops()):
-        users = [
-            target.get_node().get_friendly_name()
-            for output in operation.outputs()
-            for target in output.get_target_inputs()
-        ]
-        if "Convolution" in operation.get_type_name() or before.intersection(users):
-            before.add(operation.get_friendly_name())
-    return [
-        name for operation in model.get_ordered_ops() if (name := operation.get_friendly_name()) not in before
-    ]
+def taken(operation: Any) -> list[str]:
+    """Names of the operations whose values this one takes."""
+    return [value.get_source_output().get_node().get_friendly_name() for value in operation.inputs()]
 
 
 def write_openvino(model: Any, path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Exported files as callables: an ONNX file by onnxruntime, an OpenVINO model, a program of torch.
+"""Exported files as callables: an ONNX file by onnxruntime, an OpenVINO model by OpenVINO.
 
-All take what `export.graph` takes and return what it returns. What the file says about itself is one JSON
-string, as in our own files: under the key `retinanet` in ONNX's metadata, OpenVINO's rt_info and the archive
-of a .pt2.
+Both take what `export.graph` takes and return what it returns. What the file says about itself is one JSON
+string, as in our own files: under the key `retinanet` in ONNX's metadata and in OpenVINO's rt_info.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..weights.checkpoint import KEY, ModelInfo, parse_info
-from .program import looked_through
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 Call = Callable[[Tensor, Tensor], Outputs]
 
-SUFFIXES = (".onnx", ".xml", ".pt2")
+SUFFIXES = (".onnx", ".xml")
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ def open_runtime(path: Path, device: str = "cpu", gpu: int = 0) -> ExportedModel
         raise CheckpointError(f"{path}: no such file")
     if device not in ("auto", "cpu") and path.suffix != ".onnx":
         raise ConfigError(f"{path} runs on the CPU, not on {device}")
-    opened = {".onnx": open_onnx, ".xml": open_openvino, ".pt2": open_torch}[path.suffix]
-    call, text = opened(path, device, gpu)
+    call, text = open_onnx(path, device, gpu) if path.suffix == ".onnx" else open_openvino(path)
     card = parse_info(path, text)
     try:
         about = json.loads(text)["export"]
@@ -98,7 +95,7 @@ def open_onnx(path: Path, device: str, gpu: int) -> tuple[Call, str]:
     return call, ours(path, text)
 
 
-def open_openvino(path: Path, device: str, gpu: int) -> tuple[Call, str]:
+def open_openvino(path: Path) -> tuple[Call, str]:
     """By OpenVINO on the CPU, in the precision that the file was exported for: left alone it computes in bf16
     where it can.
     """
@@ -141,24 +138,6 @@ def open_openvino(path: Path, device: str, gpu: int) -> tuple[Call, str]:
         return boxes, scores, labels, counts
 
     return call, card
-
-
-def open_torch(path: Path, device: str, gpu: int) -> tuple[Call, str]:
-    """By torch alone."""
-    importlib.import_module("..ops.keep", __package__)  # an operator that the program uses
-    archive = looked_through(path)
-    extras = {KEY: ""}
-    try:
-        program: Any = torch.export.load(archive, extra_files=extras)
-        module = program.module()
-    except Exception as error:
-        raise broken(path, "torch.export", error) from error
-
-    def call(images: Tensor, sizes: Tensor) -> Outputs:
-        boxes, scores, labels, counts = module(images, sizes)
-        return boxes, scores, labels, counts
-
-    return call, ours(path, extras[KEY])
 
 
 def extra(name: str) -> Any:
