@@ -3,7 +3,6 @@ make happen.
 """
 
 import contextlib
-import copy
 import io
 import pickle
 import random
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from retinanet.errors import CheckpointError
-from retinanet.weights.foreign.arrays import Placeholder
+from retinanet.weights.foreign.inert import KNOWN, Placeholder, placeholder
 from retinanet.weights.foreign.reader import MAGIC, read_foreign, state_dict_of
 
 KINDS = [
@@ -52,9 +51,9 @@ def wrapped(form: str, payload: bytes) -> bytes:
     return zipped({"data.pkl": payload})
 
 
-def zipped(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(records: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for name, data in records.items():
             archive.writestr(f"archive/{name}", data)
     return file.getvalue()
@@ -69,6 +68,10 @@ def refused(path, data: bytes, reason: str | None = None) -> None:
     with pytest.raises(CheckpointError, match=reason) as raised:
         read(path, data)
     assert str(path) in str(raised.value) and len(str(raised.value)) < 1000
+
+
+def stands_for(value, name: str) -> bool:
+    return isinstance(value, Placeholder) and value.name == name
 
 
 def alike(ours, theirs) -> bool:
@@ -127,6 +130,8 @@ def checkpoint():
 @pytest.mark.parametrize("new", [True, False])
 def test_a_file_of_torch_reads_as_torch_reads_it(path, new):
     saved = checkpoint()
+    if not new:
+        del saved["all"]["torch.uint16"]  # torch writes it in the old format and cannot read it
     torch.save(saved, path, _use_new_zipfile_serialization=new)
     content = read_foreign(path)
     assert alike(content, saved)
@@ -134,12 +139,6 @@ def test_a_file_of_torch_reads_as_torch_reads_it(path, new):
         content["views"]["rows"].untyped_storage().data_ptr()
         == content["views"]["turned"].untyped_storage().data_ptr()
     )
-    if not new:
-        del (
-            saved["all"]["torch.uint16"],
-            content["all"]["torch.uint16"],
-        )  # torch writes it in the old format and cannot read it
-        torch.save(saved, path, _use_new_zipfile_serialization=new)
     assert alike(content, torch.load(path, weights_only=True))
 
 
@@ -150,16 +149,19 @@ def test_a_zip_of_any_pickle_protocol_is_read(path, protocol):
 
 
 def test_a_big_endian_file_is_turned_around(path):
-    torch.save({str(kind): torch.arange(6).to(kind) for kind in KINDS}, path)
+    kinds = [
+        kind for kind in KINDS if kind != torch.uint16
+    ]  # torch does not turn those without a storage class
+    torch.save({str(kind): torch.arange(6).to(kind) for kind in kinds}, path)
     with zipfile.ZipFile(path) as archive:
         records = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(kinds):
         width = kind.itemsize // (2 if kind.is_complex else 1)
         values = np.frombuffer(records[f"data/{number}"], f"V{width}")
         records[f"data/{number}"] = b"".join(value.tobytes()[::-1] for value in values)
     content = read(path, zipped(records | {"byteorder": b"big"}))
-    assert all(torch.equal(content[str(kind)], torch.arange(6).to(kind)) for kind in KINDS)
-    refused(path, zipped(records | {"byteorder": b"middle"}), "byte order")
+    assert all(torch.equal(content[str(kind)], torch.arange(6).to(kind)) for kind in kinds)
+    refused(path, zipped(records | {"byteorder": b"middle"}), "endian")
 
 
 def test_a_file_without_checksums_is_read_and_a_wrong_checksum_is_told(path):
@@ -249,20 +251,14 @@ def test_scalars_become_numbers_and_arrays_of_objects_stay_unread(path):
         "scalars": scalars,
         "objects": np.array([{}, None]),
         "names": np.array(["cat", "dog"]),
-        "dtype": np.dtype("f4"),
     }
     for protocol in (2, 4, 5):
         answer = read(path, pickle.dumps(content, protocol))
         assert alike(answer["scalars"], [0.5, 0.25, -3, True, 200, 1j])
-        assert answer["objects"] == answer["names"] == Placeholder("numpy.ndarray") and answer[
-            "dtype"
-        ] == Placeholder("numpy.dtype")
+        assert stands_for(answer["objects"], "numpy.ndarray") and stands_for(answer["names"], "numpy.ndarray")
 
 
-@pytest.mark.parametrize("new", [True, False])
-def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(
-    path, tmp_path, monkeypatch, new
-):
+def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(path, tmp_path, monkeypatch):
     names = ["mmengine", "mmengine.logging", "mmengine.logging.history_buffer"]
     modules = {name: types.ModuleType(name) for name in names}
     exec("class HistoryBuffer:\n    def __init__(self, log): self.log = log", modules[names[-1]].__dict__)
@@ -279,7 +275,7 @@ def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(
             "state_dict": {"bbox_head.weight": torch.ones(3)},
             "message_hub": hub,
         }
-        torch.save(content, path, _use_new_zipfile_serialization=new)
+        torch.save(content, path)
     trap = tmp_path / "mmengine" / "logging"
     trap.mkdir(parents=True)
     for file in (trap.parent / "__init__.py", trap / "__init__.py", trap / "history_buffer.py"):
@@ -288,9 +284,8 @@ def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(
     with pytest.raises(SystemExit), path.open("rb") as file:
         torch.load(file, weights_only=False)  # the trap works
     content = read_foreign(path)
-    assert content["message_hub"]["log_scalars"]["loss"] == Placeholder(
-        "mmengine.logging.history_buffer.HistoryBuffer"
-    )
+    buffer = content["message_hub"]["log_scalars"]["loss"]
+    assert stands_for(buffer, "mmengine.logging.history_buffer.HistoryBuffer")
     assert (
         alike(content["message_hub"]["runtime_info"], {"lr": 0.01, "iter": 9})
         and content["meta"]["epoch"] == 1
@@ -352,10 +347,35 @@ def test_no_hostile_pickle_has_anything_run(path, tmp_path, form):
         canary.rmdir()
         with contextlib.suppress(CheckpointError):
             content = read(path, wrapped(form, payload))
-            assert all(value == {"x": Placeholder("os.mkdir")} or value == 1 for value in content.values()), (
-                name
-            )
+            assert all(value == 1 or stands_for(value["x"], "os.mkdir") for value in content.values()), name
         assert not canary.exists(), name
+
+
+def test_a_placeholder_swallows_arguments_state_items_and_attributes(path):
+    for data in (
+        b"\x80\x02ca.b\nC\n)\x81}b(NNe(NNu.",
+        b"\x80\x04" + text("a.b") + text("C") + b"\x93(K\x01tR}b(NN\x90.",
+        b"(K\x01ia.b\nC\n}b.",
+        b"(ca.b\nC\nK\x01o(N}tb.",
+        b"\x80\x04ca.b\nC\n)}\x92)R.",
+    ):
+        refused(path, data, r"whole object of a\.b\.C")
+
+
+def test_plain_values_of_every_protocol_are_those_of_pickle(path):
+    values = [None, True, 0, -1, 255, 65536, 1 << 40, -(1 << 100), 0.5, "", "ä" * 300, b"", b"x" * 300]
+    values += [bytearray(b"x"), 1j, (), (1,), (1, 2, 3, 4)]
+    values += [[[]], {"a": {1: {(1, "b"): None}}}, {1, "a"}, frozenset({2.5, None}), np.float32(1).item()]
+    for protocol in range(6):
+        answer = read(path, pickle.dumps({"values": values}, protocol))["values"]
+        assert answer == values and list(map(type, answer)) == list(map(type, values))
+
+
+def test_only_these_names_are_ever_called():
+    assert {name.split(".")[0] for name in KNOWN} == {"_codecs", "builtins", "collections", "numpy", "torch"}
+    assert not any(
+        word in name for name in KNOWN for word in ("eval", "exec", "import", "attr", "open", "load")
+    )
 
 
 def files() -> dict[str, bytes]:
@@ -396,22 +416,6 @@ def test_flipped_bits_give_an_answer_or_a_checkpoint_error(path, data):
     assert told > 20
 
 
-def test_records_that_share_their_bytes_are_refused(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"}.")
-        archive.writestr("archive/data/0", bytes(1000))
-        for number in range(1, 9):
-            again = copy.copy(archive.filelist[-1])
-            again.filename = again.orig_filename = f"archive/data/{number}"
-            archive.filelist.append(again)
-    refused(path, path.read_bytes(), "overlap")
-
-
-def test_storages_of_an_old_file_must_have_names(path):
-    named = b"](" + text("0") + b")" + b"q\x00h\x00\x86" * 60 + b"e."  # the hash of the second takes for ever
-    refused(path, wrapped("legacy", b"}.").removesuffix(pickle.dumps([], 2)) + named, "no names")
-
-
 def test_what_is_no_checkpoint_is_told(path, tmp_path):
     class Net(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -425,7 +429,6 @@ def test_what_is_no_checkpoint_is_told(path, tmp_path):
     refused(
         path, zipped({"data.pkl": b"}.", "constants.pkl": b")."}), "TorchScript archive; give the state dict"
     )
-    refused(path, zipped({"data.pkl": b"}."}, zipfile.ZIP_DEFLATED), "compressed")
     refused(path, pickle.dumps({1: 2}), "no dict")
     refused(path, b"cmodels\nYolo\n)\x81}b.", r"whole object of models\.Yolo")
     with tarfile.open(path, "w") as archive:
@@ -461,7 +464,7 @@ def test_module_stays_in_names_that_do_not_all_have_it():
 def test_content_without_weights_lists_its_keys():
     with pytest.raises(CheckpointError, match=r"'ema_state_dict', 'epoch', 'model' \(a ultralytics\.Model\)"):
         state_dict_of(
-            {"ema_state_dict": {"a": torch.ones(1)}, "epoch": 3, "model": Placeholder("ultralytics.Model")}
+            {"ema_state_dict": {"a": torch.ones(1)}, "epoch": 3, "model": placeholder("ultralytics.Model")()}
         )
     with pytest.raises(CheckpointError, match="nothing"):
         state_dict_of({})
