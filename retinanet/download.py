@@ -1,63 +1,32 @@
-"""The network: a file that is fetched whole or not at all, and an error within seconds where there is nobody
-to ask.
-"""
+"""The network: a file that is fetched whole or not at all, and whether a host can be reached."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeVar
-from urllib.error import HTTPError, URLError
-from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener, getproxies, proxy_bypass
+from typing import BinaryIO
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
 
 from ._version import __version__
-
-Value = TypeVar("Value")
 
 CONNECT, READING = 5.0, 20.0
 """Seconds: for a connection, and without a byte."""
 
-OPENING = 8.0
-"""Seconds until the answer begins, whatever hangs: the look-up of a name has no limit of its own."""
-
-CHUNK = 1 << 18
-
 
 def reachable(host: str, port: int = 443) -> str | None:
-    """None when `host` takes a connection, or when a proxy is to be asked; otherwise why not, within
-    seconds.
-    """
+    """None when `host` takes a connection, or when a proxy is to be asked; otherwise why not."""
     if {"https", "all"} & getproxies().keys() and not proxy_bypass(host):
         return None
     try:
-        within(OPENING, lambda: socket.create_connection((host, port), timeout=CONNECT).close())
+        socket.create_connection((host, port), timeout=CONNECT).close()
     except OSError as error:
         return str(error)
     return None
-
-
-def within(seconds: float, work: Callable[[], Value]) -> Value:
-    """What `work` returns or raises; TimeoutError after so many seconds, and its thread is left behind."""
-    future: Future[Value] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except Exception as error:
-            future.set_exception(error)
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not future.done():
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return future.result()
 
 
 def download(address: str, path: Path, check: Callable[[Path], None], show: bool = True) -> None:
@@ -71,75 +40,40 @@ def download(address: str, path: Path, check: Callable[[Path], None], show: bool
     announced.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    headers = {"User-Agent": f"retinanet/{__version__}", "Accept-Encoding": "identity"}
+    limits = httpx.Timeout(READING, connect=CONNECT)
     try:
-        with opened(address) as response, aside.open("wb") as file:
-            announced = response.headers.get("Content-Length") or ""
-            total = int(announced) if announced.isdecimal() else None
-            with progress(path.name, total, show) as advance:
-                for chunk in chunks(response):
-                    file.write(chunk)
-                    advance(len(chunk))
-            if total is not None and file.tell() != total:
-                raise OSError(f"only {file.tell():,} of {total:,} bytes came")
+        with httpx.stream("GET", address, headers=headers, timeout=limits, follow_redirects=True) as response:
+            if response.status_code != 200:
+                raise OSError(f"the server answered {response.status_code} {response.reason_phrase}")
+            with aside.open("wb") as file:
+                receive(response, file, path.name, show)
         check(aside)
         aside.replace(path)
+    except httpx.TimeoutException as error:
+        limit = CONNECT if isinstance(error, httpx.ConnectTimeout) else READING
+        raise OSError(f"no answer within {limit:g} s") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise OSError(str(error) or type(error).__name__) from error
     finally:
         aside.unlink(missing_ok=True)
 
 
-def opened(address: str) -> Any:
-    """The answer of a server, its body unread, as a context manager; proxies are asked as the environment
-    says.
-    """
-    # some servers refuse urllib's own name; urlopen would read the proxies only once in the life of a process
-    request = Request(address, headers={"User-Agent": f"retinanet/{__version__}"})
-    opener = build_opener(_Plain, _Secure)
+def receive(response: httpx.Response, file: BinaryIO, title: str, show: bool) -> None:
+    """Write the body of an answer as it comes."""
+    announced = response.headers.get("Content-Length", "")
+    total = int(announced) if announced.isdecimal() else None
     try:
-        return within(OPENING, lambda: opener.open(request, timeout=CONNECT))
-    except HTTPError as error:
-        with error:
-            raise OSError(f"the server answered {error.code} {error.reason}") from None
-    except URLError as error:
-        raise OSError(str(error.reason)) from error
-    except http.client.HTTPException as error:
-        raise OSError(f"the server's answer is no HTTP ({type(error).__name__})") from error
-
-
-def chunks(response: Any) -> Iterator[bytes]:
-    """The body of an answer, piece by piece."""
-    try:
-        while chunk := response.read(CHUNK):
-            yield chunk
-    except TimeoutError as error:
+        with progress(title, total, show) as advance:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                advance(len(chunk))
+    except httpx.ReadTimeout as error:
         raise OSError(f"nothing came for {READING:g} s") from error
-    except http.client.HTTPException as error:
-        raise OSError("the connection ended before the file did") from error
-
-
-class _PlainConnection(http.client.HTTPConnection):
-    """Opened with one limit, read with another."""
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(READING)
-
-
-class _SecureConnection(http.client.HTTPSConnection):
-    """The same with TLS."""
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(READING)
-
-
-class _Plain(HTTPHandler):
-    def http_open(self, req: Request) -> http.client.HTTPResponse:
-        return self.do_open(_PlainConnection, req)
-
-
-class _Secure(HTTPSHandler):
-    def https_open(self, req: Request) -> http.client.HTTPResponse:
-        return self.do_open(_SecureConnection, req)
+    except httpx.RemoteProtocolError as error:
+        if total is None:
+            raise OSError("the connection ended before the file did") from error
+        raise OSError(f"only {response.num_bytes_downloaded:,} of {total:,} bytes came") from error
 
 
 @contextmanager
