@@ -79,14 +79,14 @@ def sides_of(options: argparse.Namespace, dtype: torch.dtype, gamma: float) -> d
 
     def ours() -> Tensor | None:
         x = logits.detach().requires_grad_()
-        (fused.class_loss(x, labels, "focal", ALPHA, gamma) * weight).backward()
+        (fused.class_loss(x, labels, "focal", ALPHA, gamma=gamma) * weight).backward()
         return x.grad
 
     def by_level() -> list[Tensor | None]:
         xs = [level.detach().requires_grad_() for level in levels]
         parts = zip(xs, labels.split(counts, dim=1), strict=True)
         torch.stack(
-            [fused.class_loss(x, label, "focal", ALPHA, gamma) * weight for x, label in parts]
+            [fused.class_loss(x, label, "focal", ALPHA, gamma=gamma) * weight for x, label in parts]
         ).sum().backward()
         return [x.grad for x in xs]
 
@@ -125,7 +125,7 @@ def errors(options: argparse.Namespace, gamma: float) -> dict[str, float]:
     """How far value and gradient of float32 logits are from those of float64, relative."""
     logits, labels, _ = matched(options, torch.float32)
     x, exact = logits.requires_grad_(), logits.detach().double().requires_grad_()
-    one, other = (fused.class_loss(z, labels, "focal", ALPHA, gamma) for z in (x, exact))
+    one, other = (fused.class_loss(z, labels, "focal", ALPHA, gamma=gamma) for z in (x, exact))
     one.backward()
     other.backward()
     assert x.grad is not None and exact.grad is not None

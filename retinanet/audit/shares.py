@@ -157,13 +157,13 @@ def examples(logits: Tensor, present: Tensor, criterion: Criterion, k: int) -> t
 
     logits and present [n] -> [n] and [n], float32
     """
-    name, alpha, *numbers = criterion.loss, criterion.alpha, criterion.gamma, criterion.beta, criterion.margin
+    name, alpha, parameters = criterion.loss, criterion.alpha, criterion.loss_parameters
     weight = float(alpha.reshape(-1)[k if alpha.numel() > 1 else 0]) if isinstance(alpha, Tensor) else alpha
     x = logits.detach().float()[:, None].requires_grad_()  # as if there were but this one class
     labels = torch.where(present, 0, BACKGROUND)
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(class_loss(x, labels, name, weight, *numbers), x)
-    return anchor_losses(x.detach(), labels, name, weight, *numbers), gradient[:, 0]
+        (gradient,) = torch.autograd.grad(class_loss(x, labels, name, weight, **parameters), x)
+    return anchor_losses(x.detach(), labels, name, weight, **parameters), gradient[:, 0]
 
 
 def group_of(logits: Tensor, present: Tensor) -> Tensor:

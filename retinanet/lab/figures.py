@@ -277,7 +277,7 @@ def cumulative_losses(
             torch.stack([losses.focal_loss(own, torch.ones_like(own), None, gamma) for gamma in gammas]).cpu()
         )
         sums = torch.stack(
-            [anchor_losses(logits, labels, "focal", None, gamma) for gamma in gammas], dim=1
+            [anchor_losses(logits, labels, "focal", None, gamma=gamma) for gamma in gammas], dim=1
         ).cpu()  # [B, G, A]
         for row, absent, index in zip(
             sums, (labels == BACKGROUND).cpu(), loaded.indices.tolist(), strict=True

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from ..ops import losses
 from ..ops.anchors import inside
 from ..ops.assign_fast import assign_near
 from ..ops.boxes import decode, encode
-from ..ops.fused import LOSSES, anchor_losses, class_loss
+from ..ops.fused import CLASS_LOSSES, anchor_losses, check_parameter_names, class_loss
 from ..ops.mining import HARD, random_sample
 from ..structures import Targets
 
-BOX_LOSSES = ("smooth_l1", "l1", "giou")
+ASSIGNERS: dict[str, Callable[..., Tensor]] = {"iou": assign_near}
+"""Name -> (anchors per level, boxes [B, G, 4], valid [B, A], positive, negative, force_above) -> for every
+anchor of every image the index of its ground truth, or BACKGROUND, or IGNORE: [B, A]."""
 
 NORMALIZERS = ("step", "image")
 
@@ -49,18 +52,20 @@ class Matched:
 class Criterion:
     """Class loss over all anchors plus box loss over the positives, both divided by the number of positives.
 
-    loss            cross_entropy, balanced (alpha), focal (alpha, gamma), focal_star (alpha, gamma, beta),
-                    hinge (alpha, margin)
+    loss            a key of `ops.fused.CLASS_LOSSES`: cross_entropy, balanced (alpha), focal (alpha, gamma),
+                    focal_star (alpha, gamma, beta), hinge (alpha, margin)
     alpha           weight of the positives: a number, one for each class [K], or None for 1 and 1
     mining          none: the class loss is over all anchors; ohem, ohem-1:3, random: over a minibatch of each
                     picture (`ops.mining`)
     mining_batch, mining_nms   anchors of a minibatch; IoU above which OHEM leaves out the easier of two
                                anchors, or None
-    box_loss        smooth_l1 (over offsets; the paper's), l1 (over offsets) or giou (over boxes), times
-                    box_weight
+    box_loss        a key of `ops.losses.BOX_LOSSES`: smooth_l1 (over offsets; the paper's), l1 (over offsets)
+                    or giou (over boxes), times box_weight
+    assigner        a key of `ASSIGNERS`
     positive, negative, force_above   see `ops.assign`
     normalize       step: by the positives of the whole step, at least 1; image: each picture by its own (the
                     paper's text), averaged
+    parameters      of other class losses, by name
 
     With mining the class loss, whatever `normalize` says, is the mean over each picture's minibatch, averaged
     over the pictures of the
@@ -93,23 +98,33 @@ class Criterion:
         negative: float = 0.4,
         force_above: float | None = 0.4,
         normalize: str = "step",
+        assigner: str = "iou",
+        **parameters: float,
     ) -> None:
-        names = (("class loss", loss, LOSSES), ("mining", mining, MINING))
-        for kind, name, known in (
-            *names,
-            ("box loss", box_loss, BOX_LOSSES),
+        names: tuple[tuple[str, str, Iterable[str]], ...] = (
+            ("class loss", loss, CLASS_LOSSES),
+            ("mining", mining, MINING),
+            ("box loss", box_loss, losses.BOX_LOSSES),
+            ("assigner", assigner, ASSIGNERS),
             ("normalize", normalize, NORMALIZERS),
-        ):
+        )
+        for kind, name, known in names:
             if name not in known:
                 raise unknown_name_error(kind, name, known)
         if mining_batch < 4:
             raise ConfigError(
                 f"mining_batch must be at least 4, a positive and three negatives, not {mining_batch}"
             )
-        self.loss, self.gamma, self.beta, self.margin = loss, gamma, beta, margin
+        check_parameter_names(parameters)
+        self.loss, self.gamma = loss, gamma
+        self.loss_parameters = {"gamma": gamma, "beta": beta, "margin": margin, **parameters}
         self.mining, self.mining_batch, self.mining_nms = mining, mining_batch, mining_nms
         self.alpha = torch.tensor(alpha) if isinstance(alpha, Sequence) else alpha
-        self.box_loss, self.smooth_l1_beta, self.box_weight = box_loss, smooth_l1_beta, box_weight
+        self.box_loss, self.box_weight = box_loss, box_weight
+        self.box_space, self.compare_boxes = losses.BOX_LOSSES[box_loss]
+        if box_loss == "smooth_l1":
+            self.compare_boxes = partial(losses.smooth_l1, beta=smooth_l1_beta)
+        self.assign = ASSIGNERS[assigner]
         self.positive, self.negative, self.force_above = positive, negative, force_above
         self.normalize = normalize
 
@@ -126,7 +141,7 @@ class Criterion:
     def match(self, anchors: list[Tensor], targets: Targets) -> Matched:
         """Per level anchors [HWA, 4] and the targets of B pictures -> what every anchor should say."""
         flat = torch.cat(anchors)
-        index = assign_near(
+        index = self.assign(
             anchors,
             targets.boxes,
             inside(flat, targets.sizes),
@@ -218,23 +233,23 @@ class Criterion:
             ],
         }
 
-    def _settings(self, device: torch.device) -> tuple[str, float | Tensor | None, float, float, float]:
-        """What `ops.fused` wants to know of the class loss."""
-        if isinstance(self.alpha, Tensor):
-            self.alpha = self.alpha.to(device)  # once: a copy to a GPU makes the step wait
-        return self.loss, self.alpha, self.gamma, self.beta, self.margin
-
     def _class_loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Over all anchors of a level: logits [B, HWA, K], labels [B, HWA], weights [B]."""
         if self.normalize == "step":  # one weight for all: one pass over the level
-            return class_loss(logits, labels, *self._settings(logits.device)) * weights[0]
+            alpha = self._alpha(logits.device)
+            return class_loss(logits, labels, self.loss, alpha, **self.loss_parameters) * weights[0]
         return self._by_picture(logits, labels, weights)
+
+    def _alpha(self, device: torch.device) -> float | Tensor | None:
+        if isinstance(self.alpha, Tensor):
+            self.alpha = self.alpha.to(device)  # once: a copy to a GPU makes the step wait
+        return self.alpha
 
     def _by_picture(self, logits: Iterable[Tensor], labels: Iterable[Tensor], weights: Tensor) -> Tensor:
         """Over some anchors of each picture: logits B x [n, K], labels B x [n], weights [B]."""
-        settings = self._settings(weights.device)
+        alpha = self._alpha(weights.device)
         parts = [
-            class_loss(x, label, *settings) * weight
+            class_loss(x, label, self.loss, alpha, **self.loss_parameters) * weight
             for x, label, weight in zip(logits, labels, weights, strict=True)
         ]
         return torch.stack(parts).sum()
@@ -246,9 +261,13 @@ class Criterion:
             assert matched.drawn is not None, "matched by another criterion"
             return matched.drawn
         labels = matched.labels.split([level.shape[1] for level in logits], dim=1)
-        settings = self._settings(logits[0].device)
+        alpha = self._alpha(logits[0].device)
         scores = torch.cat(
-            [anchor_losses(x, label, *settings) for x, label in zip(logits, labels, strict=True)], dim=1
+            [
+                anchor_losses(x, label, self.loss, alpha, **self.loss_parameters)
+                for x, label in zip(logits, labels, strict=True)
+            ],
+            dim=1,
         )
         flat, chosen = torch.cat(anchors), torch.zeros_like(matched.labels, dtype=torch.bool)
         for row, score, label in zip(chosen, scores, matched.labels, strict=True):
@@ -272,14 +291,12 @@ class Criterion:
         # `where` on the inputs, not on the loss: an unmatched anchor's offsets may be anything, and 0 x inf
         # is NaN
         offsets = torch.where(positive, losses.at_least_float32(offsets), 0)
-        if self.box_loss == "giou":
-            loss = losses.giou_loss(decode(offsets, anchors), boxes)
+        if self.box_space == "boxes":
+            loss = self.compare_boxes(decode(offsets, anchors), boxes)
         else:
-            offset_loss: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-                "smooth_l1": lambda one, other: losses.smooth_l1(one, other, self.smooth_l1_beta),
-                "l1": losses.l1,
-            }
-            loss = offset_loss[self.box_loss](offsets, encode(boxes, anchors)).sum(dim=-1)
+            loss = self.compare_boxes(offsets, encode(boxes, anchors))
+        if loss.dim() == offsets.dim():  # a loss for each of the four numbers
+            loss = loss.sum(dim=-1)
         return (torch.where(positive[..., 0], loss, 0).sum(dim=1) * weights).sum()
 
 

@@ -9,6 +9,8 @@ these are finite at +-200.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -148,6 +150,15 @@ def l1(prediction: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
 def giou_loss(prediction: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
     """1 - GIoU of boxes [..., 4] (xyxy, not offsets) -> [...] in 0..2."""
     return reduce(1 - giou(at_least_float32(prediction), at_least_float32(target)), reduction)
+
+
+BOX_LOSSES: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "smooth_l1": ("offsets", smooth_l1),
+    "l1": ("offsets", l1),
+    "giou": ("boxes", giou_loss),
+}
+"""Name -> what it compares, and (prediction [..., 4], target [..., 4]) -> [..., 4] or [...]: offsets from the
+anchors, or boxes xyxy."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:

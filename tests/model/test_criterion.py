@@ -11,7 +11,7 @@ from retinanet.model.criterion import MINING, Criterion
 from retinanet.ops import losses
 from retinanet.ops.anchors import grid_anchors
 from retinanet.ops.assign import BACKGROUND, IGNORE
-from retinanet.ops.fused import LOSSES
+from retinanet.ops.fused import CLASS_LOSSES
 from retinanet.structures import Targets
 
 ANCHORS = [torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10]]), torch.tensor([[0.0, 0, 20, 20]])]
@@ -156,7 +156,7 @@ def test_bf16_predictions_are_scored_in_float32():
         torch.testing.assert_close(low[name], high[name])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", CLASS_LOSSES)
 def test_every_class_loss_is_its_dense_form_over_the_positives(loss):
     logits, offsets = outputs()
     criterion = Criterion(loss=loss, gamma=1.5, beta=0.5, margin=0.4)

@@ -29,13 +29,13 @@ def dense(loss, logits, labels, alpha, gamma, beta):
     return value[labels != IGNORE].sum()
 
 
-@pytest.mark.parametrize("loss", fused.LOSSES)
+@pytest.mark.parametrize("loss", fused.CLASS_LOSSES)
 @pytest.mark.parametrize("alpha", [0.25, None, torch.tensor([0.1, 0.5, 0.7, 0.9])])
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 2.0, 5.0])
 def test_value_and_gradient_equal_the_dense_loss(loss, alpha, gamma):
     logits, labels = sample()
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    value = fused.class_loss(ours, labels, loss, alpha, gamma, 0.5)
+    value = fused.class_loss(ours, labels, loss, alpha, gamma=gamma, beta=0.5)
     expected = dense(loss, theirs, labels, alpha, gamma, 0.5)
     (value * 0.3).backward()
     (expected * 0.3).backward()
@@ -43,7 +43,7 @@ def test_value_and_gradient_equal_the_dense_loss(loss, alpha, gamma):
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("loss", fused.LOSSES)
+@pytest.mark.parametrize("loss", fused.CLASS_LOSSES)
 def test_the_gradient_is_that_of_finite_differences(loss):
     logits, labels = sample(batch=(12,))
     assert torch.autograd.gradcheck(
@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_finite_differences(loss):
     )
 
 
-@pytest.mark.parametrize("loss", fused.LOSSES)
+@pytest.mark.parametrize("loss", fused.CLASS_LOSSES)
 @pytest.mark.parametrize("alpha", [0.25, None])
 def test_the_losses_of_the_anchors_are_the_parts_of_the_sum(loss, alpha):
     logits, labels = sample(torch.bfloat16)
@@ -73,12 +73,12 @@ def test_many_chunks_equal_one(monkeypatch):
     assert torch.equal(fused.anchor_losses(logits, labels), every)
 
 
-@pytest.mark.parametrize("loss", fused.LOSSES)
+@pytest.mark.parametrize("loss", fused.CLASS_LOSSES)
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 2.0, 5.0])
 def test_float32_is_exact_to_five_digits(loss, gamma):
     logits, labels = sample(torch.float32, batch=(4, 500))
     low, high = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    one, other = (fused.class_loss(x, labels, loss, 0.25, gamma) for x in (low, high))
+    one, other = (fused.class_loss(x, labels, loss, 0.25, gamma=gamma) for x in (low, high))
     one.backward()
     other.backward()
     torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=0)
@@ -141,7 +141,7 @@ def test_it_is_finite_at_logits_of_200(gamma, dtype):
     logits = torch.tensor(
         [[200.0, -200], [-200, 200], [200, 200], [-200, -200]], dtype=dtype, requires_grad=True
     )
-    value = fused.class_loss(logits, torch.tensor([0, 0, BACKGROUND, BACKGROUND]), "focal", 0.25, gamma)
+    value = fused.class_loss(logits, torch.tensor([0, 0, BACKGROUND, BACKGROUND]), "focal", 0.25, gamma=gamma)
     value.backward()
     assert value.isfinite()
     assert logits.grad is not None
