@@ -166,7 +166,7 @@ class _ClassLoss(torch.autograd.Function):
         ctx.save_for_backward(logits)
         ctx.others = labels, weight, loss_and_grad
         ctx.gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        return _value_and_grad(logits, *ctx.others, ctx.gradient)
+        return _value_and_grad(logits, labels, weight, loss_and_grad, ctx.gradient)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
@@ -175,11 +175,11 @@ class _ClassLoss(torch.autograd.Function):
         if gradient is None:  # the graph was retained, and the first gradient is in other hands
             (logits,) = ctx.saved_tensors
             gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-            _value_and_grad(logits, *ctx.others, gradient)
+            labels, weight, loss_and_grad = ctx.others
+            _value_and_grad(logits, labels, weight, loss_and_grad, gradient)
         if upstream.device.type != "cpu" or upstream != 1:  # to look at it would make the step wait for a GPU
-            gradient.mul_(
-                upstream
-            )  # in place, or there would be two; one number, it stays float32 in the product
+            # in place, or there would be two; one number, it stays float32 in the product
+            gradient.mul_(upstream)
         return gradient, None, None, None
 
 
