@@ -159,7 +159,8 @@ def _from_text(text: str, kind: Any) -> Any:
     kinds = _alternatives(kind)
     if NoneType in kinds and text == "None":
         return None
-    for one in sorted(kinds, key=lambda one: get_origin(one) != Literal):
+    words = [one for one in kinds if get_origin(one) is Literal]
+    for one in [*words, *(one for one in kinds if one not in words)]:
         if get_origin(one) is Literal:
             if text in get_args(one) or len(kinds) == 1:
                 return text
