@@ -94,7 +94,7 @@ def talkative(folder: Path, device: str) -> Path:
         "channels=32",
         "--workers",
         "0",
-        "--weights",
+        "--init",
         "none",
     ]
     run(HERE, ["train", str(folder / "small"), *words, "--device", device, "--out", str(folder / "run")])

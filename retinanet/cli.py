@@ -82,7 +82,7 @@ def train(arguments: list[str]) -> int:
 
         device, init = take("--device", rest)[0], take("--init", rest)[0]
         name = name or default_preset(device or "auto")
-        default, pretrained = start_config(name, Path(init) if init else None)
+        default, pretrained = start_config(name, init)
     data, config = parse("train", train, rest, default, "data")
     if dry:
         from .training.autobatch import dry_run
@@ -201,10 +201,10 @@ def lab(arguments: list[str]) -> int:
 
             chosen = default_preset(take("--device", rest)[0] or "auto")
         base, init = preset(chosen or "tiny"), take("--init", rest)[0]
-        if init is not None:
+        if init not in (None, "imagenet", "none"):
             from .commands.train import start_config
 
-            base, _ = start_config(chosen or "tiny", Path(init))
+            base, _ = start_config(chosen or "tiny", init)
         data, config = parse(f"lab {name}", lab, rest, LabConfig(train=base), "data")
         from .lab.command import experiment
 

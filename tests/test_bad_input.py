@@ -264,7 +264,7 @@ def test_on_the_command_line_an_unknown_word_is_told_with_its_neighbours(
 
 @pytest.mark.parametrize(
     ("settings", "near"),
-    [({"gama": 1}, "'gamma'"), ({"loss": "focl"}, "'focal'"), ({"weights": "imagnet"}, "'imagenet'")],
+    [({"gama": 1}, "'gamma'"), ({"loss": "focl"}, "'focal'"), ({"box_loss": "gio"}, "'giou'")],
     ids=str,
 )
 def test_from_python_an_unknown_word_is_told_with_its_neighbours(data, tmp_path, settings, near):
@@ -344,9 +344,9 @@ def test_without_a_network_training_tries_no_download_and_says_which_file_to_put
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: pytest.fail("it was tried"))
     with pytest.raises(
         retinanet.CheckpointError,
-        match=r"put model\.safetensors of https://.*resnet18.* cache \(hf download .*--weights none",
+        match=r"put model\.safetensors of https://.*resnet18.* cache \(hf download .*--init none",
     ):
-        train(data, tmp_path / "run", weights="imagenet")
+        train(data, tmp_path / "run", init="imagenet")
 
 
 # --------------------------------------------------------------------------------- one bad file among others

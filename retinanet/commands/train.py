@@ -56,20 +56,22 @@ def train(data: str | Path, preset: str | None = None, **settings: Any) -> Path:
     """
     show_log()
     name = preset or default_preset(str(settings.get("device", "auto")))
-    for path in ("out", "images", "init"):
+    if settings.get("init") is not None:
+        settings["init"] = str(settings["init"])
+    for path in ("out", "images"):
         if settings.get(path) is not None:
             settings[path] = Path(settings[path])
     config, init = start_config(name, settings.get("init"))
     return run(data, override(config, settings), name, init)
 
 
-def start_config(preset: str, init: Path | None = None) -> tuple[TrainConfig, Pretrained | None]:
+def start_config(preset: str, init: str | None = None) -> tuple[TrainConfig, Pretrained | None]:
     """The preset of that name, and the model that `init` names, read once.
 
     With `init` the network is that model's, whatever the preset says of it.
     """
     config = preset_config(preset)
-    if init is None:
+    if init in (None, "imagenet", "none"):
         return config, None
     pretrained = read_pretrained(init)
     return replace(config, model=pretrained.info.model, train_scale=None), pretrained
@@ -95,7 +97,7 @@ def run(
         with explain_errors(), log_file(folder):
             log.info("preset: %s", describe_preset(preset_name))
             config = resolve_auto_batch(config, training, validation, device)
-            if config.init is not None and init is None:
+            if config.init_model is not None and init is None:
                 init = read_pretrained(config.init)
             state = build_state(config, training, validation, device, init)
             about = run_metadata(state, source, preset_name, started)

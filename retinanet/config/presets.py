@@ -61,7 +61,7 @@ TINY = TrainConfig(
         scale=304,
     ),
     criterion=CriterionConfig(box_loss="giou", box_weight=2.0),
-    weights="none",
+    init="none",
     batch=4,
     lr=2e-3,
     lr_batch=4,

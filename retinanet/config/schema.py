@@ -204,11 +204,9 @@ class TrainConfig(DataOptions):
     """Folder of the run; an existing run is never overwritten. None: runs/<data>-<preset>, numbered."""
     budget: str | None = setting(None, group="run")
     """How long: 7min, 2h, 300it, 12ep or 1440000im (images shown). None: a length that fits the data."""
-    weights: Literal["imagenet", "none"] = setting("imagenet", group="run")
-    """Where the backbone starts: ImageNet weights through timm, or from scratch with everything live."""
-    init: Path | None = setting(None, group="run")
-    """Start from a model instead, a run, a file or a name of `retinanet models`: its network is taken, class
-    rows by name.
+    init: str = setting("imagenet", group="run")
+    """Where training starts: imagenet (the backbone's weights, through timm), none (from scratch, everything
+    live), or a model: a run, a file or a name of `retinanet models`; its network is taken, class rows by name.
     """
     batch: int | Literal["auto"] = setting(16, 1, 1 << 30, group="schedule")
     """Images per optimiser step, over all processes; auto: as many as fit in memory, the learning rate going
@@ -274,3 +272,8 @@ class TrainConfig(DataOptions):
     """
     tensorboard: bool = setting(False, group="log")
     """Write the numbers of metrics.jsonl for TensorBoard too, into the run folder."""
+
+    @property
+    def init_model(self) -> str | None:
+        """The model that training starts from, if it is one."""
+        return None if self.init in ("imagenet", "none") else self.init

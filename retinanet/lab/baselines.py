@@ -185,14 +185,14 @@ def train_rival(
 
 def begin(name: str, training: Dataset, config: TrainConfig, device: torch.device) -> Lesson:
     """Weights, optimiser and average from the seed, as `new_session` has them."""
-    if config.init is not None or not isinstance(config.batch, int):
+    if config.init_model is not None or not isinstance(config.batch, int):
         raise ConfigError(
             "rivals start from ImageNet weights or from scratch, with a batch that is a number: no --init, "
             "no --batch auto"
         )
     torch.manual_seed(config.seed)
     model = build_rival(name, config.model, len(training.names))
-    if config.weights == "imagenet":
+    if config.init == "imagenet":
         backbone = model.get_submodule("backbone.body")
         assert isinstance(backbone, Backbone)
         backbone.load_imagenet()

@@ -91,7 +91,7 @@ def run(name: str, source: str, config: LabConfig) -> Path:
         study.iterations,
         study.folder,
     )
-    if study.base.init is not None and any(
+    if study.base.init_model is not None and any(
         row.rival or row.changes.keys() & set(NETWORK + ANCHORS) - {"prior"} for row in rows
     ):
         raise ConfigError(f"{name} changes the network from row to row, so its rows cannot begin from --init")
@@ -162,7 +162,7 @@ def begin(source: str, config: LabConfig) -> Study:
     entry = identity(replace(base, seed=0), 0, 0, (training, validation)) + f" {base.budget}"
     if entry not in budgets:
         with quiet():
-            init = None if base.init is None else read_pretrained(base.init)
+            init = None if base.init_model is None else read_pretrained(base.init_model)
             session = build_state(base, training, validation, device, init)
             budgets[entry] = plan(session, time.perf_counter())[0]
         write_atomically(known, json.dumps(budgets, indent=1).encode())
@@ -259,7 +259,7 @@ def identity(
     settings = {
         name: value for name, value in flat(config).items() if name not in NEVER and value != usual[name]
     }
-    if config.init is not None:  # its content, not its name
+    if config.init_model is not None:  # its content, not its name
         settings["init"] = sha256(resolve_weights(config.init))
     content = {
         "format": FORMAT,

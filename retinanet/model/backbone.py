@@ -103,14 +103,13 @@ class Backbone(nn.Module):
         """
         if self.norm == "group":
             raise ConfigError(
-                "ImageNet weights belong to batch norm; use --backbone-norm frozen or batch, or --weights "
-                "none"
+                "ImageNet weights belong to batch norm; use --backbone-norm frozen or batch, or --init none"
             )
         name = PINNED.get(self.name, self.name)
         source = timm.get_pretrained_cfg(name).to_dict().get("hf_hub_id")
         if not source:
             raise ConfigError(
-                f"timm has no ImageNet weights for {name!r}; train from scratch with --weights none"
+                f"timm has no ImageNet weights for {name!r}; train from scratch with --init none"
             )
         check_network(str(source))
         donor = timm.create_model(
@@ -183,5 +182,5 @@ def check_network(source: str) -> None:
             f"no network ({reason}), so the ImageNet weights {source} cannot be fetched. Either put "
             f"model.safetensors of "
             f"https://{HOST}/{source} into this machine's Hugging Face cache (hf download {source}), or "
-            f"train from scratch: --weights none."
+            f"train from scratch: --init none."
         )

@@ -37,8 +37,8 @@ def origins(config: TrainConfig, donor: ModelInfo | None = None) -> list[dict[st
     donor    the card of the file that --init names; it knows what that model began from
     returns  dicts with `kind` (model, backbone) and `name`, and where known `licence` and the like
     """
-    if config.init is None:
-        return [imagenet(config.model.backbone)] if config.weights == "imagenet" else []
+    if config.init_model is None:
+        return [imagenet(config.model.backbone)] if config.init == "imagenet" else []
     about = {} if donor is None else donor.about
     known = {key: str(about[key])[:200] for key in TOLD if isinstance(about.get(key), (str, int, float))}
     if isinstance(about.get("data"), str):
@@ -49,7 +49,7 @@ def origins(config: TrainConfig, donor: ModelInfo | None = None) -> list[dict[st
     entries = (
         [plain(entry) for entry in earlier if isinstance(entry, dict)] if isinstance(earlier, list) else []
     )
-    return [{"kind": "model", "name": public_name(config.init), **known}, *entries][:LONGEST]
+    return [{"kind": "model", "name": public_name(Path(config.init)), **known}, *entries][:LONGEST]
 
 
 def imagenet(backbone: str) -> dict[str, str]:

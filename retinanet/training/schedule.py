@@ -77,7 +77,7 @@ def fitting_length(session: TrainState) -> float:
     All three count images, so that a larger batch has fewer steps.
     """
     config, batch = session.config, session.sampler.batch
-    shortest = (3000 if config.weights == "none" and config.init is None else 1500) * config.lr_batch // batch
+    shortest = (3000 if config.init == "none" else 1500) * config.lr_batch // batch
     twelve = 12 * session.sampler.steps_per_epoch
     return max(1, min(max(twelve, shortest), 90_000 * 16 // batch))
 

@@ -137,7 +137,7 @@ def resolve_config(config: TrainConfig, device: torch.device) -> TrainConfig:
     """The config with everything decided that the machine decides."""
     check(config)
     model = config.model
-    if config.weights == "none" and config.init is None and model.backbone_norm == "frozen":
+    if config.init == "none" and model.backbone_norm == "frozen":
         model = replace(model, backbone_norm="batch")
         log.info("from scratch: the backbone's batch norm is live, not frozen")
     if config.train_scale is not None and config.train_scale > model.scale:
@@ -191,13 +191,13 @@ def build_state(
     """
     torch.manual_seed(config.seed)
     model = build(config.model, len(training.names))
-    if config.init is not None:
+    if config.init_model is not None:
         if load_weights:
             assert init is not None, "the model that --init names is read by the command"
             load_pretrained(model, training.names, init)
         if config.model.backbone_norm == "frozen":
             model.backbone.freeze()
-    elif config.weights == "imagenet":
+    elif config.init == "imagenet":
         if load_weights:
             model.backbone.load_imagenet()
         model.backbone.freeze()

@@ -107,7 +107,7 @@ def test_without_out_runs_are_numbered(scenes, tmp_path, monkeypatch):
         ({"backbone": "resnet81"}, "resnet18"),
         ({"device": "cuda:7"}, "--device cpu"),
         ({"batch": 0, "gamma": -1.0}, "batch must be between 1"),
-        ({"weights": "ImageNet"}, "did you mean 'imagenet'"),
+        ({"optimizer": "SGD"}, "did you mean 'sgd'"),
         ({"precision": "fp16"}, "bf16"),
         ({"negative": 0.6}, "must not exceed"),
     ],
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_images(scenes, 
 
 
 def test_training_from_scratch_is_live_even_when_frozen_was_asked_for():
-    config = resolve_config(override(preset("r50-600"), {"weights": "none"}), torch.device("cpu"))
+    config = resolve_config(override(preset("r50-600"), {"init": "none"}), torch.device("cpu"))
     assert config.model.backbone_norm == "batch"
 
 

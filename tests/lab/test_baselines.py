@@ -112,7 +112,7 @@ def test_the_backbone_begins_with_our_weights(name, data):
 @pytest.mark.parametrize("name", RIVALS)
 def test_pretrained_backbones_are_frozen_as_ours(name, data, monkeypatch):
     monkeypatch.setattr(Backbone, "load_imagenet", lambda backbone: None)
-    config = small(weights="imagenet", backbone_norm="frozen", ema=None)
+    config = small(init="imagenet", backbone_norm="frozen", ema=None)
     ours = build_state(config, *data, CPU).model.backbone
     theirs = begin(name, data[0], config, CPU).model.get_submodule("backbone.body")
     trained = [

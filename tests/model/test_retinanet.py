@@ -180,7 +180,7 @@ def test_group_norm_replaces_every_batch_norm():
 def test_without_a_network_the_weights_fail_in_seconds_and_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("retinanet.download.reachable", lambda host: "no route")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    with pytest.raises(CheckpointError, match="--weights none"):
+    with pytest.raises(CheckpointError, match="--init none"):
         backbone.Backbone("resnet18").load_imagenet()
 
 

@@ -182,7 +182,7 @@ def test_imagenet_weights_are_named_as_pinned_with_their_licence():
 def test_a_training_from_imagenet_weights_names_them(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(Backbone, "load_imagenet", lambda self: None)  # no test fetches weights
     run = retinanet.train(
-        scenes, "tiny", out=tmp_path / "run", **{**SMALL, **QUICK}, weights="imagenet", backbone_norm="frozen"
+        scenes, "tiny", out=tmp_path / "run", **{**SMALL, **QUICK}, init="imagenet", backbone_norm="frozen"
     )
     text = (run / "README.md").read_text()
     assert front(text)["base_model"] == "timm/resnet18.tv_in1k"
