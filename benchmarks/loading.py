@@ -225,8 +225,8 @@ def measure_index(folder: Path, images: int, boxes: int, repeats: int, workers: 
 
 FIRST_OPENING = """
 import sys, time
-from retinanet.data import index
-from retinanet.data.layout import open_dataset
+from retinanet.data import cache
+from retinanet.data.formats.detect import open_dataset
 
 def peak():
     try:
@@ -234,7 +234,7 @@ def peak():
     except OSError:
         return float("nan")
 
-index.LARGE, before, start = 0, peak(), time.perf_counter()
+cache.LARGE, before, start = 0, peak(), time.perf_counter()
 open_dataset(sys.argv[1])
 print(time.perf_counter() - start, peak(), before)
 """

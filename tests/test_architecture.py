@@ -56,17 +56,18 @@ YET = {  # still to be cut
 }
 
 CLOSURES = {  # files, lines
-    "training.loop": (45, 7_250),  # to be 6_500
+    "training.loop": (45, 7_350),  # to be 6_500
     "inference.detector": (18, 2_800),  # to be 2_500
-    "evaluation.evaluate": (32, 5_600),
+    "evaluation.evaluate": (32, 5_660),
     "commands.predict": (43, 8_300),
 }
 TO_OPEN = {
-    "batch to step": (17, 3_260),  # to be 12, 1_800
-    "disk to step": (24, 4_780),  # to be 17, 2_600
+    "batch to step": (17, 3_290),  # to be 12, 1_800
+    "disk to step": (24, 4_830),  # to be 17, 2_600
 }
 LONGEST = 380
 LONG_YET = {
+    "cli": 425,
     "inference.tiles": 460,
     "inference.video_io": 406,
     "lab.baselines": 554,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..errors import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = NDArray[np.float64]
 
@@ -238,6 +239,8 @@ class Shared:
 
 def share(data: Dataset) -> Shared:
     """Copies the columns once, for any number of processes. The problems stay behind: they were told."""
+    import torch  # readers of annotations do without
+
     parts = {field.name: getattr(data, field.name) for field in fields(data) if field.name != "problems"}
     columns = {name: part for name, part in parts.items() if isinstance(part, np.ndarray)}
     return Shared(

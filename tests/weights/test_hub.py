@@ -330,7 +330,8 @@ def test_a_slip_in_a_name_is_told_with_its_neighbours():
 
 def test_a_training_starts_from_a_published_name(server, publish, scenes, tmp_path):
     publish(server.address + "/good")
-    assert start_config("tiny", Path(NAME)).model == SMALL
+    config, init = start_config("tiny", NAME)
+    assert config.model == SMALL == init.info.model
     run = retinanet.train(
         scenes,
         "tiny",

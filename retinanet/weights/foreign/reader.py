@@ -155,5 +155,5 @@ def state_dict_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def is_odd(value: Any) -> bool:
     """Whether a value is a tensor that is not plain numbers in memory."""
     if isinstance(value, Tensor):
-        return value.layout != torch.strided or value.is_quantized or value.is_meta
+        return value.layout != torch.strided or value.is_quantized
     return isinstance(value, Placeholder) and value.name.startswith("torch._utils.")
