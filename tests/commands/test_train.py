@@ -107,7 +107,7 @@ def test_without_out_runs_are_numbered(scenes, tmp_path, monkeypatch):
         ({"backbone": "resnet81"}, "resnet18"),
         ({"device": "cuda:7"}, "--device cpu"),
         ({"batch": 0, "gamma": -1.0}, "batch must be between 1"),
-        ({"optimizer": "SGD"}, "did you mean 'sgd'"),
+        ({"optimizer": "SGD"}, "unknown optimizer 'SGD'"),
         ({"precision": "fp16"}, "bf16"),
         ({"negative": 0.6}, "must not exceed"),
     ],
