@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         logging.getLogger("retinanet").setLevel(logging.INFO if is_main_process() else logging.ERROR)
         if words[0] not in VERBS:
-            raise unknown_name_error("verb", words[0], VERBS)
+            raise unknown_name_error("command", words[0], VERBS)
         return VERBS[words[0]](words[1:])
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
