@@ -81,9 +81,7 @@ def differences(one, other):
 
 
 def torture(root, kills, iterations, seed=0, longest=12.0, report=print):
-    """Kill runs until there were so many kills, each run resumed to its end; the differences that were
-    found.
-    """
+    """Kill runs `kills` times and resume each to its end; returns the differences that were found."""
     chance = random.Random(seed)
     data = write_scenes(root / "scenes", {"train": 16, "val": 4}, size=(96, 128), seed=5, across=(16, 64))
     settings = [*SMALL, "--budget", f"{iterations}it", "--validations", 3, "--set", "save_every=7it"]

@@ -1,6 +1,4 @@
-"""Small data sets, pictures and files of weights, whole or damaged, made from a random generator. Used by
-fuzz.py.
-"""
+"""Small data sets, images and files of weights, whole or damaged, made at random. Used by fuzz.py."""
 
 from __future__ import annotations
 
@@ -169,9 +167,7 @@ def value_damaged(value: Any, rng: random.Random) -> Any:
 
 
 def json_bytes(value: Any, rng: random.Random, odd: bool) -> bytes:
-    """JSON as a file; an odd one in a strange encoding, with a key twice, very deep, with very long numbers,
-    or damaged in its bytes.
-    """
+    """JSON as a file; an odd one: strange encoding, a key twice, very deep, long numbers, damaged bytes."""
     text = json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=rng.choice((None, 1)))
     depth = rng.choice((10, 900, 930, 960, 990, 5000, 100_000)) if odd else 0
     text = text.replace(f'"{DEEP}"', "[" * depth + "]" * depth).replace(

@@ -24,9 +24,7 @@ TURNED = {"png", "jpg", "tif", "webp"}
 
 
 def make_picture(rng: random.Random) -> tuple[str, bytes, np.ndarray]:
-    """(suffix, content, pixels [H, W, 3] as shown): known from the numbers that went in, for lossy formats
-    from Pillow's own viewer.
-    """
+    """(suffix, content, pixels [H, W, 3] as shown); for lossy formats the pixels are those of Pillow."""
     suffix = rng.choice(list(MODES))
     mode = rng.choice(MODES[suffix])
     numbers = np.random.default_rng(rng.randrange(1 << 32))
@@ -98,9 +96,7 @@ def make_mode(
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """What a viewer shows for an EXIF orientation, in rotations and mirrors (counter-clockwise quarter
-    turns).
-    """
+    """What a viewer shows for an EXIF orientation, in counter-clockwise quarter turns and mirrors."""
     turns, mirror = {1: (0, 0), 2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}[
         orientation
     ]

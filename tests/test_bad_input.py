@@ -1,6 +1,4 @@
-"""What bad input gets, row by row of the design's table. The rows on losses, signals, full disks and resuming
-are in engine/.
-"""
+"""Bad input, row by row of the design's table; losses, signals, full disks, resuming: see training/."""
 
 import json
 import pickle

@@ -1,6 +1,4 @@
-"""The benchmarks run, on sizes that say nothing about speed; the page that quotes them is the one that their
-records give.
-"""
+"""The benchmarks run, on sizes that say nothing about speed, and their page agrees with their records."""
 
 import importlib
 import json

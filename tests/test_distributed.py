@@ -1,6 +1,4 @@
-"""Several processes are one: the same losses, the same AP, the same predictions; and one that dies takes
-nothing with it.
-"""
+"""Several processes equal one: losses, AP, detections; and one that dies leaves a whole state."""
 
 import json
 import os
@@ -59,9 +57,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """The folder of the same training by a number of processes; "micro": with one image at a time. Each is
-    made when it is first asked for.
-    """
+    """From a name to its run, made on first use: how many processes; "micro": one image at a time."""
     root = tmp_path_factory.mktemp("runs")
 
     @cache

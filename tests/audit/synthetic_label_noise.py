@@ -117,9 +117,7 @@ def read_truth(file: Path) -> list[Planted]:
 def _elsewhere(
     rng: np.random.Generator, box: Sequence[float], size: tuple[float, float]
 ) -> tuple[float, float] | None:
-    """Left and top of a new place for a box [x, y, width, height] in a picture (width, height); None where
-    there is none.
-    """
+    """Left and top of a new place for a box [x, y, width, height] in an image; None where there is none."""
     x, y, wide, tall = box
     for _ in range(50):
         angle, step = rng.uniform(0, 2 * np.pi), rng.uniform(*STEP)

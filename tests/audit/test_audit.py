@@ -1,6 +1,4 @@
-"""Who produces the loss, and which labels look wrong: by hand, on answers that are made up, and on errors
-that were planted.
-"""
+"""Who produces the loss, and which labels look wrong: by hand, on made-up detections, on planted errors."""
 
 import json
 import logging
@@ -211,9 +209,7 @@ def test_the_ratio_is_that_of_the_counts():
 
 
 def made_up(sound=300, seed=0):
-    """A set in which the model does well, with one error of each kind: rows 0 renamed, 1 moved to where
-    nothing is, and a dropped box.
-    """
+    """One error of each kind: row 0 renamed, row 1 moved, a box dropped; the model does well."""
     rng = np.random.default_rng(seed)
     boxes = np.zeros(sound, BOX)
     boxes["row"], boxes["image"], boxes["side"] = (

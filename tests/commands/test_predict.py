@@ -1,6 +1,4 @@
-"""The verb predict: which pictures its words mean, what it leaves, how processes share it and continue each
-other's work.
-"""
+"""The command predict: its images, what it leaves, how processes share and continue one prediction."""
 
 import json
 import os
@@ -113,9 +111,7 @@ def test_a_file_of_another_kind_is_an_error_of_its_own(trained, folder, caplog):
 
 @pytest.fixture(scope="module")
 def talkative(trained, tmp_path_factory):
-    """The same weights with ten answers for every picture: after six steps no score is above the usual
-    0.05.
-    """
+    """The same weights, with ten detections an image: after six steps no score is above the usual 0.05."""
     weights, card = read_weights(trained / "model.safetensors")
     file = tmp_path_factory.mktemp("talkative") / "model.safetensors"
     save_model(

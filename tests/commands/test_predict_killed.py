@@ -1,6 +1,4 @@
-"""A long prediction that is killed with -9 goes on where it was: nothing is answered twice, nothing is
-lost.
-"""
+"""A long prediction that is killed with -9 goes on where it was: nothing is lost or done twice."""
 
 import json
 import os

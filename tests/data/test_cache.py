@@ -39,9 +39,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def written(folder: Path, width: int = 3) -> Path:
-    """An annotation file with names beyond ASCII, a crowd, an area, an image without boxes, and three
-    problems.
-    """
+    """Annotations with names beyond ASCII, a crowd, an area, an image without boxes, and three problems."""
     images = [
         {"id": number, "file_name": name, "height": 50, "width": 100}
         for number, name in ((7, "sub/ä.jpg"), (3, "b.jpg"), (9, "c.jpg"))

@@ -1,6 +1,4 @@
-"""Which pictures make which step: a pure function of seed and iteration, whoever asks, however often some are
-shown.
-"""
+"""Which images make which step: a pure function of seed and iteration, also where images are repeated."""
 
 from itertools import chain
 

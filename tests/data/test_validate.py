@@ -47,9 +47,7 @@ def kinds(problems: list[Any]) -> list[str]:
 
 
 def every_fault(folder: Path) -> Dataset:
-    """A COCO file with each fault of DESIGN.md's section 6 once, and one image and two boxes that are
-    right.
-    """
+    """A COCO file with each fault of DESIGN.md's section 6 once, and one image, two boxes that are right."""
     exif = Image.Exif()
     exif[274] = 6
     for name in ("good.png", "small.png", "unlabelled.png"):

@@ -114,9 +114,7 @@ def test_where_nothing_was_compared_nothing_is_proved():
 
 def test_a_file_that_takes_the_first_pictures_size_for_all_is_found_out():
     class Cropped:
-        """Answers with a box as large as each picture; `first` takes the first one's size for all of a
-        batch.
-        """
+        """A detection as large as each image; `first` takes the first image's size for the batch."""
 
         threshold, postprocess, preprocess = 0.6, Postprocess(score_threshold=0.05), Preprocess(64)
 

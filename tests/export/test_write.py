@@ -133,9 +133,7 @@ def test_other_precisions_are_measured_by_their_ap(format, precision, size, talk
 
 
 def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
-    """The exported graph takes the mean of blue from red: what goes wrong without a word where nothing is
-    proved.
-    """
+    """The exported graph mixes up the means of blue and red: a silent error where nothing is proved."""
     real = writing.Graph
 
     def wrong(detector):

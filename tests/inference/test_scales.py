@@ -92,9 +92,7 @@ def test_merged_answers_have_the_best_of_each_class_at_any_scale(several, single
 
 
 def test_a_box_that_goes_takes_none_with_it():
-    """The best box, from one scale, is too near to the second, from another, which is too near to the third,
-    from that other too.
-    """
+    """The best box is too near to the second, the second too near to the third, each from another scale."""
     boxes = torch.tensor([[[0.0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10]]])
     x, labels = torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 3, dtype=torch.long)
     ((kept, _, _),) = Postprocess().suppress(boxes, x, labels, torch.tensor([[20.0, 20]]))

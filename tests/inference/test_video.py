@@ -24,9 +24,7 @@ av = pytest.importorskip("av")
 
 
 def square(number, size=(48, 80)):
-    """A grey picture [H, W, 3] with a green square of 16 pixels, 12 from the top, that walks right by 4
-    pixels a frame.
-    """
+    """A grey image [H, W, 3]; a green square of 16 pixels, 12 from the top, goes right by 4 a frame."""
     picture = np.full((*size, 3), 90, np.uint8)
     left = 4 * number % (size[1] - 16)
     picture[12:28, left : left + 16] = (20, 230, 30)

@@ -1,6 +1,4 @@
-"""The rivals of Table 2: the same backbone, pictures and schedule as ours, and answers in the pixels of the
-original.
-"""
+"""The rivals of Table 2: our backbone, images and schedule, and detections in pixels of the original."""
 
 import json
 from dataclasses import replace
@@ -45,9 +43,7 @@ def data(scenes):
 
 
 def batch(boxes=((10.0, 12.0, 40.0, 44.0),), labels=(1,)):
-    """Two pictures in a canvas of 64 x 96 pixels, the first of 60 x 90 with the boxes, the second of 64 x 70
-    without any.
-    """
+    """Two images in a canvas of 64 x 96: one of 60 x 90 with the boxes, one of 64 x 70 without any."""
     images = torch.randint(
         0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

@@ -179,9 +179,7 @@ GRID = [
 
 
 def crowd(pictures=3, classes=2):
-    """Logits and offsets that need a gradient, and targets of which the last picture has none, over 100 and 9
-    anchors.
-    """
+    """Logits, offsets with gradients, and targets, over 100 and 9 anchors; the last image has no target."""
     generator = torch.Generator().manual_seed(0)
     logits = [
         torch.randn(pictures, len(level), classes, generator=generator).mul(3).requires_grad_()
@@ -216,9 +214,7 @@ def test_ohem_is_the_mean_over_the_hardest_and_nothing_else_has_a_gradient():
 
 
 def test_nms_compares_anchors():
-    """On both levels there is an anchor of (0, 0, 10, 10): with NMS only the harder of each such two can be
-    chosen.
-    """
+    """Both levels have an anchor of (0, 0, 10, 10): NMS can choose only the harder of the two."""
     logits, offsets, wanted = crowd()
     criterion = Criterion(mining="ohem", mining_batch=100)
     criterion(logits, offsets, GRID, criterion.match(GRID, wanted))["class_loss"].backward()

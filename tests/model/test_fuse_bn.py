@@ -101,9 +101,7 @@ def test_in_bf16_norms_that_cannot_be_folded_keep_their_precision():
 
 
 class Shared(nn.Module):
-    """A convolution whose output is used beside its norm, one that is called twice, and a norm with its
-    activation inside.
-    """
+    """A convolution used beside its norm, one that is called twice, a norm with its activation inside."""
 
     def __init__(self):
         super().__init__()

@@ -103,9 +103,7 @@ def test_anchors_in_the_padding_never_answer():
 
 
 def answers(**settings):
-    """Two boxes of a class that overlap less than half only while they reach beyond the picture, and one
-    outside of it.
-    """
+    """Two boxes that overlap less than half only while they reach beyond the image, and one outside of it."""
     anchors = [torch.tensor([[0.0, 10, 30, 20], [-25, 10, 15, 20], [50, 50, 60, 60]])]
     logits = [torch.tensor([[[3.0], [2.0], [1.0]]])]
     ((boxes, _, _),) = Postprocess(padding_anchors="kept", **settings)(

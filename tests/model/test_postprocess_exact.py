@@ -1,6 +1,4 @@
-"""What is done to be fast, against a plain restatement: bit for bit the same answers, ties and broken numbers
-included.
-"""
+"""The fast postprocess equals a plain restatement to the bit, ties and broken numbers included."""
 
 import itertools
 
@@ -28,9 +26,7 @@ def predictions(seed=0, classes=5, mean=-2.0, ties=False, kind=torch.float32):
 
 
 def plain_candidates(post, logits, offsets, anchors, sizes):
-    """Every anchor's best class, the best anchors, their best pairs, boxes of these: by the shortest words
-    for it.
-    """
+    """Every anchor's best class, the best anchors, their best pairs, the boxes of these: in few words."""
     levels = []
     for x, d, a in zip(logits, offsets, anchors, strict=True):
         best = x.amax(dim=2).float()

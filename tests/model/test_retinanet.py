@@ -107,9 +107,7 @@ def test_a_step_without_objects_gives_every_parameter_a_gradient():
 
 
 def test_tiny_pictures_have_finite_gradients_in_bf16():
-    """torch 2.15's stride-2 convolution of one cell takes them from memory that nobody wrote; here that
-    memory is full of NaN.
-    """
+    """torch 2.15's stride-2 convolution of one cell reads unwritten memory; here it is full of NaN."""
     model = small(subnet_norm="group")
     for size in (32, 64):
         for _ in range(3):

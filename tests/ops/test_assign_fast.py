@@ -1,6 +1,4 @@
-"""The anchors near a box: none that matters is missed, the answers are those of the plain reference, and
-nothing is as large as G x A.
-"""
+"""The search near each box misses no anchor, equals the plain reference, and stores nothing of size G x A."""
 
 import importlib
 
@@ -47,9 +45,7 @@ RULES = [  # positive, negative, force_above
 
 
 def crowd(flat, seed, batch, count):
-    """Boxes [B, G, 4]: like anchors, exactly anchors, between two of them, tiny, huge, far outside, without
-    area, upside down, the same.
-    """
+    """Boxes [B, G, 4]: like anchors, between two, tiny, huge, far away, without area, upside down, equal."""
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randint(len(flat), (batch, count), generator=generator)
     own, other = flat[draw], flat[(draw + 1) % len(flat)]
@@ -135,9 +131,7 @@ def test_no_anchor_that_matters_is_missed(corners, least, grid):
 
 @pytest.mark.parametrize("shape", [(1, 60), (60, 1)])
 def test_a_box_that_reaches_furthest_has_all_that_matter(shape):
-    """As high (or wide) as an anchor and 1 / 0.4 times the other side: every anchor within it overlaps it by
-    0.4.
-    """
+    """As high (or wide) as an anchor, the other side 1 / 0.4 times: each anchor within overlaps it by 0.4."""
     anchors = grid_anchors([shape], (8,))
     flat = torch.cat(anchors)
     middle = flat[30 * 9 : 31 * 9]
@@ -215,9 +209,7 @@ def test_no_tensor_of_boxes_times_anchors_exists_and_operations_do_not_grow():
 
 
 def test_on_a_gpu_the_host_need_not_know_the_boxes(monkeypatch):
-    """Fake tensors have shapes and no numbers: whatever asks for a number, as a wait for a GPU does,
-    fails.
-    """
+    """Fake tensors have shapes and no numbers: asking for a number, as a wait for a GPU does, fails."""
     anchors, boxes = GRIDS["three levels"], torch.zeros(2, 5, 4)
     near = windows(anchors.grids, 0.4, CPU)
     with FakeTensorMode() as mode:

@@ -1,6 +1,4 @@
-"""The compiled class loss equals the plain one, is compiled once for all sizes, and never stands in the way
-where compiling fails.
-"""
+"""The compiled class loss is exact, is compiled once for all sizes, and is optional where compiling fails."""
 
 import os
 from shutil import which
@@ -122,9 +120,7 @@ def test_where_compiling_fails_the_plain_path_goes_on_and_one_line_says_why(monk
 
 @pytest.mark.usefixtures("eager_to_compile")
 def test_a_function_that_torch_would_run_as_it_stands_is_not_run(monkeypatch, caplog):
-    """As when torch.compile is switched off by an environment variable: each of its steps would be as large
-    as the logits.
-    """
+    """As when a variable switches torch.compile off: each step would be as large as the logits."""
     monkeypatch.setattr(torch, "compile", lambda function, fullgraph: function)
     with caplog.at_level("INFO", "retinanet"):
         assert_exact(*sample(50), "focal", 0.25, gamma=1.3)

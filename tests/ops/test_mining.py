@@ -107,9 +107,7 @@ def test_nms_over_few_is_enough_when_most_survive(monkeypatch):
 
 
 def test_what_nms_does_to_the_papers_anchors_is_what_is_said():
-    """Equal scores: at 0.7 only equal anchors of neighbouring cells go, and at one place all stay; at 0.5
-    most go.
-    """
+    """Equal scores: at 0.7 only equal anchors of neighbouring cells go; at 0.5 most go."""
     boxes = grid([(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)])
     share = [
         1 - len(hardest(torch.zeros(len(boxes)), boxes, len(boxes), threshold)) / len(boxes)

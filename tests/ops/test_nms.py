@@ -1,6 +1,4 @@
-"""NMS down to as many survivors as are wanted, against NMS over everything and against the rule itself, box
-by box.
-"""
+"""NMS down to the wanted number of survivors, against NMS over everything and against the rule itself."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""Batches from many requests: who shares one, who waits, who is hurt when something fails, and what is left
-at the end.
-"""
+"""Batches from many requests: which share one, which wait, which fail together, and what is left."""
 
 import threading
 

@@ -26,9 +26,7 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """An empty tab that fails the test when the page has an error, is refused something by its policy, or
-    asks anybody else.
-    """
+    """An empty tab; the test fails on an error of the page, a policy violation or a foreign request."""
     with browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True) as context:
         tab = context.new_page()
         tab.set_default_timeout(10_000)

@@ -1,6 +1,4 @@
-"""Requests that nobody should send: no 5xx, nothing left behind, and the next good request is answered
-right.
-"""
+"""Hostile requests: no 5xx, nothing left behind, and the next good request is answered right."""
 
 import gc
 import io
@@ -147,9 +145,7 @@ def test_a_strange_picture_is_read_or_refused(server, content, status, size, pic
 
 
 def bodies(count, seed=0):
-    """(path, headers, body, right) of requests that are whole or damaged; right is the picture where nothing
-    is.
-    """
+    """(path, headers, body, right) of whole or damaged requests; right is the image of a whole one."""
     rng = random.Random(seed)
     for _ in range(count):
         suffix, content, pixels = make_picture(rng)

@@ -1,6 +1,4 @@
-"""The verb: settings that are refused, and what only a real connection shows: leaving, refusing while it is
-sent, ending.
-"""
+"""The command serve: settings that are refused, and what only a real connection shows."""
 
 import http.client
 import socket

@@ -1,6 +1,4 @@
-"""The load test runs, on sizes that say nothing about speed; with it the verb in a process of its own. And it
-sees what is wrong.
-"""
+"""The load test runs with the command in its own process, on small sizes, and sees what is wrong."""
 
 import importlib
 import json
@@ -77,9 +75,7 @@ def test_of_a_full_answer_the_last_may_be_another(serving):
 
 @pytest.fixture
 def load(serving, tmp_path):
-    """Makes a load on a server that does with each connection the next of these: answers it so, or resets
-    it.
-    """
+    """Make a load on a server that answers each connection with the next of these, or resets it."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
     detector = SimpleNamespace(

@@ -1,6 +1,4 @@
-"""What of a request is held, for how long, and that it is let go: without waiting for the collector of
-cycles.
-"""
+"""How much of a request is held and how long; it is freed without the collector of cycles."""
 
 import asyncio
 import gc

@@ -1,6 +1,4 @@
-"""What a training costs is known before it: memory, time, anchors; the largest batch with its learning
-rate.
-"""
+"""The cost of a training is known before it: memory, time, anchors; the largest batch, its rate."""
 
 import dataclasses
 

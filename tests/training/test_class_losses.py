@@ -1,6 +1,4 @@
-"""Every class loss and every way of mining in a training: it runs, it is split without a change, it goes on
-where it was stopped.
-"""
+"""Every class loss and way of mining in a training: it runs, it splits without a change, it resumes."""
 
 import json
 import math
@@ -104,9 +102,7 @@ def test_a_dump_reproduces_a_mined_step(scenes, tmp_path, mining):
     "settings", [{"gamma": 0.1}, {"gamma": 0.2}, {"gamma": 0.5}, {"loss": "hinge"}], ids=str
 )
 def test_20_steps_in_bf16_are_finite(scenes, settings):
-    """By then some logits are beyond 6.25, from where on the usual form of the focal loss has NaN gradients
-    in bf16.
-    """
+    """By then some logits exceed 6.25, where the usual form of the focal loss has NaN gradients in bf16."""
     session = session_of(scenes, precision="bf16", **settings)
     numbers = steps_of(session, 0, 20, rate=1e-2)
     assert all(math.isfinite(value) for step in numbers for value in step.values())

@@ -1,6 +1,4 @@
-"""A step that goes wrong is written down whole and can be repeated; a run that goes wrong without failing is
-told so.
-"""
+"""A bad step is written down whole and can be repeated; a run that goes wrong silently gets a message."""
 
 import math
 
@@ -33,9 +31,7 @@ def poison(session):
 
 @pytest.fixture(scope="module")
 def diverged(scenes, tmp_path_factory):
-    """A run whose third step is poisoned, the second row of weights of one layer having become NaN before it;
-    and its error.
-    """
+    """A run and its error: before its third step the second row of weights of one layer becomes NaN."""
     true_step, steps = loop.train_step, iter(range(100))
 
     def step(session, batch, rate):

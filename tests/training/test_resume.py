@@ -25,9 +25,7 @@ SMALL = helpers.SMALL | {"train_scale": 64, "log_every": 2, "budget": "8it", "va
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Five pictures: with two a step, an epoch ends in the middle of the run and has a step that is filled
-    up.
-    """
+    """Five images: with two a step, an epoch ends in the middle of the run and fills up its last step."""
     return write_scenes(
         tmp_path_factory.mktemp("data"), {"train": 5, "val": 3}, size=(64, 96), seed=3, across=(16, 48)
     )
@@ -70,9 +68,7 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(data, whole, tmp_
 
 
 def test_another_recipe_is_resumed_as_exactly(data, tmp_path, monkeypatch):
-    """SGD with momentum, no average, clipping, group norm, micro-batches, repeated pictures, inverse
-    frequencies.
-    """
+    """SGD, no average, clipping, group norm, micro-batches, repeated images, inverse frequencies."""
     recipe = {
         "optimizer": "sgd",
         "lr": 0.01,

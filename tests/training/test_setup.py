@@ -73,9 +73,7 @@ def test_where_compiling_fails_the_plain_network_is_used_and_a_line_says_why(sce
 
 @pytest.mark.slow
 def test_a_compiled_network_has_the_same_losses_and_is_not_compiled_for_each_shape(scenes):
-    """Minutes: the C++ compiler is slow. More than two graphs for six shapes would mean that shapes are
-    compiled one by one.
-    """
+    """Minutes, for the C++ compiler is slow. More than two graphs for six shapes: compiled one by one."""
     from torch._dynamo import reset
     from torch._dynamo.utils import counters
 

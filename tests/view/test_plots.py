@@ -1,6 +1,4 @@
-"""Plots are written for whatever a run leaves, without a warning (the test run turns warnings into
-errors).
-"""
+"""Plots are written for every kind of run, without a warning (the test run makes warnings errors)."""
 
 from __future__ import annotations
 

@@ -18,9 +18,7 @@ STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def blocks(depth, groups=1, width=64):
-    """(stage, block, input, middle, output channels) of a ResNet: He et al. (2016), Table 1; Xie et al.
-    (2017), Table 1.
-    """
+    """(stage, block, input, middle, output channels): Table 1 of He et al. (2016), Xie et al. (2017)."""
     before = 64
     for stage, count in enumerate(STAGES[depth], 1):
         middle, after = groups * width * 2 ** (stage - 1), 64 * 2 ** (stage - 1) * (1 if depth < 50 else 4)
@@ -59,9 +57,7 @@ def random_weights(layout, seed=0):
 
 
 def spread(weights, name, seen, deviation, mean):
-    """Scale a last convolution so that each channel varies from cell to cell over the maps `seen`, as a
-    trained one's does.
-    """
+    """Scale a last convolution so that each channel varies over the maps `seen`, as a trained one's does."""
     maps = torch.cat(
         [F.conv2d(level, weights[f"{name}.weight"], padding=1)[0].flatten(1) for level in seen], dim=1
     )
@@ -92,9 +88,7 @@ class Detectron2:
     """detectron2, configs/COCO-Detection/retinanet_R_50_FPN_3x.yaml."""
 
     def layout(depth, classes=80):
-        """modeling/backbone/resnet.py (BasicStem, BottleneckBlock), backbone/fpn.py, meta_arch/retinanet.py
-        (RetinaNetHead).
-        """
+        """modeling/backbone/resnet.py (BottleneckBlock), backbone/fpn.py, meta_arch/retinanet.py."""
         body = "backbone.bottom_up"
         keys = {f"{body}.stem.conv1.weight": (64, 3, 7, 7), **norm(f"{body}.stem.conv1.norm", 64)}
         for stage, block, before, middle, after in blocks(depth):
@@ -124,9 +118,7 @@ class Detectron2:
         )
 
     def pyramid(w, x, caffe=True):
-        """resnet.py: stride_in_1x1 (cfg.MODEL.RESNETS.STRIDE_IN_1X1 is True); fpn.py: FPN.forward,
-        LastLevelP6P7.
-        """
+        """resnet.py: stride_in_1x1 (cfg.MODEL.RESNETS.STRIDE_IN_1X1); fpn.py: FPN.forward, LastLevelP6P7."""
 
         def conv(name, x, stride=1, padding=0):
             return normalised(
@@ -206,9 +198,7 @@ class Detectron2:
         return int(new[0] + 0.5), int(new[1] + 0.5)
 
     def prepared(picture, short, limit):
-        """data/transforms/transform.py: ResizeTransform with PIL; retinanet.py: preprocess_image; the
-        picture's size and [1, 3, H, W].
-        """
+        """data/transforms/transform.py: ResizeTransform; retinanet.py: preprocess_image; [1, 3, H, W]."""
         height, width = Detectron2.size(*picture.shape[:2], short, limit)
         small = np.asarray(
             Image.fromarray(picture[:, :, ::-1].copy()).resize((width, height), Image.Resampling.BILINEAR)
@@ -220,9 +210,7 @@ class Detectron2:
         return (height, width), F.pad(x, (0, -width % 32, 0, -height % 32))[None]
 
     def answers(w, picture, short, limit, most=100):
-        """retinanet.py: inference_single_image; box_regression.py: apply_deltas; postprocessing.py:
-        detector_postprocess.
-        """
+        """retinanet.py: inference_single_image; box_regression.py: apply_deltas; postprocessing.py."""
         (height, width), x = Detectron2.prepared(picture, short, limit)
         boxes, scores, labels = [], [], []
         for logits, deltas, anchors in zip(
@@ -252,9 +240,7 @@ class MMDetection:
     """mmdet 3, configs/retinanet/retinanet_r50_fpn_1x_coco.py and its caffe variant."""
 
     def layout(depth, classes=80, groups=1, width=64):
-        """mmdet/models/backbones/resnet.py, resnext.py; necks/fpn.py (add_extra_convs='on_input');
-        dense_heads/retina_head.py.
-        """
+        """models/backbones/resnet.py, resnext.py; necks/fpn.py ('on_input'); dense_heads/retina_head.py."""
         keys = {"backbone.conv1.weight": (64, 3, 7, 7), **norm("backbone.bn1", 64)}
         for stage, block, before, middle, after in blocks(depth, groups, width):
             name = f"backbone.layer{stage}.{block}"
@@ -286,9 +272,7 @@ class MMDetection:
         )
 
     def pyramid(w, x, caffe=False):
-        """backbones/resnet.py: Bottleneck (style 'caffe': conv1_stride), BasicBlock; necks/fpn.py:
-        FPN.forward, no ReLU before P7.
-        """
+        """backbones/resnet.py: Bottleneck ('caffe'), BasicBlock; necks/fpn.py: no ReLU before P7."""
 
         def conv(name, bn, x, stride=1):
             weight = w[f"{name}.weight"]
@@ -340,9 +324,7 @@ class MMDetection:
         return levels
 
     def raw(w, x, **how):
-        """Logits and deltas per level [HWA, K], in their order of anchors: cls_score.permute(1, 2,
-        0).reshape(-1, K).
-        """
+        """Logits and deltas per level [HWA, K], in their order: cls_score.permute(1, 2, 0).reshape(-1, K)."""
         levels = MMDetection.pyramid(w, x, **how)
         outputs = []
         for subnet in ("cls", "reg"):
@@ -355,9 +337,7 @@ class MMDetection:
         return outputs
 
     def anchors(height, width):
-        """task_modules/prior_generators/anchor_generator.py: scale_major, center_offset 0, octave_base_scale
-        4.
-        """
+        """prior_generators/anchor_generator.py: scale_major, center_offset 0, octave_base_scale 4."""
         levels = []
         for stride in (8, 16, 32, 64, 128):
             scales = torch.tensor([4 * 2 ** (k / 3) for k in range(3)])
@@ -372,9 +352,7 @@ class MMDetection:
         return levels
 
     def prepared(picture, short, limit, caffe=False):
-        """mmcv/image/geometric.py: rescale_size, imresize (cv2); data_preprocessor.py: DetDataPreprocessor,
-        pad_size_divisor 32.
-        """
+        """mmcv/image/geometric.py: rescale_size, imresize; DetDataPreprocessor: pad_size_divisor 32."""
         import cv2
 
         scale = min(limit / max(picture.shape[:2]), short / min(picture.shape[:2]))
@@ -390,9 +368,7 @@ class MMDetection:
         return (height, width), F.pad(x, (0, -width % 32, 0, -height % 32))[None]
 
     def answers(w, picture, short, limit, most=100, caffe=False):
-        """dense_heads/base_dense_head.py: _predict_by_feat_single, _bbox_post_process;
-        coders/delta_xywh_bbox_coder.py: delta2bbox.
-        """
+        """base_dense_head.py: _predict_by_feat_single, _bbox_post_process; delta_xywh_bbox_coder.py."""
         (height, width), x = MMDetection.prepared(picture, short, limit, caffe)
         boxes, scores, labels, priors = [], [], [], []
         for logits, deltas, anchors in zip(

@@ -1,6 +1,4 @@
-"""Other projects' weights give their boxes: torchvision's both RetinaNets, built here with random weights,
-against ours.
-"""
+"""Weights of other projects give their boxes: both RetinaNets of torchvision, with random weights."""
 
 import copy
 import re
@@ -37,9 +35,7 @@ def picture(height, width):
 
 
 def randomised(version, seed=0):
-    """torchvision's network as if trained: spread logits and offsets, batch-norm statistics of all
-    magnitudes.
-    """
+    """torchvision's network as if trained: spread logits and offsets, wide batch-norm statistics."""
     torch.manual_seed(seed)
     model = BUILDERS[version](weights=None, weights_backbone=None, min_size=SHORT, max_size=LONG).eval()
     with torch.no_grad():
@@ -68,9 +64,7 @@ def randomised(version, seed=0):
 
 
 def spread(model, conv, deviation, mean):
-    """Scale a last convolution so that each of its channels varies from cell to cell: no two answers are
-    alike, as in a trained network.
-    """
+    """Scale a last convolution so that each channel varies from cell to cell, as in a trained network."""
     nn.init.normal_(conv.weight)
     nn.init.zeros_(conv.bias)
     seen = []
@@ -94,9 +88,7 @@ def both(request, tmp_path_factory):
 
 
 def unmatched(found, expected):
-    """How many of torchvision's answers are not among ours: box within 0.01 px, score within 1e-5, the same
-    class.
-    """
+    """How many of torchvision's detections are not ours: same class, box to 0.01 px, score to 1e-5."""
     labels = torch.tensor([list(COCO).index(int(label)) for label in expected["labels"]])
     near = (found.boxes[None] - expected["boxes"][:, None]).abs().amax(2) <= 0.01
     near &= (found.scores[None] - expected["scores"][:, None]).abs() <= 1e-5
@@ -123,9 +115,7 @@ def test_torchvisions_boxes_are_ours(both, height, width):
 
 @pytest.mark.parametrize(("height", "width"), SIZES, ids=str)
 def test_from_a_picture_to_boxes_in_float32(both, height, width):
-    """The whole way. Of two boxes of a class whose scores agree to five digits either may suppress the other:
-    2 % of the answers.
-    """
+    """The whole way. Of two boxes whose scores agree to five digits either may win the NMS: 2 % differ."""
     theirs, detector, _ = both
     image = picture(height, width)
     with torch.inference_mode():

@@ -1,6 +1,4 @@
-"""Detectron2's and MMDetection's weights give their boxes, as the restated rules have them (restated.py says
-from which files).
-"""
+"""Weights of Detectron2 and MMDetection give their boxes, by the rules restated in restated.py."""
 
 import copy
 import functools
@@ -75,9 +73,7 @@ def write(path, project, weights, meta=None):
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request, tmp_path_factory):
-    """Their project, our detector from a file of its weights, its raw outputs and its answers to a
-    picture.
-    """
+    """Their project, our detector from its weights, its raw outputs and its detections on an image."""
     project, depth, how = KINDS[request.param]
     extra = {} if project is Detectron2 else how
     _, image = project.prepared(rgb(480, 640), SHORT, LONG, **extra)
@@ -104,9 +100,7 @@ def rgb(height, width):
 
 
 def unmatched(found, expected):
-    """How many of the answers of either are not among the other's: box within 0.01 px, score within 1e-5, the
-    same class.
-    """
+    """How many detections of either lack in the other: box within 0.01 px, score within 1e-5, same class."""
     boxes, scores, labels = expected
     near = (found.boxes[None] - boxes[:, None]).abs().amax(2) <= 0.01
     near &= (found.scores[None] - scores[:, None]).abs() <= 1e-5
@@ -116,9 +110,7 @@ def unmatched(found, expected):
 
 @pytest.mark.parametrize(("height", "width"), SIZES, ids=str)
 def test_their_boxes_are_ours(both, height, width):
-    """In float64, where rounding decides nothing: the same picture enters the network, and every answer is
-    the same.
-    """
+    """In float64, where rounding decides nothing: the same input image, and every detection is the same."""
     project, detector, _, answers, extra = both
     expected = answers(height, width)
     model = copy.deepcopy(detector.model).double()
@@ -136,9 +128,7 @@ def test_their_boxes_are_ours(both, height, width):
 
 
 def test_from_a_picture_to_boxes_in_float32(both):
-    """The whole way, on every picture. Of two boxes of a class that score alike to five digits either may
-    suppress the other: 2 %.
-    """
+    """The whole way, on every image. Of two boxes that score alike to five digits either may win: 2 %."""
     _, detector, _, answers, _ = both
     wrong, total = 0, 0
     for height, width in SIZES:

@@ -1,6 +1,4 @@
-"""Published weights: fetched once, verified, converted once; every way in which a network fails is told in
-seconds, with what to do.
-"""
+"""Published weights: fetched once, verified, converted once; each network failure is explained in seconds."""
 
 import hashlib
 import os

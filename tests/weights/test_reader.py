@@ -1,6 +1,4 @@
-"""Other projects' files: the same tensors as torch and numpy read from them, and nothing that a file could
-make happen.
-"""
+"""Files of other projects: the tensors that torch and numpy read, and no code of the file is run."""
 
 import contextlib
 import io
@@ -75,9 +73,7 @@ def stands_for(value, name: str) -> bool:
 
 
 def alike(ours, theirs) -> bool:
-    """Equal in every value, type, dtype and shape, OrderedDicts being dicts and arrays and parameters being
-    tensors.
-    """
+    """Equal in value, type, dtype and shape; an OrderedDict is a dict, arrays and parameters are tensors."""
     if isinstance(theirs, dict):
         return (
             type(ours) is dict
@@ -94,9 +90,7 @@ def alike(ours, theirs) -> bool:
 
 
 def checkpoint():
-    """What a torch file may hold, of every dtype, shared, strided and empty; with `_metadata`, which state
-    dicts carry as an attribute.
-    """
+    """What a torch file may hold: every dtype, shared, strided and empty tensors, and `_metadata`."""
     torch.manual_seed(0)
     everything = {str(kind): (torch.arange(12) % 5).reshape(3, 4).to(kind) for kind in KINDS}
     weights = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2)).state_dict()
