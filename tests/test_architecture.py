@@ -68,7 +68,6 @@ TO_OPEN = {
 LONGEST = 380
 LONG_YET = {
     "cli": 421,
-    "ops.fused": 411,
     "inference.tiles": 460,
     "inference.video_io": 406,
     "lab.baselines": 554,

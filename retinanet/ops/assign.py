@@ -1,4 +1,4 @@
-"""Which anchor answers for which object (Sec. 4, "Anchors")."""
+"""Which anchor is matched with which object (Sec. 4, "Anchors")."""
 
 from __future__ import annotations
 
@@ -20,22 +20,20 @@ def assign(
     negative: float = 0.4,
     force_above: float | None = 0.4,
 ) -> Tensor:
-    """For every anchor of every picture the index of its ground truth, or BACKGROUND, or IGNORE.
+    """For every anchor of every image the index of its ground truth, or BACKGROUND, or IGNORE.
 
     anchors      [A, 4]
     boxes        [B, G, 4]  padding rows have no area: they overlap nothing and are never matched
-    valid        [B, A]     false where the anchor lies outside the picture: IGNORE
+    valid        [B, A]     false where the anchor lies outside the image: IGNORE
     positive     IoU >= positive: the anchor is matched with the box it overlaps most
     negative     IoU < negative: background; what lies between is ignored
     force_above  a box's best anchors (all that tie) become positive when their IoU is at least this: 0.4 is
-                 Detectron's rule,
-                 0 forces at any overlap, None never forces. A forced anchor still answers for the box that it
-                 overlaps most.
+                 Detectron's rule, 0 forces at any overlap, None never forces. A forced anchor is still
+                 matched with the box that it overlaps most.
     returns      [B, A] int64
 
-    An IoU of 0 never matches. Elsewhere one box that touches no anchor makes every anchor a positive: all tie
-    at its best IoU, 0.
-    Ground truths are streamed, so memory is O(B A) whatever G is; no [A, G] matrix exists.
+    An IoU of 0 never matches: all anchors tie at the best IoU, 0, of a box that touches none, and would
+    become positives. The boxes are taken one by one, so memory is O(B A) whatever G is.
     """
     batch, count = boxes.shape[:2]
     best = anchors.new_zeros(batch, len(anchors))

@@ -23,8 +23,8 @@ float32.
 
 @dataclass(frozen=True)
 class Windows:
-    """What is known before any box is, of the S shapes of anchors of all levels, each on its grid; [S, 2] is
-    across, down. Pixels.
+    """The S shapes of anchors of all levels, each on its grid, before any box is known. In pixels; [S, 2] is
+    across, down.
 
     first, step, cells  [S, 2]  centre of the shape's first anchor, from one to the next, how many there are
     sides, areas        [S, 2], [S]  a little more than its sides, a little less than its area
@@ -59,7 +59,7 @@ class Windows:
 
 @lru_cache(maxsize=64)
 def windows(grids: tuple[Grid, ...], least: float, device: torch.device) -> Windows:
-    """For overlaps of at least `least`. Kept, because a GPU would have to wait for the copy."""
+    """For overlaps of at least `least`. Cached, because a GPU would have to wait for the copy."""
     pairs = [(grid, shape) for grid in grids for shape in grid.shapes]
     firsts = accumulate((prod(grid.cells) * len(grid.shapes) for grid in grids), initial=0)
     start = torch.tensor(
@@ -100,8 +100,9 @@ def enumerate_windows(spans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def candidate_pairs_cpu(boxes: Tensor, near: Windows) -> tuple[Tensor, Tensor]:
-    """All pairs of a box [G, 4] and an anchor that matter, and a few that do not: their indices [N]. On a
-    CPU: N depends on the boxes.
+    """The pairs of a box [G, 4] and an anchor that matter, and a few that do not: their indices [N].
+
+    N depends on the boxes, so a GPU would wait for it.
     """
     boxes = boxes.double()
     sides, centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -124,15 +125,11 @@ def candidate_pairs_cpu(boxes: Tensor, near: Windows) -> tuple[Tensor, Tensor]:
 
 
 def candidate_pairs_gpu(boxes: Tensor, near: Windows) -> tuple[Tensor, Tensor]:
-    """As `found`, but the M nearest anchors of every box, wherever and whatever it is: what a GPU finds
-    without telling the host.
-    """
+    """As `candidate_pairs_cpu`, but always the M nearest anchors of a box, so that a GPU never waits."""
     boxes = boxes.double()
     centers = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
     low = ((centers - near.first - near.reach) / near.step).ceil().long()
-    low = torch.minimum(
-        low.clamp(min=0), near.cells - near.spans
-    )  # within the grid, whose every anchor may be looked at
+    low = torch.minimum(low.clamp(min=0), near.cells - near.spans)  # the window lies within the grid
     origin = near.start + (low * near.jump).sum(dim=2)  # [G, S]
     anchor = origin[:, near.shape] + near.offset
     box = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(anchor)
@@ -140,9 +137,7 @@ def candidate_pairs_gpu(boxes: Tensor, near: Windows) -> tuple[Tensor, Tensor]:
 
 
 CANDIDATES = 1 << 20
-"""`assign_near` compares so many pairs of a box and an anchor at a time, at most (but with as many anchors as
-one box needs).
-"""
+"""`assign_near` compares at most so many pairs of a box and an anchor at a time, but all those of one box."""
 
 LEAST = 1e-6
 """Below such an overlap a threshold keeps no anchor away."""
@@ -159,19 +154,16 @@ def assign_near(
     negative: float = 0.4,
     force_above: float | None = 0.4,
 ) -> Tensor:
-    """What `assign` says, bit for bit, but given per level anchors [HWA, 4], and sooner where they stand on
-    grids.
+    """The same as `assign`, bit for bit, from anchors [HWA, 4] per level; faster where they stand on grids.
 
     An overlap below both `negative` and `force_above` decides nothing, so a box is compared only with the
-    anchors that may overlap it
-    more (`ops.windows`). Memory is O(B A + CANDIDATES). Anchors without grids, and rules by which any overlap
-    counts, go to `assign`.
+    anchors that may overlap it more (`Windows`). Memory is O(B A + CANDIDATES). Anchors without grids, and
+    rules by which any overlap counts, go to `assign`.
     """
     flat = torch.cat(anchors)
     least = negative if force_above is None else min(negative, force_above)
-    if (
-        not isinstance(anchors, GridAnchors) or not least >= LEAST or flat.device.type == "mps"
-    ):  # which has no float64
+    # mps has no float64
+    if not isinstance(anchors, GridAnchors) or not least >= LEAST or flat.device.type == "mps":
         return assign(flat, boxes, valid, positive, negative, force_above)
     near = windows(anchors.grids, least, flat.device)
     find = candidate_pairs_cpu if flat.device.type == "cpu" else candidate_pairs_gpu
@@ -180,7 +172,7 @@ def assign_near(
     # for each anchor the bits of its best IoU, which sort as the numbers do, and below them those of LOW - g:
     # of several boxes that reach the best the first has the greatest key
     keys = torch.zeros(batch * len(flat), dtype=torch.long, device=flat.device)
-    forced = torch.zeros(len(keys) + 1, dtype=torch.bool, device=flat.device)  # the last is nobody
+    forced = torch.zeros(len(keys) + 1, dtype=torch.bool, device=flat.device)  # the last is no anchor
     chunk = max(1, CANDIDATES // near.most)
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]

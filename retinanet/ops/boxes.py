@@ -69,6 +69,6 @@ def decode(offsets: Tensor, anchors: Tensor, shrink_limit: bool = False) -> Tens
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes [B, N, 4] cut at the borders of their pictures; sizes [B, 2] = height, width."""
+    """Boxes [B, N, 4] cut at the borders of their images; sizes [B, 2] = height, width."""
     limit = sizes.flip(-1).repeat(1, 2)[:, None]  # [B, 1, 4]: width, height, width, height
     return torch.minimum(boxes.clamp(min=0), limit)

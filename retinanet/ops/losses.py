@@ -94,8 +94,7 @@ def softmax_focal_loss(
     gamma: float = 2.0,
     reduction: str = "none",
 ) -> Tensor:
-    """Focal loss over classes that exclude each other (Sec. 3.2): p_t is the softmax probability of the true
-    class.
+    """Focal loss over classes that exclude each other (Sec. 3.2): p_t is the softmax of the true class.
 
     logits   [..., K], K >= 2 (a background class, if wanted, is one of them)
     targets  [..., K]  one-hot
@@ -108,9 +107,7 @@ def softmax_focal_loss(
     x, present = at_least_float32(logits), targets > 0
     total = x.logsumexp(dim=-1)
     log_p = x.masked_fill(~present, 0).sum(dim=-1) - total
-    log_rest = (
-        x.masked_fill(present, -torch.inf).logsumexp(dim=-1) - total
-    )  # log(1 - p_t) without the subtraction
+    log_rest = x.masked_fill(present, -torch.inf).logsumexp(dim=-1) - total  # log(1 - p_t), exact
     loss = -torch.exp(gamma * log_rest) * log_p
     if alpha is not None:
         loss = loss * (torch.as_tensor(alpha, dtype=x.dtype, device=x.device) * targets).sum(dim=-1)
@@ -120,30 +117,26 @@ def softmax_focal_loss(
 def hinge_loss(
     logits: Tensor, targets: Tensor, margin: float = 0.5, alpha: Alpha = None, reduction: str = "none"
 ) -> Tensor:
-    """max(0, margin - p_t): nothing is asked of the truth above that probability (Sec. 5.1, where it did not
-    train).
+    """max(0, margin - p_t): no loss above that probability of the truth (Sec. 5.1, where it did not train).
 
     margin above 0 and at most 1; the rest as in `balanced_cross_entropy`.
     """
-    check_margin(margin)
+    if not 0 < margin <= 1:
+        raise ConfigError(f"margin must be above 0 and at most 1, not {margin}")
     loss = F.relu(margin - torch.sigmoid(logit_of_truth(logits, targets)))
     return reduce(loss * alpha_t(loss, targets, alpha), reduction)
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1 / 9, reduction: str = "none") -> Tensor:
-    """0.5 d^2 / beta where |d| < beta, else |d| - beta / 2 (Fast R-CNN); [..., 4] offsets against [..., 4]
-    offsets.
-    """
+    """0.5 d^2 / beta where |d| < beta, else |d| - beta / 2 (Fast R-CNN), of offsets [..., 4]."""
     if beta == 0:
         return l1(prediction, target, reduction)
-    return reduce(
-        F.smooth_l1_loss(at_least_float32(prediction), at_least_float32(target), beta=beta, reduction="none"),
-        reduction,
-    )
+    prediction, target = at_least_float32(prediction), at_least_float32(target)
+    return reduce(F.smooth_l1_loss(prediction, target, beta=beta, reduction="none"), reduction)
 
 
 def l1(prediction: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
-    """|d| of [..., 4] offsets against [..., 4] offsets."""
+    """|d| of offsets [..., 4]."""
     return reduce((at_least_float32(prediction) - at_least_float32(target)).abs(), reduction)
 
 
@@ -181,12 +174,6 @@ def check(logits: Tensor, targets: Tensor, gamma: float = 0.0) -> None:
         )
     if gamma < 0:
         raise ConfigError(f"gamma must be at least 0, not {gamma}")
-
-
-def check_margin(margin: float) -> None:
-    """A margin without meaning is a ConfigError: no probability is below 0 or above 1."""
-    if not 0 < margin <= 1:
-        raise ConfigError(f"margin must be above 0 and at most 1, not {margin}")
 
 
 def alpha_t(like: Tensor, targets: Tensor, alpha: Alpha) -> Tensor | float:

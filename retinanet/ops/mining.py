@@ -1,10 +1,10 @@
-"""Which anchors a class loss is summed over, when it is not all of them: what the paper holds against the
+"""Which anchors a class loss is summed over, when it is not all of them: what the paper compares with the
 focal loss (Sec. 5.1, Table 1d).
 
 An example is an anchor that is not ignored; its score is its class loss, and its box, where NMS compares
 boxes, is the anchor itself. On the paper's grid two anchors of one place overlap by 0.63 at most. So NMS at
 0.7 only thins out equal anchors of neighbouring cells, 28 to 32 % of 120,000 anchors, and at 0.5 it takes 86
-to 89 % (measured with scores that are equal, smooth over the picture, random).
+to 89 % (measured with scores that are equal, smooth over the image, random).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from .assign import BACKGROUND, IGNORE
 from .boxes import iou
 
 PREFIX = 4
-"""NMS looks first at so many times the examples that are wanted: over all 120,000 it takes 5 s at 0.5 and 36
-s at 0.7 on a CPU core.
-"""
+"""NMS looks first at so many times the wanted examples: all 120,000 take 5 s at 0.5 and 36 s at 0.7 on a CPU
+core."""
 
 
 def hardest(scores: Tensor, boxes: Tensor, count: int, nms_threshold: float | None) -> Tensor:
@@ -42,8 +41,8 @@ def hardest(scores: Tensor, boxes: Tensor, count: int, nms_threshold: float | No
 
 
 def ohem(scores: Tensor, labels: Tensor, boxes: Tensor, count: int, nms_threshold: float | None) -> Tensor:
-    """Online hard example mining (Shrivastava et al. 2016, as Sec. 5.1 has it): the hardest after NMS,
-    positives and negatives alike.
+    """Online hard example mining (Shrivastava et al. 2016; Sec. 5.1): the hardest examples after NMS, of both
+    kinds.
 
     scores   [A]     class loss of each anchor
     labels   [A]     0..K-1, BACKGROUND or IGNORE
@@ -60,13 +59,12 @@ def ohem_one_to_three(
     """OHEM with three negatives for each positive, as in SSD (Liu et al. 2016); takes and returns what `ohem`
     does.
 
-    After NMS over all examples the hardest positives, up to a quarter of `count`, and three times as many of
-    the hardest negatives.
-    Where no positive is left, as many negatives as in a full minibatch: SSD takes none, and a picture without
-    objects would teach nothing.
+    After NMS over all examples it takes the hardest positives, up to a quarter of `count`, and three times as
+    many of the hardest negatives. Where no positive is left, it takes as many negatives as in a full
+    minibatch: SSD takes none, and an image without objects would teach nothing.
 
-    NMS has to come down to every positive that nothing harder suppresses: easy positives take up to the time
-    of all anchors.
+    NMS has to reach every positive that nothing harder suppresses, so easy positives may take the time of all
+    anchors.
     """
     examples = torch.nonzero(labels != IGNORE)[:, 0]
     boxes = boxes[examples]
@@ -93,8 +91,7 @@ HARD = {"ohem": ohem, "ohem-1:3": ohem_one_to_three}
 
 
 def random_sample(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """At random up to a quarter of `count` positives, and negatives for the rest (Fast R-CNN, Girshick 2015):
-    [<= count] int64 positions.
+    """A random sample, up to a quarter positives (Fast R-CNN, Girshick 2015): [<= count] int64 positions.
 
     labels     [A]  0..K-1, BACKGROUND or IGNORE
     generator  on the CPU, where all is drawn, so that devices agree; None: torch's own
@@ -119,15 +116,13 @@ def _survivors(
     first: int,
     enough: Callable[[Tensor, int], bool],
 ) -> Tensor:
-    """The examples that NMS leaves, in their `order`, hardest first, so far that `enough` of (those left, how
-    many were seen) is true.
+    """The examples that NMS leaves, hardest first, until `enough` of (those left, number seen) is true.
 
-    NMS sees the hardest `first`, then twice as many, and so on: what it decided about the first it would
-    decide again.
+    NMS sees the hardest `first`, then twice as many, and so on: its decisions about the first stay the same.
     """
     while True:
         seen = order[:first]
-        # NMS is given ranks to sort by: what it makes of equal scores is not defined
+        # NMS sorts by ranks: its order of equal scores is not defined
         rank = torch.arange(len(seen), 0, -1, dtype=boxes.dtype, device=boxes.device)
         kept = seen if nms_threshold is None else seen[nms(boxes[seen], rank, nms_threshold)]
         if len(seen) == len(order) or enough(kept, len(seen)):

@@ -11,15 +11,15 @@ from torchvision.ops import nms
 
 @library.custom_op("retinanet::keep", mutates_args=())
 def nms_mask(boxes: Tensor, x: Tensor, labels: Tensor, classes: int, threshold: float, most: int) -> Tensor:
-    """NMS within each picture and class, in no order: which boxes stay, [B, P]. -inf: not a candidate at all.
+    """NMS within each image and class, in no order: which boxes stay, [B, P].
 
-    boxes, x, labels  [B, P, 4], [B, P], [B, P]; classes: K
-    Of a picture at least its best `most` survivors are told, the others may be or not.
+    boxes, x, labels  [B, P, 4], [B, P], [B, P]; x is -inf where a box is no candidate; classes: K
+    Of an image at least the best `most` survivors stay.
     """
     left = torch.zeros_like(x, dtype=torch.bool)
-    for picture in range(len(x)):
-        order = x[picture].sort(descending=True, stable=True).indices[: int((x[picture] > -torch.inf).sum())]
-        left[picture, order[exact_nms(boxes[picture][order], labels[picture][order], threshold, most)]] = True
+    for image in range(len(x)):
+        order = x[image].sort(descending=True, stable=True).indices[: int((x[image] > -torch.inf).sum())]
+        left[image, order[exact_nms(boxes[image][order], labels[image][order], threshold, most)]] = True
     return left
 
 
@@ -42,8 +42,7 @@ def exact_nms(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Ten
     threshold  IoU above which the lower of two boxes goes
     returns    [<= most] int64, ascending positions in `boxes`: those of `all_survivors`
 
-    What NMS decides about a box depends on those above it alone, and of these on the survivors alone. So it
-    sees the best boxes, and, while
+    What NMS decides about a box depends only on the survivors above it. So it sees the best boxes, and, while
     too few survive, the survivors with twice as many again.
     """
     apart, seen, step = _apart(boxes, labels), 0, PREFIX * most
@@ -57,7 +56,7 @@ def exact_nms(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Ten
 
 
 def all_survivors(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Tensor:
-    """The reference of `survivors`: one NMS over all boxes."""
+    """The reference of `exact_nms`: one NMS over all boxes."""
     kept: Tensor = nms(_apart(boxes, labels), _ranks(labels), threshold)
     return kept[:most]
 
@@ -73,7 +72,5 @@ def _apart(boxes: Tensor, labels: Tensor) -> Tensor:
 
 
 def _ranks(boxes: Tensor) -> Tensor:
-    """[N] float64, descending, for torchvision's NMS to sort by: what it makes of equal scores is not
-    defined.
-    """
+    """[N] float64, descending, for torchvision's NMS to sort by: its order of equal scores is not defined."""
     return torch.arange(len(boxes), 0, -1, dtype=torch.float64, device=boxes.device)

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from retinanet.ops import fused
-from retinanet.ops import fused as compiled
 from retinanet.ops.assign import IGNORE
 
 
 @pytest.fixture(autouse=True)
 def _a_compiler_that_was_never_tried(monkeypatch):
-    monkeypatch.setitem(compiled.COMPILER, "works", True)
+    monkeypatch.setitem(fused.COMPILER, "works", True)
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ needs_a_compiler = pytest.mark.skipif(
 def test_one_graph_is_exact_for_any_number_of_rows_and_any_logit():
     before = graphs()
     assert_exact(*sample(1000))
-    assert compiled.COMPILER["works"]
+    assert fused.COMPILER["works"]
     for rows in (0, 1, 2, 3, 5, 16, 17, 999, 4096, 20_001):
         assert_exact(*sample(rows))
     extreme = torch.tensor([[200.0, -200, 0, 90, -90], [-200, 200, 1, -1, 30]])
@@ -93,7 +92,7 @@ def test_every_loss_is_exact_when_compiled(loss):
                             margin=0.3,
                             rtol=rtol,
                         )
-    assert compiled.COMPILER["works"]
+    assert fused.COMPILER["works"]
     assert 0 < graphs() - before <= 32
 
 
@@ -136,12 +135,12 @@ def test_a_lack_of_memory_is_not_taken_for_a_lack_of_a_compiler(monkeypatch):
     logits, labels = sample(50)
     with pytest.raises(torch.OutOfMemoryError):
         fused.class_loss(logits.requires_grad_(), labels, gamma=1.35)
-    assert compiled.COMPILER["works"]
+    assert fused.COMPILER["works"]
 
 
 def test_only_large_calls_with_a_gradient_in_float32_or_less_are_compiled(monkeypatch):
     calls = []
-    monkeypatch.setattr(fused, "attempt", lambda function, name, rows, *others: calls.append(rows[0].dtype))
+    monkeypatch.setattr(fused, "_compiled", lambda logits, *others: calls.append(logits.dtype))
     monkeypatch.setitem(fused.COMPILE_FROM, "cpu", 250)
     for rows in (49, 50):
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
@@ -153,12 +152,10 @@ def test_only_large_calls_with_a_gradient_in_float32_or_less_are_compiled(monkey
     assert calls == [torch.float32, torch.bfloat16]
 
 
+@pytest.mark.usefixtures("eager_to_compile")
 def test_the_marks_of_what_varies_are_not_left_on_the_callers_tensors(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, fullgraph: lambda one, other: one.sum())
-
-    def total(one, other):
-        return one.sum()
-
-    values = torch.ones(3, 2)
-    assert compiled.attempt(total, "total", (values,), None) == 6
-    assert not hasattr(values, "_dynamo_dynamic_indices")
+    monkeypatch.setattr(torch, "compile", lambda function, fullgraph: lambda *tensors: torch.tensor(6.0))
+    logits, labels = sample(50)
+    assert fused.class_loss(logits.requires_grad_(), labels, gamma=1.45) == 6
+    assert not hasattr(logits, "_dynamo_dynamic_indices")
+    assert not hasattr(labels, "_dynamo_dynamic_indices")
