@@ -55,7 +55,7 @@ FAULTS = {
     "boxes outside the image": "annotation 3, image",
     "annotations of unknown categories": "annotation 4, image",
     "duplicate annotation ids": "annotation 6, image",
-    "pictures that are missing": "image 7 (lost.jpg)",
+    "images that are missing": "image 7 (lost.jpg)",
     "pictures whose size disagrees with the annotation": "image 8 (000008.jpg): the annotation says 200 x "
     "64, the picture is 96 x 64",
 }

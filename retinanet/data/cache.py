@@ -7,9 +7,11 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,21 +20,33 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..errors import Problem
+from ..errors import DataError, Problem
 from ..files import write_atomically
-from .dataset import Dataset
+from .dataset import Dataset, Integers
+from .images import image_size
+
+LARGE = 8 << 20
+"""Bytes from which on an annotation file is kept: to read so many takes half a second."""
+
+FORMAT = 1
+"""To be raised whenever the same file would be read into other columns."""
+
+COLUMNS = ("image_ids", "sizes", "first", "boxes", "labels", "areas", "annotation_ids", "files", "crowd")
+"""In the order of the cache: eight bytes, four, one, so that each lies on a multiple of its own size."""
+
+DIGEST = hashlib.sha256().digest_size
+
+MISSING, UNREADABLE = "images that are missing", "images that cannot be read"
+
+THREADS = 8
+"""The interpreter reads headers one at a time, but waits for a network disk many at a time."""
 
 
 def cache_path(kind: str, about: Path, suffix: str) -> Path:
     """The file for one `kind` of knowledge about a file or folder; $RETINANET_CACHE moves it."""
-    home = os.environ.get("RETINANET_CACHE")
-    folder = (
-        Path(home)
-        if home
-        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "retinanet"
-    )
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "retinanet"
     digest = hashlib.sha256(os.fsencode(os.path.abspath(about))).hexdigest()[:16]
-    return folder / f"{kind}-{digest}{suffix}"
+    return Path(os.environ.get("RETINANET_CACHE") or usual) / f"{kind}-{digest}{suffix}"
 
 
 def write_cache(file: Path, content: bytes) -> None:
@@ -41,34 +55,11 @@ def write_cache(file: Path, content: bytes) -> None:
         write_atomically(file, content)
 
 
-LARGE = 8 << 20
-"""Bytes from which on an annotation file is worth it: to read so many takes half a second."""
-
-FORMAT = 1
-"""To be raised whenever the same file would be read into other columns."""
-
-COLUMNS = {
-    "image_ids": "int64",
-    "sizes": "int64",
-    "first": "int64",
-    "boxes": "float64",
-    "labels": "int64",
-    "areas": "float64",
-    "annotation_ids": "int64",
-    "files": "U",
-    "crowd": "bool",
-}
-"""In the order of the cache: eight bytes, four, one, so that each lies on a multiple of its own size."""
-
-DIGEST = hashlib.sha256().digest_size
-
-
 def cached(file: Path, read: Callable[[Path], Dataset]) -> Dataset:
-    """What `read` makes of an annotation file: from the cache where that has it as it is now (path, size,
-    time), else read, and kept.
+    """What `read` makes of an annotation file: from the cache where that has the file as it is now (path,
+    size, time), else read, and kept.
 
-    The cache only saves time: one that is absent, damaged, foreign or of another version is passed over and
-    written anew.
+    The cache only saves time: one that is absent, damaged, foreign or of another version is written anew.
     """
     key = _key(file)
     if key is None or key[-2] < LARGE:
@@ -84,7 +75,7 @@ def cached(file: Path, read: Callable[[Path], Dataset]) -> Dataset:
 
 
 def _key(file: Path) -> list[Any] | None:
-    with suppress(OSError, ValueError):  # whoever reads the file says what is wrong with it
+    with suppress(OSError, ValueError):  # the reader says what is wrong with the file
         status = os.stat(file)
         return [FORMAT, __version__, os.path.abspath(file), status.st_size, status.st_mtime_ns]
     return None
@@ -97,7 +88,7 @@ def _packed(dataset: Dataset, key: list[Any]) -> bytes:
         "key": key,
         "names": dataset.names,
         "category_ids": dataset.category_ids,
-        "problems": [[problem.kind, problem.file, problem.detail] for problem in dataset.problems],
+        "problems": [astuple(problem) for problem in dataset.problems],
     }
     stream = io.BytesIO()
     text = json.dumps(about).encode()
@@ -108,9 +99,7 @@ def _packed(dataset: Dataset, key: list[Any]) -> bytes:
 
 
 def _load(cache: Path, key: list[Any]) -> Dataset | None:
-    """The columns as the file's own memory; who writes to them gets a copy. None where anything is not as it
-    was left.
-    """
+    """The columns in the file's own memory, copied when written to; None where the file is not as we left it."""
     try:
         with open(cache, "rb") as stream:
             content = np.asarray(np.memmap(stream, dtype=np.uint8, mode="c"))
@@ -131,14 +120,12 @@ def _load(cache: Path, key: list[Any]) -> Dataset | None:
             problems=tuple(Problem(*map(str, problem)) for problem in about["problems"]),
             **columns,
         )
-    except Exception:  # whatever a file that is not ours makes of it
+    except Exception:  # a file that is not ours can raise anything
         return None
 
 
 def _blocks(stream: BinaryIO, body: NDArray[np.uint8]) -> Iterator[NDArray[Any]]:
-    """The arrays of a file, in the memory it is mapped to. An array of Python objects, which would be a
-    pickle, is refused.
-    """
+    """The arrays of a file, in its mapped memory. An array of Python objects would be a pickle: refused."""
     stream.seek(0)
     for _ in range(1 + len(COLUMNS)):
         if npy.read_magic(stream) != (1, 0):
@@ -149,3 +136,66 @@ def _blocks(stream: BinaryIO, body: NDArray[np.uint8]) -> Iterator[NDArray[Any]]
         start, size = stream.tell(), math.prod(shape) * dtype.itemsize
         yield body[start : start + size].view(dtype).reshape(shape)
         stream.seek(start + size)
+
+
+def read_sizes(root: Path, files: Sequence[str]) -> tuple[Integers, dict[int, tuple[str, str]]]:
+    """Images relative to `root` -> [N, 2] height and width as shown, 0 where unknown, and
+    index -> (MISSING or UNREADABLE, reason).
+
+    The sizes are remembered by file name, time and length: 118,000 images take about 5 s on a local disk, and
+    0.6 s the next time.
+    """
+    cache = sizes_file(root)
+    known = _known_sizes(cache)
+    sizes = np.zeros((len(files), 2), dtype=np.int64)
+    failures: dict[int, tuple[str, str]] = {}
+    learned: dict[str, list[int]] = {}
+    unseen: list[tuple[int, int, int]] = []
+    for index, file in enumerate(files):
+        try:
+            status = os.stat(f"{root}/{file}")
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            failures[index] = (MISSING, "") if missing else (UNREADABLE, str(error))
+            continue
+        stamp = [status.st_mtime_ns, status.st_size]
+        if file in known and known[file][:2] == stamp:
+            sizes[index] = known[file][2:]
+        else:
+            unseen.append((index, *stamp))
+
+    blocks = [unseen[start : start + 64] for start in range(0, len(unseen), 64)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        read = pool.map(lambda block: [_size_or_reason(root / files[index]) for index, *_ in block], blocks)
+        for (index, *stamp), size in zip(unseen, chain.from_iterable(read), strict=True):
+            if isinstance(size, str):
+                failures[index] = (UNREADABLE, size)
+            else:
+                sizes[index] = size
+                learned[files[index]] = [*stamp, *size]
+    if learned:
+        about = "height and width of images, kept by retinanet; may be deleted"
+        write_cache(cache, json.dumps({"about": about, "sizes": known | learned}).encode())
+    return sizes, failures
+
+
+def sizes_file(root: Path) -> Path:
+    """Where the sizes of the images below `root` are remembered."""
+    return cache_path("sizes", root, ".json")
+
+
+def _size_or_reason(path: Path) -> tuple[int, int] | str:
+    try:
+        return image_size(path)
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+def _known_sizes(cache: Path) -> dict[str, list[int]]:
+    """File -> [mtime in ns, bytes, height, width]; nothing where the cache is absent, broken or not ours."""
+    try:
+        known = json.loads(cache.read_bytes())["sizes"]
+        table = np.array(list(known.values()), dtype=np.int64)
+        return known if table.shape == (len(known), 4) and (table[:, 2:] > 0).all() else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return {}

@@ -49,24 +49,7 @@ attack.
 """
 
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".mpo",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-        ".pnm",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-    ]
+    ".jpg .jpeg .jpe .jfif .mpo .png .bmp .dib .tif .tiff .webp .gif .pnm .ppm .pgm .pbm".split()
 )
 
 SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
@@ -106,6 +89,11 @@ LONGEST_SIDE = 2**31 - 1  # the product of two such sides is still an int64
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the suffix of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Tensor:

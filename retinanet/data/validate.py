@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError, Problem, report, unknown_name_error
 from .dataset import Dataset, Flags, Floats, Integers
-from .headers import MISSING, UNREADABLE, read_sizes
+from .cache import MISSING, UNREADABLE, read_sizes
 from .images import MAX_PIXELS, read_pixels
 
 Invalid = Literal["error", "drop", "clip"]

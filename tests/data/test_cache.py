@@ -123,7 +123,7 @@ def test_where_the_pictures_lie_is_looked_up_every_time(tmp_path: Path, reads: l
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "b.jpg").touch()
     assert read_coco(file, split="train").root == tmp_path / "images"
-    with pytest.raises(DataError, match="no such folder of pictures"):
+    with pytest.raises(DataError, match="no such folder of images"):
         read_coco(file, images=tmp_path / "nowhere")
     assert reads == [file]
 

@@ -259,7 +259,7 @@ def test_original_coco_annotations_keep_sparse_ids_and_crowds() -> None:
 def test_a_file_name_that_is_too_long_for_the_disk_is_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
     Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
     data = read(tmp_path, [image(1, "x" * 300), image(2, "a.png")], [box(image_id=2)])
-    with pytest.raises(DataError, match=r"pictures that cannot be read\n  image 1 \(xxx.*too long"):
+    with pytest.raises(DataError, match=r"images that cannot be read\n  image 1 \(xxx.*too long"):
         validate(data)
 
 

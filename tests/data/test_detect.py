@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from retinanet.data.dataset import Columns, Dataset
-from retinanet.data.formats.detect import open_dataset, split_of
+from retinanet.data.formats.detect import open_dataset
+from retinanet.data.formats.format import split_of
 from retinanet.data.splits import hold_out
 from retinanet.errors import ConfigError, DataError
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.data import headers
+from retinanet.data import cache as known
 from retinanet.data import validate as validation
 from retinanet.data.dataset import Columns, Dataset
 from retinanet.data.formats.coco import read_coco
@@ -108,8 +108,8 @@ EVERY_KIND = {
     "duplicate annotation ids": "annotation 1, image 1 (good.png)",
     "annotations without bbox": "annotation 20, image 1 (good.png)",
     "pictures that are listed twice": "image 7 (good.png)",
-    "pictures that cannot be read": "image 5 (broken.jpg): not a JPEG",
-    "pictures that are missing": "image 6 (missing.png)",
+    "images that cannot be read": "image 5 (broken.jpg): not a JPEG",
+    "images that are missing": "image 6 (missing.png)",
     "pictures above the limit of pixels": "image 4 (large.png): 300 x 300",
     "boxes without area": "annotation 2, image 1 (good.png): [x, y, w, h] = [10, 10, 0, 20]",
     "boxes outside the image": "annotation 4, image 1 (good.png) of 100 x 50: [x, y, w, h] = [90, 10, 20, "
@@ -275,15 +275,15 @@ def test_headers_are_read_once_and_again_when_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    real = headers.image_size
-    monkeypatch.setattr(headers, "image_size", lambda path: read.append(path.name) or real(path))
+    real = known.image_size
+    monkeypatch.setattr(known, "image_size", lambda path: read.append(path.name) or real(path))
     path = picture(tmp_path / "a.png")
     for _ in range(2):
-        assert headers.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[50, 100]]
+        assert known.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[50, 100]]
     assert read == ["a.png"]
     picture(path, 30, 20)
     os.utime(path, ns=(1, 1))
-    assert headers.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[20, 30]]
+    assert known.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[20, 30]]
     assert read == ["a.png", "a.png"]
 
 
@@ -293,10 +293,10 @@ def test_headers_are_read_once_and_again_when_the_file_changes(
 )
 def test_a_corrupt_cache_is_ignored_and_replaced(tmp_path: Path, content: str) -> None:
     picture(tmp_path / "a.png")
-    cache = headers.cache_file(tmp_path)
+    cache = known.sizes_file(tmp_path)
     cache.parent.mkdir(parents=True)
     cache.write_text(content)
-    assert headers.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[50, 100]]
+    assert known.read_sizes(tmp_path, ["a.png"])[0].tolist() == [[50, 100]]
     assert json.loads(cache.read_text())["sizes"]["a.png"][2:] == [50, 100]
     assert [file.name for file in cache.parent.iterdir()] == [cache.name]
 
@@ -307,13 +307,13 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     picture(tmp_path / "a.png")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RETINANET_CACHE", str(tmp_path / "file" / "below"))
-    assert headers.read_sizes(tmp_path, ["a.png", "b.png"])[1] == {1: (headers.MISSING, "")}
+    assert known.read_sizes(tmp_path, ["a.png", "b.png"])[1] == {1: (known.MISSING, "")}
 
 
 def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RETINANET_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/mine")
-    assert headers.cache_file(Path("/data")).parent == Path("/var/mine/retinanet")
+    assert known.sizes_file(Path("/data")).parent == Path("/var/mine/retinanet")
 
 
 @pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (2**32 - 1, 2**32 - 1)])

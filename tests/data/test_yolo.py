@@ -84,7 +84,7 @@ def test_a_picture_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     write(root / "images" / "train" / "b.jpg", "no picture")
     data = open_dataset(root)["train"]
     assert [(problem.kind, problem.detail[:18]) for problem in data.problems] == [
-        ("pictures that cannot be read", "images/train/b.jpg")
+        ("images that cannot be read", "images/train/b.jpg")
     ]
     assert len(data) == 1
 
@@ -121,7 +121,7 @@ def test_a_text_file_may_list_the_pictures_and_path_may_name_the_folder(tmp_path
     assert data.files.tolist() == ["images/train/a.png"]
     assert [(problem.kind, problem.detail) for problem in data.problems] == [
         ("file names that leave the data folder", "line 4: /etc/passwd"),
-        ("pictures that are missing", "images/train/lost.png"),
+        ("images that are missing", "images/train/lost.png"),
     ]
 
 
@@ -223,7 +223,7 @@ def test_a_listed_name_too_long_for_the_disk_is_a_picture_that_cannot_be_read(tm
     write(root / "train.txt", f"images/train/a.png\n{'x' * 300}.png\n")
     write(root / "data.yaml", "train: train.txt\nnames: [cat]\n")
     (problem,) = open_dataset(root)["train"].problems
-    assert problem.kind == "pictures that cannot be read"
+    assert problem.kind == "images that cannot be read"
 
 
 def test_a_file_name_that_is_no_text_is_told(tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
-"""COCO JSON -> columns. Everything that cannot be a row is noted with its id, and nothing else is left
-out.
-"""
+"""COCO JSON -> columns. What cannot be a row is noted with its id; nothing else is left out."""
 
 from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,94 @@ import numpy as np
 from ...errors import DataError
 from ..cache import cached
 from ..dataset import Columns, Dataset, Integers, is_text
+from .format import Read, split_of, subfolders
 from .json import NUMBERS, ONLY_INT, WHOLE, as_int, reject_duplicate_keys, shorten
+
+log = logging.getLogger("retinanet")
+
+HOLDS = "*.json here, in annotations/, or in folders such as train/ and valid/"
+
+OTHER_TASKS = {*"captions keypoints panoptic stuff info results predictions detections unlabeled".split()}
+"""Words in the names of COCO files that hold no boxes to train on."""
 
 LISTS = ("images", "annotations", "categories")
 
 FOLDERS = ("images", "JPEGImages", "data", "imgs")
-"""Where pictures lie beside a JSON file that does not say."""
+"""Usual names of the folder of the images."""
 
 LONGEST_NAME = 1024
 
 UNUSABLE, UNKNOWN = -1, -2  # instead of the index of an image
 
 
+def recognise_coco(root: Path, images: Path | None) -> Read | None:
+    """Its files by split; "all" holds those whose name says none."""
+    folders = subfolders(root)
+    annotations = [folder for folder in folders if folder.name.lower() == "annotations"]
+    named = [folder for folder in folders if split_of(folder.name)]
+    files: dict[str, list[Path]] = {}
+    for folder in [root, *annotations, *named]:
+        for file in sorted(folder.glob("*.json")):
+            if not OTHER_TASKS & set(re.split(r"[^a-z]+", file.stem.lower())) and _looks_like_coco(file):
+                split = split_of(file.stem) or (split_of(folder.name) if folder in named else None)
+                files.setdefault(split or "all", []).append(file)
+    return (lambda: _read_splits(root, files, images)) if files else None
+
+
+def read_coco_file(file: Path, images: Path | None) -> dict[str, Dataset]:
+    """A single file, which is not split."""
+    return {"all": read_coco(file, images, split_of(file.stem))}
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """By its first 64 kB, since a file may have a gigabyte."""
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError:
+        return False
+    return head.startswith(b"{") and any(b'"%s"' % key.encode() in head for key in LISTS)
+
+
+def _read_splits(root: Path, files: dict[str, list[Path]], images: Path | None) -> dict[str, Dataset]:
+    if len(files) > 1 and "all" in files:
+        unnamed = ", ".join(file.name for file in files.pop("all"))
+        log.info("%s: not read, since their names say no split: %s", root, unnamed)
+    datasets = {}
+    for split, candidates in files.items():
+        instances = [file for file in candidates if file.stem.startswith("instances")]
+        file, *others = instances if len(instances) == 1 else candidates
+        if others:
+            listed = ", ".join(one.relative_to(root).as_posix() for one in (file, *others))
+            which = "without the name of a split" if split == "all" else f"for the split {split}"
+            raise DataError(
+                f"{root}: several annotation files {which}: {listed}; pass one of them instead of the folder"
+            )
+        datasets[split] = read_coco(file, images, split)
+    _require_same_classes(*datasets.values())
+    return datasets
+
+
+def _require_same_classes(first: Dataset, *others: Dataset) -> None:
+    for other in others:
+        if other.names == first.names:
+            continue
+        only = [
+            (one, [name for name in one.names if name not in two.names])
+            for one, two in ((first, other), (other, first))
+        ]
+        differences = [
+            f"only in {one.source.name}: {', '.join(map(repr, names))}" for one, names in only if names
+        ]
+        what = "; ".join(differences) or "the names are the same, but their ids put them in another order"
+        raise DataError(
+            f"{first.source.name} and {other.source.name} do not have the same classes: {what}. All splits "
+            f"must share one list of categories"
+        )
+
+
 def read_coco(file: Path, images: Path | None = None, split: str | None = None) -> Dataset:
-    """One COCO annotation file; `images` is the folder of its pictures, else it is searched for around the
-    file.
+    """One COCO annotation file; `images` is the folder of its images (None: searched for around the file).
 
     Classes are in the order of their ids; crowds are kept and marked; `area` is the file's if it has one;
     boxes become xyxy in float64.
@@ -46,7 +118,7 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
 
 
 def _read(file: Path) -> Dataset:
-    columns = Columns()  # the annotations come in any order: their rows are put in order at the end
+    columns = Columns()
     with _without_garbage_collection():
         content = _load(file)
         labels, names, category_ids = _categories(content["categories"], file.name, columns)
@@ -54,42 +126,32 @@ def _read(file: Path) -> Dataset:
         image_of_box = _annotations(content["annotations"], file.name, columns, index_of, labels)
         del content  # most of its memory is free already: the lists were emptied as they were read
 
-    order = np.argsort(image_of_box, kind="stable")
+    order = np.argsort(image_of_box, kind="stable")  # the annotations come in any order
     columns.counts = np.bincount(image_of_box, minlength=len(columns.files)).tolist()
     dataset = columns.build(file, file.parent, file.stem, names, category_ids)
-    return replace(
-        dataset,
-        boxes=dataset.boxes[order],
-        labels=dataset.labels[order],
-        crowd=dataset.crowd[order],
-        areas=dataset.areas[order],
-        annotation_ids=dataset.annotation_ids[order],
-    )
+    per_box = ("boxes", "labels", "crowd", "areas", "annotation_ids")
+    return replace(dataset, **{name: getattr(dataset, name)[order] for name in per_box})
 
 
 def find_root(file: Path, names: Iterable[str], split: str, images: Path | None = None) -> Path:
-    """The folder that the file names are relative to: the first one around the annotation file in which one
-    of the first twenty lies.
-
-    Where none lies anywhere it is the data folder all the same: an evaluation needs no pictures.
+    """The folder that the file names are relative to: the first around the annotation file that holds one of
+    them, else the first of all, since an evaluation needs no images.
     """
     if images is not None and not images.is_dir():
-        raise DataError(f"{images}: no such folder of pictures")
-    first, here = list(islice(names, 20)), Path(os.path.abspath(file)).parent
+        raise DataError(f"{images}: no such folder of images")
+    here = Path(os.path.abspath(file)).parent
     around = [here.parent, here] if here.name.lower().startswith("annotation") else [here, here.parent]
     tops = [images] if images is not None else around
-    for top in tops:
-        for folder in _candidates(top, {split.lower(), re.split(r"[^a-z0-9]", file.stem.lower())[-1]}):
-            if any(
-                os.path.isfile(folder / name) for name in first
-            ):  # Path.is_file raises where a name is too long for the disk
-                return folder
-    return tops[0]
+    words = (split.lower(), re.split(r"[^a-z0-9]", file.stem.lower())[-1])
+    folders = chain.from_iterable(_candidates(top, words) for top in tops)
+    # Path.is_file raises where a name is too long for the disk
+    found = (folder for folder in folders if any(os.path.isfile(folder / name) for name in names))
+    return next(found, tops[0])
 
 
-def _candidates(top: Path, splits: set[str]) -> Iterator[Path]:
-    """The folder itself, then those named for the split (val: val, valid, val2017), then the usual names,
-    then these for the split.
+def _candidates(top: Path, words: tuple[str, ...]) -> Iterator[Path]:
+    """The folder itself, those below it named for the split (val: val, valid, val2017), those with the usual
+    names, and those below these named for the split.
     """
     yield top
     usual = [top / name for name in FOLDERS if (top / name).is_dir()]
@@ -98,14 +160,10 @@ def _candidates(top: Path, splits: set[str]) -> Iterator[Path]:
             children = sorted(parent.iterdir())
         except OSError:  # the folder above may be entered and not listed
             continue
-        named = [
-            child
-            for child in children
-            if child.name.lower().startswith(tuple(splits)) and os.path.isdir(child)
-        ]
-        for child in named:
-            yield child
-            yield child / "images"
+        for child in children:
+            if child.name.lower().startswith(words) and os.path.isdir(child):
+                yield child
+                yield child / "images"
         if parent is top:
             yield from usual
 
@@ -117,26 +175,20 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: is not valid JSON: {error}") from None
+    not_coco = f"{file}: is not a COCO annotation file: it"
     if not isinstance(content, dict):
         what = "a list, as result files are" if isinstance(content, list) else f"a {type(content).__name__}"
-        raise DataError(
-            f"{file}: is not a COCO annotation file: it holds {what}, not an object with {', '.join(LISTS)}"
-        )
+        raise DataError(f"{not_coco} holds {what}, not an object with {', '.join(LISTS)}")
     absent = [key for key in LISTS if not isinstance(content.get(key), list)]
     if absent:
         found = ", ".join(map(shorten, islice(content, 8))) or "nothing"
-        raise DataError(
-            f"{file}: is not a COCO annotation file: it has no list "
-            f"{' and no list '.join(map(repr, absent))} (found: {found})"
-        )
+        raise DataError(f"{not_coco} has no list {' and no list '.join(map(repr, absent))} (found: {found})")
     return content
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """A million new dictionaries, none of them garbage: the collector would walk them again and again (a
-    third of the time).
-    """
+    """A million new objects, none of them garbage: the collector would take a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -156,19 +208,14 @@ def _categories(
         number = as_int(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         if number is None or not isinstance(name, str) or not name or not is_text(name):
-            columns.problem(
-                "categories without a whole number as id or without a name",
-                source,
-                f"entry {position}: {shorten(entry)}",
-            )
+            kind = "categories without a whole number as id or without a name"
+            columns.problem(kind, source, f"entry {position}: {shorten(entry)}")
         elif number in named:
-            columns.problem(
-                "duplicate category ids", source, f"category {number}: {named[number]!r} and {name!r}"
-            )
+            both = f"{named[number]!r} and {name!r}"
+            columns.problem("duplicate category ids", source, f"category {number}: {both}")
         elif name in taken:
-            columns.problem(
-                "duplicate category names", source, f"category {number}: {name!r} is the name of another one"
-            )
+            what = f"category {number}: {name!r} is the name of another one"
+            columns.problem("duplicate category names", source, what)
         else:
             named[number] = name
             taken.add(name)
@@ -182,17 +229,15 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]
     for position, entry in enumerate(entries):
         number = as_int(entry.get("id")) if isinstance(entry, dict) else None
         if number is None:
-            columns.problem(
-                "images without a whole number as id", source, f"entry {position}: {shorten(entry)}"
-            )
+            what = f"entry {position}: {shorten(entry)}"
+            columns.problem("images without a whole number as id", source, what)
             continue
         name = entry.get("file_name")
         height, width = as_int(entry.get("height") or 0), as_int(entry.get("width") or 0)
         inside = inner_path(name) if isinstance(name, str) and name else None
         if number in index_of:
-            columns.problem(
-                "duplicate image ids", source, f"image {number} ({name if inside else shorten(name)})"
-            )
+            what = f"image {number} ({name if inside else shorten(name)})"
+            columns.problem("duplicate image ids", source, what)
             continue
         index_of[number] = UNUSABLE
         if not isinstance(name, str) or not name:
@@ -203,9 +248,8 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]
             )
         elif height is None or width is None or height < 0 or width < 0:
             size = f"height {shorten(entry.get('height'))}, width {shorten(entry.get('width'))}"
-            columns.problem(
-                "images whose height or width is no whole number", source, f"image {number} ({name}): {size}"
-            )
+            kind = "images whose height or width is no whole number"
+            columns.problem(kind, source, f"image {number} ({name}): {size}")
         else:
             index_of[number] = len(columns.files)
             columns.image(inside, number, height, width)
@@ -214,9 +258,7 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]
 
 def inner_path(name: str) -> str | None:
     """A file name of an annotation file, tidied, with forward slashes; None where it is absolute, climbs out
-    with .. or is no name at all.
-
-    Judged by its letters alone: links inside the data folder are its owner's business.
+    with .. or is no name at all. Links inside the data folder are not looked at.
     """
     if len(name) > LONGEST_NAME or "\0" in name or not is_text(name):
         return None
@@ -227,9 +269,7 @@ def inner_path(name: str) -> str | None:
 def _annotations(
     entries: list[Any], source: str, columns: Columns, index_of: dict[int, int], labels: dict[int, int]
 ) -> Integers:
-    """Appends the boxes in the file's order -> [M] the image that each belongs to. One pass: COCO has
-    860,000.
-    """
+    """Appends the boxes in the file's order -> [M] the image of each. One pass: COCO has 860,000."""
     image_of_box: list[int] = []
     seen: set[int] = set()
     for position, entry in enumerate(entries):
@@ -270,14 +310,9 @@ def _annotations(
 
 
 def _fault(
-    position: int,
-    entry: Any,
-    files: list[str],
-    index_of: dict[int, int],
-    labels: dict[int, int],
-    seen: set[int],
+    position: int, entry: Any, files: list[str], index_of: dict[int, int], labels: Any, seen: set[int]
 ) -> tuple[str, str]:
-    """(kind, detail) of an annotation that failed the quick checks above; slow and thorough."""
+    """(kind, detail) of an annotation that failed the quick checks above."""
     if not isinstance(entry, dict):
         return "annotations that are no objects", f"entry {position}: {shorten(entry)}"
     number, image, category = (as_int(entry.get(key)) for key in ("id", "image_id", "category_id"))
@@ -304,7 +339,5 @@ def _fault(
         return "annotations whose iscrowd is neither 0 nor 1", f"{where}: iscrowd {shorten(crowd)}"
     if isinstance(entry.get("area"), (int, float)) and entry["area"] < 0:
         return "areas below 0", f"{where}: area {shorten(entry['area'])}"
-    return (
-        "boxes or areas that are not finite",
-        f"{where}: bbox {shorten(box)}, area {shorten(entry.get('area'))}",
-    )
+    numbers = f"bbox {shorten(box)}, area {shorten(entry.get('area'))}"
+    return "boxes or areas that are not finite", f"{where}: {numbers}"

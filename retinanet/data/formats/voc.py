@@ -19,7 +19,10 @@ from defusedxml.common import DefusedXmlException
 
 from ...errors import DataError
 from ..dataset import NO_TEXT, Columns, Dataset, is_text
-from ..images import IMAGE_SUFFIXES
+from ..images import is_image
+from .format import SPLITS, Read, split_of, subfolders
+
+HOLDS = "Annotations/*.xml with ImageSets/Main/*.txt, or *.xml beside the images, here or in train/, valid/, test/"
 
 Box = tuple[float, float, float, float]
 
@@ -36,6 +39,34 @@ class Record:
     problems: list[tuple[str, str]] = field(default_factory=list)
     """kind, detail"""
     usable: bool = True
+
+
+def recognise_voc(root: Path, images: Path | None) -> Read | None:
+    """The original tree, else folders of XML files that are named for a split, else one such folder."""
+    tree, lists = root / "Annotations", root / "ImageSets" / "Main"
+    if _has_xml(tree):
+        files = sorted(lists.glob("*.txt"))
+        sources = {
+            split: file
+            for split, rule in SPLITS.items()
+            for file in files
+            if rule.fullmatch(file.stem.lower())
+        }
+        both = lists / "trainval.txt"
+        # beside a val.txt it would train on the validation split
+        if both in files and not {"train", "val"} & sources.keys():
+            sources["train"] = both
+        sources = sources or {"all": tree}
+    else:
+        folders = subfolders(root)
+        sources = {split: one for one in folders if (split := split_of(one.name)) and _has_xml(one)}
+        if not sources and _has_xml(root) and any(map(is_image, os.listdir(root))):
+            sources = {"all": root}
+    return (lambda: read_voc(root, sources, images)) if sources else None
+
+
+def _has_xml(folder: Path) -> bool:
+    return any(folder.glob("*.xml"))
 
 
 def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None) -> dict[str, Dataset]:
@@ -111,7 +142,7 @@ class _Pictures:
     def __init__(self, folder: Path, top: Path) -> None:
         self.prefix = "" if folder == top else folder.relative_to(top).as_posix() + "/"
         found = sorted(os.listdir(folder)) if folder.is_dir() else []
-        self.names = {name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+        self.names = {name for name in found if is_image(name)}
         self.by_stem = {Path(name).stem: name for name in reversed(found) if name in self.names}
 
     def __call__(self, stem: str, filename: str) -> str:

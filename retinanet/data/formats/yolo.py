@@ -20,8 +20,11 @@ import yaml
 
 from ...errors import DataError
 from ..dataset import NO_TEXT, Columns, Dataset, is_text
-from ..headers import read_sizes
-from ..images import IMAGE_SUFFIXES
+from ..cache import read_sizes
+from ..images import is_image
+from .format import Read, split_of, subfolders
+
+HOLDS = "data.yaml, or images/ with labels/, here or in train/, valid/, test/"
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -29,6 +32,66 @@ SLACK = 0.01
 """How far a fraction may lie outside 0..1 before it is taken for a pixel and refused; what is outside then is
 `validate`'s to judge.
 """
+
+
+def recognise_yolo(root: Path, images: Path | None) -> Read | None:
+    """A folder with a data.yaml, else images/ beside labels/, in folders that are named for the splits."""
+    read = _recognised(root)
+    return read if read is None or images is None else lambda: _refuse_images(root)
+
+
+def read_yolo_file(file: Path, images: Path | None = None) -> dict[str, Dataset]:
+    """The splits of a data.yaml, which says itself where its images are."""
+    content = read_yaml(file)
+    if not content.splits:
+        raise DataError(
+            f"{file}: names no split that exists; it needs an entry train, val or test with a folder of "
+            f"images"
+        )
+    return {
+        split: read_yolo(content.base, sources, content.names, split, content.pose)
+        for split, sources in content.splits.items()
+    }
+
+
+def _recognised(root: Path) -> Read | None:
+    files = sorted(filter(Path.is_file, [*root.glob("*.yaml"), *root.glob("*.yml")]))
+    usual = [file for file in files if file.stem in ("data", "dataset")]
+    described = [file for file in files if b"names" in file.read_bytes()] or usual
+    if described:
+        named = [file for file in described if file in usual]
+        if len(described) > 1 and len(named) != 1:
+            return lambda: _refuse_several(root, described)
+        return lambda: read_yolo_file((named or described)[0])
+    sources: dict[str, Path] = {}
+    if _has_labels(root):
+        folders = subfolders(root / "images")
+        sources = {split: folder for folder in folders if (split := split_of(folder.name))}
+        sources = sources or {"all": root / "images"}
+    for folder in subfolders(root):
+        if (split := split_of(folder.name)) and _has_labels(folder):
+            sources[split] = folder / "images"
+    return (lambda: _read_folders(root, sources)) if sources else None
+
+
+def _has_labels(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "labels").is_dir()
+
+
+def _read_folders(root: Path, sources: dict[str, Path]) -> dict[str, Dataset]:
+    names = guess_names(root, sources.values())
+    return {split: read_yolo(root, [folder], names, split) for split, folder in sources.items()}
+
+
+def _refuse_several(root: Path, files: Iterable[Path]) -> dict[str, Dataset]:
+    raise DataError(
+        f"{root}: several YOLO files: {', '.join(file.name for file in files)}; pass one of them instead of "
+        f"the folder"
+    )
+
+
+def _refuse_images(root: Path) -> dict[str, Dataset]:
+    raise DataError(f"{root}: a YOLO set says itself where its images are; --images goes with COCO and VOC")
 
 
 @dataclass(frozen=True)
@@ -207,11 +270,7 @@ def _walk(folder: Path, top: Path) -> list[str]:
     found = []
     for parent, _, names in os.walk(folder):
         prefix = Path(parent).relative_to(top).as_posix()
-        found += [
-            posixpath.normpath(f"{prefix}/{name}")
-            for name in names
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
+        found += [posixpath.normpath(f"{prefix}/{name}") for name in names if is_image(name)]
     return found
 
 

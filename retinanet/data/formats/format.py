@@ -1,0 +1,54 @@
+"""What a format of annotations is, and the names of splits, by which every reader goes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..dataset import Dataset
+
+SPLITS = {
+    "train": re.compile(r"train(ing)?(\d{4})?"),
+    "val": re.compile(r"(mini)?val(id|idation)?(\d{4})?|dev"),
+    "test": re.compile(r"test(ing)?(\d{4})?"),
+}
+
+Read = Callable[[], dict[str, Dataset]]
+"""Reads the splits that were recognised: train, val and test, or all."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """An entry of `detect.FORMATS`.
+
+    recognise  (folder, folder of the images or None) -> what reads its splits; None: it is not this format
+    holds      what a folder of this format holds, for the message that nothing was recognised
+    suffixes   of a single file that can be given in place of a folder, and
+    read_file  (file, folder of the images or None) -> its splits
+    """
+
+    recognise: Callable[[Path, Path | None], Read | None]
+    holds: str
+    suffixes: tuple[str, ...] = ()
+    read_file: Callable[[Path, Path | None], dict[str, Dataset]] | None = None
+
+
+def split_of(name: str) -> str | None:
+    """train, val or test where the name says so: instances_val2017, valid, test-dev, ..."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next(
+        (split for split in ("test", "val", "train") if any(map(SPLITS[split].fullmatch, words))), None
+    )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted; a link that leads in a circle raises OSError."""
+    with os.scandir(folder) as entries:  # it tells folders from files without asking the disk about each
+        return sorted(
+            folder / entry.name
+            for entry in entries
+            if (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir())
+        )
