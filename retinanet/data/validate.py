@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from ..errors import DataError, Problem, report, unknown_name_error
-from .dataset import Dataset, Flags, Floats, Integers
 from .cache import MISSING, UNREADABLE, read_sizes
+from .dataset import Dataset, Flags, Floats, Integers
 from .images import MAX_PIXELS, read_pixels
 
 Invalid = Literal["error", "drop", "clip"]

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from ...errors import DataError
-from ..dataset import NO_TEXT, Columns, Dataset, is_text
 from ..cache import read_sizes
+from ..dataset import NO_TEXT, Columns, Dataset, is_text
 from ..images import is_image
 from .format import Read, split_of, subfolders
 
