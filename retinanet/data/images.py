@@ -48,9 +48,11 @@ MAX_PIXELS = 178_956_970
 attack.
 """
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .bmp .dib .tif .tiff .webp .gif .pnm .ppm .pgm .pbm".split()
-)
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
+
+OTHER_SUFFIXES = (".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pnm", ".ppm", ".pgm", ".pbm")
+
+IMAGE_SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
 
 SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),

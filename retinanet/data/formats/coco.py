@@ -28,7 +28,7 @@ log = logging.getLogger("retinanet")
 
 HOLDS = "*.json here, in annotations/, or in folders such as train/ and valid/"
 
-OTHER_TASKS = {*"captions keypoints panoptic stuff info results predictions detections unlabeled".split()}
+OTHER_TASKS = re.compile("captions|keypoints|panoptic|stuff|info|results|predictions|detections|unlabeled")
 """Words in the names of COCO files that hold no boxes to train on."""
 
 LISTS = ("images", "annotations", "categories")
@@ -49,7 +49,8 @@ def recognise_coco(root: Path, images: Path | None) -> Read | None:
     files: dict[str, list[Path]] = {}
     for folder in [root, *annotations, *named]:
         for file in sorted(folder.glob("*.json")):
-            if not OTHER_TASKS & set(re.split(r"[^a-z]+", file.stem.lower())) and _looks_like_coco(file):
+            words = re.split(r"[^a-z]+", file.stem.lower())
+            if not any(map(OTHER_TASKS.fullmatch, words)) and _looks_like_coco(file):
                 split = split_of(file.stem) or (split_of(folder.name) if folder in named else None)
                 files.setdefault(split or "all", []).append(file)
     return (lambda: _read_splits(root, files, images)) if files else None
