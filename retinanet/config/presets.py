@@ -98,7 +98,7 @@ PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         TINY,
         "a laptop without a GPU, minutes",
-        "AP 0.57 on a blood cell set of 292 pictures in 7 minutes",
+        "AP 0.57 on a blood cell set of 292 images in 7 minutes",
         "docs/results.md",
         "AP 0.571 to 0.582, two CPU cores, 7 min, 2026-11",
     ),
