@@ -71,7 +71,7 @@ LONG_YET = {
     "inference.tiles": 460,
     "inference.video_io": 406,
     "lab.baselines": 554,
-    "lab.figures": 528,
+    "lab.figures": 431,
     "lab.tables": 406,
     "view.draw": 390,
     "view.plots": 381,

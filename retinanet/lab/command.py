@@ -103,9 +103,8 @@ def cumulated(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, st
         raise ConfigError("the weights of this seed were not kept; a study keeps those of its first seed")
     detector = load(folder / "rows" / result["key"])
     config = from_json(TrainConfig, result["config"])
-    shares = figures.cumulative_losses(
-        detector, open_training(source, config)[1], criterion=Criterion(**asdict(config.criterion))
-    )
+    validation = open_training(source, config)[1]
+    shares = figures.cumulative_losses(detector, validation, Criterion(**asdict(config.criterion)))
     figures.fig4(shares, folder / "figures")
     told = []
     for kind in ("negatives", "positives"):
@@ -139,7 +138,7 @@ def concentrated(shares: Mapping[str, Any]) -> str:
 
 def grid(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, str, dict[str, Any]]:
     """Figure 7: FL* over gamma and beta, beside cross entropy."""
-    reference = next((line.average().value for line in lines if line.values["beta"] is None), None)
+    (reference,) = [line.average().value for line in lines if line.values["beta"] is None]
     stars = [line for line in lines if line.values["beta"] is not None]
     cells = [
         (
@@ -150,10 +149,10 @@ def grid(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, str, di
         for line in stars
     ]
     numbers = figures.fig7(cells, folder / "figures", reference)
-    better = sum(score is not None and reference is not None and score > reference for _, _, score in cells)
+    better = sum(cell["effective"] for cell in numbers["cells"])
     caption = (
         f"{better} of {len(cells)} settings of FL* reach a higher AP than balanced cross entropy "
-        f"(AP {reference or 0:.1f})."
+        f"(AP {reference:.1f})."
     )
     return EXPERIMENTS["fig7"].title, caption, numbers
 

@@ -70,12 +70,9 @@ GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 
 X_T = torch.arange(-100, 101, dtype=torch.float64) / 20
 
-FRACTIONS = np.linspace(0, 1, 201)
-
 
 def fig1(out: Path) -> dict[str, Any]:
-    """Figure 1: FL = -(1 - p_t)^gamma log p_t against p_t, for gamma 0 (cross entropy), 0.5, 1, 2 and 5; p_t
-    > 0.5 is well classified.
+    """Figure 1: FL = -(1 - p_t)^gamma log p_t against p_t, for gamma 0 (cross entropy), 0.5, 1, 2 and 5.
 
     returns {"x": p_t [199], "lines": [{"label", "gamma", "y" [199]}]}
     """
@@ -83,9 +80,8 @@ def fig1(out: Path) -> dict[str, Any]:
     lines = []
     for gamma in GAMMAS:
         loss = losses.focal_loss(torch.logit(p), torch.ones_like(p), alpha=None, gamma=gamma)
-        lines.append(
-            {"label": f"γ = {gamma:g}" + (" (CE)" if gamma == 0 else ""), "gamma": gamma, "y": loss.tolist()}
-        )
+        label = f"γ = {gamma:g}" + (" (CE)" if gamma == 0 else "")
+        lines.append({"label": label, "gamma": gamma, "y": loss.tolist()})
     with _figure(out, "fig1", 2.5) as figure:
         axes = figure.subplots()
         axes.text(0.75, 1.25, "well-classified\nexamples", ha="center", va="center")
@@ -96,9 +92,7 @@ def fig1(out: Path) -> dict[str, Any]:
 
 
 def focal_slope(x_t: Tensor, gamma: float) -> Tensor:
-    """Eq. 10 for y = 1: dFL/dx = (1 - p_t)^gamma (gamma p_t log p_t + p_t - 1); with gamma 0 it is Eq. 9, p_t
-    - 1.
-    """
+    """Eq. 10 for y = 1: dFL/dx = (1 - p_t)^gamma (gamma p_t log p_t + p_t - 1). Gamma 0: Eq. 9, p_t - 1."""
     p_t = torch.sigmoid(x_t)
     return (1 - p_t) ** gamma * (gamma * p_t * p_t.log() + p_t - 1)
 
@@ -108,23 +102,19 @@ def focal_star_slope(x_t: Tensor, gamma: float, beta: float) -> Tensor:
     return torch.sigmoid(gamma * x_t + beta) - 1
 
 
+def _variant(
+    name: str, loss: Callable[..., Tensor], slope: Callable[..., Tensor], **parameters: float
+) -> Any:
+    return name, partial(loss, alpha=None, **parameters), partial(slope, **parameters)
+
+
 VARIANTS: tuple[tuple[str, Callable[..., Tensor], Curve], ...] = (
     ("CE", losses.cross_entropy, partial(focal_slope, gamma=0.0)),
-    ("FL, γ = 2", partial(losses.focal_loss, alpha=None, gamma=2.0), partial(focal_slope, gamma=2.0)),
-    (
-        "FL*, γ = 2, β = 1",
-        partial(losses.focal_loss_star, gamma=2.0, beta=1.0),
-        partial(focal_star_slope, gamma=2.0, beta=1.0),
-    ),
-    (
-        "FL*, γ = 4, β = 0",
-        partial(losses.focal_loss_star, gamma=4.0, beta=0.0),
-        partial(focal_star_slope, gamma=4.0, beta=0.0),
-    ),
+    _variant("FL, γ = 2", losses.focal_loss, focal_slope, gamma=2.0),
+    _variant("FL*, γ = 2, β = 1", losses.focal_loss_star, focal_star_slope, gamma=2.0, beta=1.0),
+    _variant("FL*, γ = 4, β = 0", losses.focal_loss_star, focal_star_slope, gamma=4.0, beta=0.0),
 )
-"""Figures 5 and 6: name; loss of (logits, targets); closed form of its derivative. FL* with the settings of
-Table 3.
-"""
+"""Figures 5 and 6: name; loss of (logits, targets); its derivative in closed form. Settings of Table 3."""
 
 
 def fig5(out: Path) -> dict[str, Any]:
@@ -133,21 +123,18 @@ def fig5(out: Path) -> dict[str, Any]:
     returns {"x": x_t [201], "lines": [{"label", "y" [201]}]}
     """
     lines = [{"label": name, "y": loss(X_T, torch.ones_like(X_T)).tolist()} for name, loss, _ in VARIANTS]
-    return _over_x_t(
-        out, "fig5", {"x": X_T.tolist(), "lines": lines}, "upper right", ylabel="loss", ylim=(0, 5)
-    )
+    drawn = {"x": X_T.tolist(), "lines": lines}
+    return _over_x_t(out, "fig5", drawn, "upper right", ylabel="loss", ylim=(0, 5))
 
 
 def fig6(out: Path) -> dict[str, Any]:
-    """Figure 6: the derivatives by x of the losses of Figure 5, for y = 1, from the closed forms (Eq. 9 to
-    11).
+    """Figure 6: the derivatives by x of the losses of Figure 5, for y = 1, in closed form (Eq. 9 to 11).
 
-    returns {"x": x_t [201], "lines": [{"label", "y" [201], "difference"}], "difference"}: how far autograd on
-    our losses is from the
-    closed form at the worst of these x_t and for both values of y; all float64, and below 1e-10.
+    returns {"x": x_t [201], "lines": [{"label", "y" [201], "difference"}], "difference"}: by how much
+    autograd differs from the closed form, at the worst x_t for both values of y; all float64, below 1e-10.
     """
     lines: list[dict[str, Any]] = [
-        {"label": name, "y": slope(X_T).tolist(), "difference": _apart(loss, slope)}
+        {"label": name, "y": slope(X_T).tolist(), "difference": _difference(loss, slope)}
         for name, loss, slope in VARIANTS
     ]
     difference = max(line["difference"] for line in lines)
@@ -164,59 +151,41 @@ def _over_x_t(out: Path, name: str, drawn: dict[str, Any], corner: str, **settin
     return drawn
 
 
-def _apart(loss: Callable[..., Tensor], slope: Curve) -> float:
-    """The largest difference between autograd and a closed form (given for y = 1) over x_t, for y = 1 and y =
-    -1.
-    """
+def _difference(loss: Callable[..., Tensor], slope: Curve) -> float:
+    """The largest difference between autograd and a closed form (given for y = 1), for y = 1 and y = -1."""
     worst = 0.0
     for y in (1, -1):
         x = (y * X_T).requires_grad_()
-        loss(x, torch.full_like(x, y > 0)).sum().backward()
-        assert x.grad is not None
-        worst = max(worst, float((x.grad - y * slope(X_T)).abs().max()))
+        (gradient,) = torch.autograd.grad(loss(x, torch.full_like(x, y > 0)).sum(), x)
+        worst = max(worst, float((gradient - y * slope(X_T)).abs().max()))
     return worst
 
 
-def fig2(
-    points: Sequence[Point], paper_points: Sequence[Point], out: Path, machine: str = "this machine"
-) -> dict[str, Any]:
+def fig2(points: Sequence[Point], paper_points: Sequence[Point], out: Path, machine: str) -> dict[str, Any]:
     """Figure 2: AP against the time of an image. Ours above, timed on `machine`; the paper's below, timed on
-    an Nvidia M40: their
-    milliseconds are not ours. The points of a series are joined, from the fastest to the slowest; without any
-    of ours only the paper's
-    are drawn. The legend has the first and the last label of each.
+    an Nvidia M40, so the two axes are not comparable.
 
-    returns {"ours", "paper"}, each a list of {"series", "label", "milliseconds", "AP"}
+    The points of a series are joined, from the fastest to the slowest. The legend has the first and the last
+    label of each. returns {"ours", "paper"}, each a list of {"series", "label", "milliseconds", "AP"}
     """
-    panels = [(f"ours, on {machine}", points)] if points else []
-    panels.append(("the paper, on an Nvidia M40: another machine", paper_points))
+    panels = [(f"ours, on {machine}", points, "AP")] if points else []
+    panels.append(("the paper, on an Nvidia M40: another machine", paper_points, "COCO AP"))
     with _figure(out, "fig2", 0.3 + 2.1 * len(panels)) as figure:
-        for axes, (title, shown) in zip(
+        for axes, (title, shown, score) in zip(
             figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
         ):
             best_first = sorted(shown, key=lambda point: -point[3])
             for number, name in enumerate(dict.fromkeys(point[0] for point in best_first)):
-                own = sorted((time, score, label) for kind, label, time, score in shown if kind == name)
+                own = sorted((time, ap, label) for kind, label, time, ap in shown if kind == name)
                 ends = " … ".join(dict.fromkeys((own[0][2], own[-1][2])))
-                look = dict(
-                    zip(
-                        ("color", "linestyle", "marker"),
-                        (*LOOKS[1 + number % 6], MARKERS[number % 7]),
-                        strict=True,
-                    )
-                )
-                axes.plot(
-                    [one[0] for one in own],
-                    [one[1] for one in own],
-                    label=f"{name}: {ends}" if ends else name,
-                    **look,
-                )
+                colour, dashes = LOOKS[1 + number % 6]
+                look = {"color": colour, "linestyle": dashes, "marker": MARKERS[number % 7]}
+                times, aps = [one[0] for one in own], [one[1] for one in own]
+                axes.plot(times, aps, label=f"{name}: {ends}" if ends else name, **look)
             axes.margins(0.06, 0.1)
             axes.legend(loc="best")
             axes.set_title(title, wrap=True)
-            axes.set(
-                xlabel="inference time (ms per image)", ylabel="COCO AP" if shown is paper_points else "AP"
-            )
+            axes.set(xlabel="inference time (ms per image)", ylabel=score)
     keys = ("series", "label", "milliseconds", "AP")
     return {
         name: [dict(zip(keys, point, strict=True)) for point in some]
@@ -224,101 +193,80 @@ def fig2(
     }
 
 
-@torch.inference_mode()
-def cumulative_losses(
-    detector: Detector,
-    data: Dataset,
-    gammas: Sequence[float] = GAMMAS[:4],
-    images: int | None = None,
-    seed: int = 0,
-    criterion: Criterion | None = None,
-    batch: int = 4,
-    limit: int = 10_000_000,
-) -> dict[str, Any]:
-    """Who holds the loss (Sec. 5.1, Fig. 4): the focal losses of a model's positive and of its negative
-    anchors, for each gamma as if it
-    had been trained with it; divided by their sum, sorted from the lowest, summed up. alpha would cancel and
-    is left out.
+FIG4_GAMMAS = GAMMAS[:4]
 
-    The loss of a negative anchor is summed over all classes, as in training. That of a positive is of its own
-    class alone: the paper
-    samples one probability per window, and the absent classes of a positive are negatives by Eq. 2, which
-    would hide its one present
-    class among K - 1 others.
+FRACTIONS = np.linspace(0, 1, 201)
+
+LIMIT = 10_000_000
+"""Of more negatives than this, so many are drawn at random; twice as many are held in memory."""
+
+BATCH, SEED = 4, 0
+
+
+@torch.inference_mode()
+def cumulative_losses(detector: Detector, data: Dataset, criterion: Criterion) -> dict[str, Any]:
+    """How the focal loss of a trained model is distributed over its anchors (Sec. 5.1, Fig. 4), by gamma.
+
+    The losses of all positives, and of all negatives, are divided by their sum, sorted from the lowest and
+    accumulated. alpha would cancel and is left out. For a negative anchor the losses of all classes are
+    summed, as in training. For a positive anchor only the loss of its own class counts: the paper samples one
+    probability per anchor, and the sum would bury the true class under K - 1 negatives.
 
     data       a validated split; classes are matched by name
-    images     so many of its images, drawn by `seed`; None: all
-    criterion  says which anchors are positives and negatives; None: the paper's thresholds
-    limit      of more negatives than this, so many are drawn by `seed`, whatever the batch; twice as many are
-               held in memory
+    criterion  says which anchors are positives and negatives
 
-    returns {"images", "seed", "x": [201] fractions of the anchors, "positives", "negatives"}, the two each
-    {"found": anchors,
-    "used": those of `limit`, "lines": [{"label", "gamma", "y": [201] their share of the loss,
-    "hardest_fifth": share of the hardest
-    20 %}]}; y and hardest_fifth are None where there is no loss to share out: no anchor, or none with a
-    finite loss above 0.
+    returns {"images", "seed", "x": [201] fractions of the anchors, "positives", "negatives"}, the last two
+    each {"found": anchors, "used": those of LIMIT, "lines": [{"label", "gamma", "y": [201] their share of the
+    loss, "hardest_fifth": share of the hardest 20 %}]}; y and hardest_fifth are None without a finite loss
+    above 0.
     """
-    criterion, data = criterion or Criterion(), in_model_classes(data, detector.names)
-    data = data.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:images]))
-    positives: list[Tensor] = [torch.zeros(len(gammas), 0)]
-    negatives: list[tuple[Tensor, Tensor]] = [
-        (torch.zeros(len(gammas), 0), torch.zeros(0, dtype=torch.float64))
-    ]
+    data = in_model_classes(data, detector.names)
+    positives: list[Tensor] = []
+    negatives: list[tuple[Tensor, Tensor]] = []
     found = 0
-    for loaded in evaluation_batches(data, detector.preprocess, batch, 0, detector.device.type == "cuda"):
+    for loaded in evaluation_batches(data, detector.preprocess, BATCH, 0, detector.device.type == "cuda"):
         levels, _, normalized = detector.forward(loaded.images, loaded.targets.sizes)
-        labels = criterion.match(
-            detector.model.anchors(normalized), loaded.targets.to(detector.device)
-        ).labels
+        targets = loaded.targets.to(detector.device)
+        labels = criterion.match(detector.model.anchors(normalized), targets).labels
         logits, present = torch.cat(levels, dim=1), labels >= 0
         own = logits[present].gather(1, labels[present][:, None])[:, 0]
-        positives.append(
-            torch.stack([losses.focal_loss(own, torch.ones_like(own), None, gamma) for gamma in gammas]).cpu()
-        )
-        sums = torch.stack(
-            [anchor_losses(logits, labels, "focal", None, gamma=gamma) for gamma in gammas], dim=1
-        ).cpu()  # [B, G, A]
+        ones = torch.ones_like(own)
+        positives.append(torch.stack([losses.focal_loss(own, ones, None, g) for g in FIG4_GAMMAS]).cpu())
+        sums = [anchor_losses(logits, labels, "focal", None, gamma=gamma) for gamma in FIG4_GAMMAS]
+        absents = (labels == BACKGROUND).cpu()
         for row, absent, index in zip(
-            sums, (labels == BACKGROUND).cpu(), loaded.indices.tolist(), strict=True
+            torch.stack(sums, dim=1).cpu(), absents, loaded.indices.tolist(), strict=True
         ):
-            generator = torch.Generator().manual_seed(random_seed(seed, index))
+            generator = torch.Generator().manual_seed(random_seed(SEED, index))
             keys = torch.rand(len(absent), dtype=torch.float64, generator=generator)
             negatives.append((row[:, absent], keys[absent]))
             found += len(negatives[-1][1])
-        if sum(len(keys) for _, keys in negatives) > 2 * limit:
-            negatives = _drawn(negatives, limit)
-    head = {"images": len(data), "seed": seed, "x": FRACTIONS.tolist()}
-    some = _drawn(negatives, limit)[0][0]
-    return head | {
-        "positives": _shares(torch.cat(positives, dim=1), gammas),
-        "negatives": _shares(some, gammas, found),
+        if sum(len(keys) for _, keys in negatives) > 2 * LIMIT:
+            negatives = [_smallest(negatives)]
+    return {
+        "images": len(data),
+        "seed": SEED,
+        "x": FRACTIONS.tolist(),
+        "positives": _shares(torch.cat(positives, dim=1)),
+        "negatives": _shares(_smallest(negatives)[0]) | {"found": found},
     }
 
 
-def _drawn(parts: list[tuple[Tensor, Tensor]], limit: int) -> list[tuple[Tensor, Tensor]]:
-    """Values [G, n] with random keys [n], in parts -> one part, of the `limit` smallest keys: any anchors are
-    as likely as any others.
-    """
+def _smallest(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Values [G, n] with random keys [n], in parts -> those of the LIMIT smallest keys: a fair draw."""
     values, keys = torch.cat([values for values, _ in parts], dim=1), torch.cat([keys for _, keys in parts])
-    kept = keys.argsort()[:limit]
-    return [(values[:, kept], keys[kept])]
+    kept = keys.argsort()[:LIMIT]
+    return values[:, kept], keys[kept]
 
 
-def _shares(values: Tensor, gammas: Sequence[float], found: int | None = None) -> dict[str, Any]:
-    """Losses [G, N] -> a line for each gamma; `found` when they are but some of those."""
+def _shares(values: Tensor) -> dict[str, Any]:
+    """Losses [G, N] -> a line for each gamma."""
     lines: list[dict[str, Any]] = []
-    for gamma, row in zip(gammas, values, strict=True):
+    for gamma, row in zip(FIG4_GAMMAS, values, strict=True):
         y = cumulative(row.numpy())
-        lines.append(
-            {
-                "label": f"γ = {gamma:g}",
-                "gamma": gamma,
-                "y": y,
-                "hardest_fifth": None if y is None else 1 - y[160],
-            }
-        )
-    return {"found": values.shape[1] if found is None else found, "used": values.shape[1], "lines": lines}
+        hardest = None if y is None else 1 - y[160]
+        lines.append({"label": f"γ = {gamma:g}", "gamma": gamma, "y": y, "hardest_fifth": hardest})
+    return {"found": values.shape[1], "used": values.shape[1], "lines": lines}
 
 
 def cumulative(values: NDArray[Any]) -> list[float] | None:
@@ -332,72 +280,58 @@ def cumulative(values: NDArray[Any]) -> list[float] | None:
     return shares
 
 
-def fig4(shares: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Figure 4: the share of the loss that the easiest anchors hold, positives left and negatives right; the
-    hardest fifth is shaded.
+def fig4(shares: Mapping[str, Any], out: Path) -> None:
+    """Figure 4: the share of the loss that the easiest anchors hold, from what `cumulative_losses` returns.
 
-    shares, and returned: what `cumulative_losses` returns
+    Positives are left, negatives right, and the hardest fifth is shaded.
     """
     with _figure(out, "fig4", 2.3) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, name, what in zip(
             panels, ("positives", "negatives"), ("foreground", "background"), strict=True
         ):
-            _draw(
-                axes,
-                shares["x"],
-                [line for line in shares[name]["lines"] if line["y"] is not None],
-                (0.8, 1),
-                loc="upper left",
-            )
+            lines = [line for line in shares[name]["lines"] if line["y"] is not None]
+            _draw(axes, shares["x"], lines, (0.8, 1), loc="upper left")
             axes.set(xlabel=f"fraction of\n{what} examples", xlim=(0, 1), ylim=(0, 1))
         panels[0].set_ylabel("cumulative normalized error")
-    return dict(shares)
 
 
-STAR_LOOKS: Any = {
+STAR_LOOKS: Any = {  # the last on top
     "diverged": (QUIET, ":", 1.0),
     "other": (ORANGE, "--", 0.8),
     "effective": (BLUE, "-", 1.4),
-}  # the last on top
+}
 
 
-def fig7(
-    cells: Sequence[tuple[float, float, float | None]], out: Path, reference: float | None = None
-) -> dict[str, Any]:
+def fig7(cells: Sequence[tuple[float, float, float | None]], out: Path, reference: float) -> dict[str, Any]:
     """Figure 7: FL* against x_t for many settings, by whether they are effective; below, their AP over gamma
     and beta.
 
     cells      (gamma, beta, AP), AP None where the training diverged
-    reference  above this AP a setting is effective (33.5 in the paper); None: the best third of those that
-               have an AP is
+    reference  above this AP a setting is effective (33.5 in the paper)
 
-    returns {"limit": `reference`, or the highest AP outside the best third, "cells": [{"gamma", "beta", "AP",
-    "effective"}]}
+    returns {"limit": `reference`, "cells": [{"gamma", "beta", "AP", "effective"}]}
     """
-    scores = sorted((score for _, _, score in cells if score is not None), reverse=True)
-    limit = next(iter(scores[math.ceil(len(scores) / 3) :]), 0.0) if reference is None else reference
     kinds = [
-        "diverged" if score is None else "effective" if score > limit else "other" for _, _, score in cells
-    ]
-    keys = ("gamma", "beta", "AP", "effective")
-    drawn = [
-        dict(zip(keys, (*cell, kind == "effective"), strict=True))
-        for cell, kind in zip(cells, kinds, strict=True)
+        "diverged" if score is None else "effective" if score > reference else "other"
+        for _, _, score in cells
     ]
     with _figure(out, "fig7", 4.4) as figure:
         top, bottom = figure.subplots(2, 1, height_ratios=(1.15, 1))
         for kind, (colour, dashes, width) in STAR_LOOKS.items():
-            label: str | None = f"AP > {limit:.1f}" if kind == "effective" else kind
+            label: str | None = f"AP > {reference:.1f}" if kind == "effective" else kind
             for gamma, beta, _ in [cell for cell, its in zip(cells, kinds, strict=True) if its == kind]:
                 y = losses.focal_loss_star(X_T, torch.ones_like(X_T), gamma, beta)
                 top.plot(X_T, y, color=colour, linestyle=dashes, linewidth=width, label=label)
                 label = None
         top.set(xlabel="xₜ = yx", ylabel="loss", xlim=(-5, 5), ylim=(0, 5))
-        if cells:
-            top.legend(loc="upper right")
-            _draw_grid(bottom, cells, kinds)
-    return {"limit": limit, "cells": drawn}
+        top.legend(loc="upper right")
+        _draw_grid(bottom, cells, kinds)
+    drawn = [
+        {"gamma": gamma, "beta": beta, "AP": score, "effective": kind == "effective"}
+        for (gamma, beta, score), kind in zip(cells, kinds, strict=True)
+    ]
+    return {"limit": reference, "cells": drawn}
 
 
 def _draw_grid(axes: Any, cells: Sequence[tuple[float, float, float | None]], kinds: Sequence[str]) -> None:
@@ -412,34 +346,23 @@ def _draw_grid(axes: Any, cells: Sequence[tuple[float, float, float | None]], ki
     middle = (np.nanmin(grid) + np.nanmax(grid)) / 2 if np.isfinite(grid).any() else 0.0
     for (gamma, beta, score), kind in zip(cells, kinds, strict=True):
         text, colour = ("×", INK) if score is None else (f"{score:.1f}", INK if score > middle else "white")
-        weight = "bold" if kind == "effective" else "normal"
-        axes.text(
-            betas.index(beta),
-            gammas.index(gamma),
-            text,
-            ha="center",
-            va="center",
-            color=colour,
-            weight=weight,
-        )
+        look = {"ha": "center", "va": "center", "weight": "bold" if kind == "effective" else "normal"}
+        axes.text(betas.index(beta), gammas.index(gamma), text, color=colour, **look)
     axes.set_xticks(range(len(betas)), [f"{beta:g}".replace("-", "−") for beta in betas])
     axes.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
     axes.grid(False)
     axes.set(title="AP; bold: effective, ×: diverged", xlabel="β", ylabel="γ")
 
 
-def curves(
-    named_rows: Mapping[str, Sequence[Mapping[str, Any]]], out: Path, name: str, key: str = "loss"
-) -> dict[str, Any]:
-    """Training loss against the iteration of several runs, smoothed over a fiftieth of each; a cross where a
-    loss is no number.
+def curves(named_rows: Mapping[str, Sequence[Mapping[str, Any]]], out: Path, name: str) -> dict[str, Any]:
+    """Training loss against the iteration of several runs, smoothed over a fiftieth of each.
 
-    named_rows  run -> rows of its metrics.jsonl, of which those of kind "train" count; a curve ends at its
-                first row without a finite loss
+    named_rows  run -> rows of its metrics.jsonl, of which those of kind "train" count; a curve ends with a
+                cross at its first row without a finite loss
     returns {run: {"x": iterations, "y": smoothed losses, "cut": iteration of that row, or None}}
     """
     drawn = {
-        run: _until_cut([row for row in rows if row.get("kind") == "train"], key)
+        run: _until_cut([row for row in rows if row.get("kind") == "train"])
         for run, rows in named_rows.items()
     }
     heights = [value for line in drawn.values() for value in line["y"]]
@@ -448,29 +371,15 @@ def curves(
         axes = figure.subplots()
         for number, (run, line) in enumerate(drawn.items()):
             colour, dashes = LOOKS[number % len(LOOKS)]
-            axes.plot(
-                line["x"],
-                line["y"],
-                color=colour,
-                linestyle=dashes,
-                label=run,
-                marker="o" if len(line["x"]) == 1 else None,
-            )
+            marker = "o" if len(line["x"]) == 1 else None
+            axes.plot(line["x"], line["y"], color=colour, linestyle=dashes, label=run, marker=marker)
             if line["cut"] is not None and line["x"]:
-                axes.plot(
-                    line["x"][-1],
-                    line["y"][-1],
-                    color=colour,
-                    marker="X",
-                    markersize=8,
-                    markeredgecolor="white",
-                    clip_on=False,
-                )
+                look = {"marker": "X", "markersize": 8, "markeredgecolor": "white", "clip_on": False}
+                axes.plot(line["x"][-1], line["y"][-1], color=colour, **look)
         if heights and 0 < 20 * min(heights) < max(heights):
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(
-                "{x:g}"
-            )  # its own would need the mathematics that a run's name must not be read as
+            # matplotlib's own formatter needs mathematical text, which would garble the name of a run
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
         axes.set(xlabel="iteration", ylabel="training loss")
         if drawn:
@@ -478,15 +387,14 @@ def curves(
     return drawn
 
 
-def _until_cut(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
-    values = [float(row[key]) if isinstance(row.get(key), int | float) else math.nan for row in rows]
+def _until_cut(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values = [math.nan if row["loss"] is None else float(row["loss"]) for row in rows]
     end = next((i for i, value in enumerate(values) if not math.isfinite(value)), len(values))
-    window = np.ones(end // 50 + 1)
-    y = (
-        []
-        if end == 0
-        else (np.convolve(values[:end], window, "same") / np.convolve(np.ones(end), window, "same")).tolist()
-    )
+    y: list[float] = []
+    if end:
+        window = np.ones(end // 50 + 1)
+        counts = np.convolve(np.ones(end), window, "same")
+        y = (np.convolve(values[:end], window, "same") / counts).tolist()
     return {
         "x": [int(row["iteration"]) for row in rows[:end]],
         "y": y,
@@ -511,17 +419,14 @@ def _draw(
 
 @contextmanager
 def _figure(out: Path, name: str, height: float) -> Iterator[Any]:
-    """A figure as wide as a column and so many inches high, written in the end as NAME.svg and NAME.png; the
-    folder is made.
-    """
+    """A figure as wide as a column and so many inches high; it is written as NAME.svg and NAME.png."""
     import matplotlib
     from matplotlib.figure import Figure
 
     out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(PRINT), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from", category=UserWarning
-        )  # a run's name in any script
+        # the name of a run may be in any script
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(3.5, height), layout="constrained")
         yield figure
         figure.savefig(out / f"{name}.svg", metadata={"Date": None})

@@ -104,7 +104,9 @@ def anchor_losses(
     loss_and_grad, weight = _with_parameters(entry, **own), _weight(entry, alpha, logits.device)
     if loss_and_grad is None:
         return _dense(logits, labels, entry, weight, own).sum(dim=-1)
-    sums = [_of_a_chunk(*chunk, weight, loss_and_grad)[0].sum(dim=1) for chunk in _chunks(logits, labels)]
+    sums = [
+        _of_a_chunk(x, label, weight, loss_and_grad)[0].sum(dim=1) for x, label in _chunks(logits, labels)
+    ]
     return torch.cat(sums).reshape(labels.shape)
 
 
@@ -116,7 +118,7 @@ class _ClassLoss(torch.autograd.Function):
         ctx.save_for_backward(logits)
         ctx.others = labels, weight, loss_and_grad
         ctx.gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        return _value_and_grad(logits, *ctx.others, ctx.gradient)
+        return _value_and_grad(logits, labels, weight, loss_and_grad, ctx.gradient)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
@@ -125,7 +127,8 @@ class _ClassLoss(torch.autograd.Function):
         if gradient is None:  # the graph was retained, and the caller has the first gradient
             (logits,) = ctx.saved_tensors
             gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-            _value_and_grad(logits, *ctx.others, gradient)
+            labels, weight, loss_and_grad = ctx.others
+            _value_and_grad(logits, labels, weight, loss_and_grad, gradient)
         if upstream.device.type != "cpu" or upstream != 1:  # a look at the number would wait for a GPU
             gradient.mul_(upstream)  # in place: a second tensor would double the memory
         return gradient, None, None, None

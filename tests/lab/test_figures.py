@@ -14,6 +14,7 @@ from retinanet.data.images import read_image
 from retinanet.inference.detector import Detector
 from retinanet.lab import figures
 from retinanet.lab.paper import speed_points
+from retinanet.model.criterion import Criterion
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet
@@ -49,8 +50,8 @@ def rows(losses):
 
 DRAWN = {
     "fig1": figures.fig1,
-    "fig2": lambda out: figures.fig2(OURS, speed_points(), out),
-    "fig4": lambda out: figures.fig4(shares(), out),
+    "fig2": lambda out: figures.fig2(OURS, speed_points(), out, "this machine"),
+    "fig4": lambda out: figures.fig4(shares(), out) or shares(),
     "fig5": figures.fig5,
     "fig6": figures.fig6,
     "fig7": lambda out: figures.fig7(CELLS, out, 33.0),
@@ -127,21 +128,17 @@ def test_figure_2_returns_ours_and_the_papers_points(once, tmp_path):
     drawn, _ = once["fig2"]
     assert drawn["ours"][1] == {"series": "RetinaNet-18", "label": "384", "milliseconds": 60.1, "AP": 26.9}
     assert len(drawn["paper"]) == 11
-    assert figures.fig2([], speed_points(), tmp_path)["ours"] == []
+    assert figures.fig2([], speed_points(), tmp_path, "this machine")["ours"] == []
 
 
-def test_figure_7_calls_effective_what_lies_above_the_reference_or_in_the_best_third(once, tmp_path):
+def test_figure_7_calls_effective_what_lies_above_the_reference(once, tmp_path):
     def effective(drawn):
         return [(cell["gamma"], cell["beta"]) for cell in drawn["cells"] if cell["effective"]]
 
-    named, _ = once["fig7"]
-    assert (named["limit"], effective(named)) == (33.0, [(2.0, 1.0), (4.0, 0.0)])
-    third = figures.fig7(CELLS, tmp_path)
-    assert (third["limit"], effective(third)) == (33.0, [(2.0, 1.0), (4.0, 0.0)])
-    assert third["cells"][3] == {"gamma": 4.0, "beta": -1.0, "AP": None, "effective": False}
-    assert (
-        effective(figures.fig7([(2.0, 1.0, None)], tmp_path)) == effective(figures.fig7([], tmp_path)) == []
-    )
+    drawn, _ = once["fig7"]
+    assert (drawn["limit"], effective(drawn)) == (33.0, [(2.0, 1.0), (4.0, 0.0)])
+    assert drawn["cells"][3] == {"gamma": 4.0, "beta": -1.0, "AP": None, "effective": False}
+    assert effective(figures.fig7([(2.0, 1.0, None)], tmp_path, 33.0)) == []
 
 
 def test_a_curve_ends_where_its_loss_is_no_number(tmp_path):
@@ -213,11 +210,11 @@ def slow_losses(detector, data, gamma):
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_the_shares_of_the_loss_are_those_of_a_slow_restatement(detector, scenes, gamma):
     data = read_coco(scenes / "annotations" / "train.json")
-    told = figures.cumulative_losses(detector, data, (gamma,))
+    told = figures.cumulative_losses(detector, data, Criterion())
     assert told["images"] == len(data)
     for name, losses in zip(("positives", "negatives"), slow_losses(detector, data, gamma), strict=True):
         assert told[name]["found"] == told[name]["used"] == len(losses) > 0
-        (line,) = told[name]["lines"]
+        (line,) = [line for line in told[name]["lines"] if line["gamma"] == gamma]
         ordered = sorted(losses)
         whole = math.fsum(ordered)
         assert line["y"] == pytest.approx(figures.cumulative(np.array(losses)), abs=1e-5)
@@ -226,7 +223,7 @@ def test_the_shares_of_the_loss_are_those_of_a_slow_restatement(detector, scenes
 
 
 def test_curves_rise_from_0_to_1_and_gamma_moves_the_loss_to_the_hardest(detector, scenes):
-    told = figures.cumulative_losses(detector, read_coco(scenes / "annotations" / "val.json"))
+    told = figures.cumulative_losses(detector, read_coco(scenes / "annotations" / "val.json"), Criterion())
     for name in ("positives", "negatives"):
         lines = told[name]["lines"]
         assert [line["gamma"] for line in lines] == list(GAMMAS)
@@ -237,34 +234,34 @@ def test_curves_rise_from_0_to_1_and_gamma_moves_the_loss_to_the_hardest(detecto
         assert [line["hardest_fifth"] for line in lines] == sorted(line["hardest_fifth"] for line in lines)
 
 
-def test_a_limit_draws_negatives_by_the_seed_whatever_the_batch(detector, scenes):
+def test_a_limit_draws_negatives_by_the_seed_whatever_the_batch(detector, scenes, monkeypatch):
     data = read_coco(scenes / "annotations" / "train.json")
-    one, other, third = (
-        figures.cumulative_losses(detector, data, (1.0,), seed=seed, batch=batch, limit=700)
-        for seed, batch in ((0, 1), (0, 4), (1, 4))
-    )
-    assert one["negatives"]["found"] == other["negatives"]["found"] > one["negatives"]["used"] == 700
-    curves = [told["negatives"]["lines"][0]["y"] for told in (one, other, third)]
+    whole = figures.cumulative_losses(detector, data, Criterion())["negatives"]["lines"][2]
+    monkeypatch.setattr(figures, "LIMIT", 700)
+    drawn = []
+    for seed, batch in ((0, 1), (0, 4), (1, 4)):
+        monkeypatch.setattr(figures, "SEED", seed)
+        monkeypatch.setattr(figures, "BATCH", batch)
+        drawn.append(figures.cumulative_losses(detector, data, Criterion())["negatives"])
+    assert drawn[0]["found"] == drawn[1]["found"] > drawn[0]["used"] == 700
+    curves = [negatives["lines"][2]["y"] for negatives in drawn]
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     assert curves[0] != pytest.approx(curves[2], abs=1e-5)
-    whole = figures.cumulative_losses(detector, data, (1.0,))["negatives"]["lines"][0]
-    assert one["negatives"]["lines"][0]["hardest_fifth"] == pytest.approx(whole["hardest_fifth"], abs=0.1)
+    assert drawn[0]["lines"][2]["hardest_fifth"] == pytest.approx(whole["hardest_fifth"], abs=0.1)
 
 
-def test_some_images_are_drawn_by_the_seed_and_none_of_their_anchors_need_be_positive(detector, scenes):
+def test_none_of_the_anchors_need_be_positive(detector, scenes):
     data = read_coco(scenes / "annotations" / "train.json")
-    assert figures.cumulative_losses(detector, data, images=2, seed=3) == figures.cumulative_losses(
-        detector, data, images=2, seed=3
-    )
     bare = data.keep_boxes(np.zeros(len(data.labels), dtype=bool))
-    told = figures.cumulative_losses(detector, bare, images=2)
-    assert (told["images"], told["positives"]["found"]) == (2, 0)
+    told = figures.cumulative_losses(detector, bare, Criterion())
+    assert told == figures.cumulative_losses(detector, bare, Criterion())
+    assert (told["images"], told["positives"]["found"]) == (len(data), 0)
     assert all(line["y"] is None and line["hardest_fifth"] is None for line in told["positives"]["lines"])
     json.dumps(told, allow_nan=False)
 
 
 def test_figure_4_leaves_out_a_group_without_a_loss(detector, scenes, tmp_path):
     data = read_coco(scenes / "annotations" / "val.json")
-    told = figures.cumulative_losses(detector, data.keep_boxes(np.zeros(len(data.labels), dtype=bool)))
-    assert figures.fig4(told, tmp_path) == told
+    bare = data.keep_boxes(np.zeros(len(data.labels), dtype=bool))
+    figures.fig4(figures.cumulative_losses(detector, bare, Criterion()), tmp_path)
     assert (tmp_path / "fig4.png").stat().st_size > 0
