@@ -8,19 +8,30 @@ from dataclasses import dataclass
 
 
 class RetinaNetError(ValueError):
-    """Every error that a user can cause and can mend.
+    """The base of all errors that a user can cause and repair. The message says what to do.
 
     RetinaNetError
     |- ConfigError       a setting, preset, class or file name that does not fit
-    |- DataError         annotations or pictures that cannot be used as they are
+    |- DataError         annotations or images that cannot be used as they are
     |- CheckpointError   a file of weights that is truncated, foreign or hostile
-    |- DivergenceError   a loss that is no longer finite
+    |- DivergenceError   a loss that is not finite
     |- ProcessError      another process of the same run has ended
+
+    Example:
+        >>> try:
+        ...     retinanet.train("cells", preset="tiny")
+        ... except retinanet.RetinaNetError as error:
+        ...     print(error)
     """
 
 
 class ConfigError(RetinaNetError):
-    """A setting, preset, class or file name that is unknown or out of its range."""
+    """A setting, preset, class or file name that is unknown or out of its range.
+
+    Example:
+        >>> retinanet.focal_loss(logits, targets, gamma=-1)
+        ConfigError: gamma must be at least 0, not -1
+    """
 
 
 class DataError(RetinaNetError):
@@ -28,7 +39,13 @@ class DataError(RetinaNetError):
 
     Args:
         message: What is wrong and what to do.
-        problems: Every single problem, for `report`.
+        problems: Each problem, with its file.
+
+    Example:
+        >>> try:
+        ...     retinanet.train("cells")
+        ... except retinanet.DataError as error:
+        ...     files = {problem.file for problem in error.problems}
     """
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
@@ -37,15 +54,34 @@ class DataError(RetinaNetError):
 
 
 class CheckpointError(RetinaNetError):
-    """A checkpoint that is truncated, cannot be read, or is of an unknown kind."""
+    """A checkpoint that is missing, truncated, or of an unknown kind. No code of it was executed.
+
+    Example:
+        >>> retinanet.load("notes.txt")
+        CheckpointError: ...
+    """
 
 
 class DivergenceError(RetinaNetError):
-    """The loss is not finite. The last checkpoint on disk is complete."""
+    """The loss is not finite. The last checkpoint is complete; the run folder has a dump of the step.
+
+    Example:
+        >>> try:
+        ...     retinanet.train("cells", out="runs/cells", lr=10.0)
+        ... except retinanet.DivergenceError:
+        ...     retinanet.train("cells", init="runs/cells", lr=0.001)
+    """
 
 
 class ProcessError(RetinaNetError):
-    """Another process of the same run has ended. The files on disk are complete."""
+    """Another process of the same run has ended. The files on disk are complete.
+
+    Example:
+        >>> try:
+        ...     retinanet.train("cells", out="runs/cells")  # under torchrun
+        ... except retinanet.ProcessError:
+        ...     print("resume runs/cells")
+    """
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,7 @@ class Targets:
     def pad(
         cls, boxes: Sequence[Tensor], labels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> Targets:
-        """Per picture boxes [G_i, 4] and labels [G_i] -> one structure; pictures without objects are
-        welcome.
-        """
+        """Boxes [G_i, 4] and labels [G_i] of each image -> one structure. G_i may be 0."""
         count = max((len(one) for one in labels), default=0)
         padded = torch.zeros(len(boxes), count, 4)
         classes = torch.full((len(boxes), count), -1, dtype=torch.long)

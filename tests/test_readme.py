@@ -24,6 +24,7 @@ from retinanet.config.commands import (
     ServeConfig,
 )
 from retinanet.config.presets import preset
+from retinanet.data.formats.detect import FORMATS
 from retinanet.lab.tables import EXPERIMENTS, FORMULAS
 from retinanet.model.criterion import ASSIGNERS
 from retinanet.ops.fused import CLASS_LOSSES
@@ -97,7 +98,7 @@ def test_there_are_commands_to_test():
 )
 def test_the_python_of_the_documentation_runs(block):
     with ExitStack() as stack:
-        for choices in (CLASS_LOSSES, BOX_LOSSES, ASSIGNERS):  # which docs/extending.md adds to
+        for choices in (CLASS_LOSSES, BOX_LOSSES, ASSIGNERS, FORMATS):  # which docs/extending.md adds to
             stack.enter_context(patch.dict(choices))
         exec(compile(block, "documentation", "exec"), {})
 

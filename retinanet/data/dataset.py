@@ -52,19 +52,17 @@ class Dataset:
     root: Path
     """The folder that `files` are relative to."""
     split: str
-    """train, val, test, or the name the source goes by."""
+    """train, val, test, or another name of the source."""
     names: tuple[str, ...]
     """[K] class names."""
     category_ids: tuple[int, ...]
     """[K] the source's id of each class (COCO's are sparse)."""
     files: NDArray[np.str_]
-    """[N] picture of each image, relative to `root`, with forward slashes."""
+    """[N] file of each image, relative to `root`, with forward slashes."""
     image_ids: Integers
     """[N] the source's id of each image."""
     sizes: Integers
-    """[N, 2] height and width in pixels, as shown (after any EXIF rotation); 0 where the source does not
-    say.
-    """
+    """[N, 2] height and width in pixels after EXIF rotation; 0 if the source does not say."""
     first: Integers
     """[N + 1] row of each image's first box."""
     boxes: Floats
@@ -72,17 +70,15 @@ class Dataset:
     labels: Integers
     """[M] 0..K-1."""
     crowd: Flags
-    """[M] regions that are not for training and that evaluation does not count (COCO's iscrowd, VOC's
-    difficult).
-    """
+    """[M] true: ignored in training and evaluation (COCO's iscrowd, VOC's difficult)."""
     areas: Floats
     """[M] object area in pixels: COCO's own (of the mask), else width x height."""
     annotation_ids: Integers
     """[M] the source's id of each box."""
     problems: tuple[Problem, ...] = ()
-    """What the reader could not turn into columns, and left out."""
+    """What the reader could not read and left out."""
     held_out: bool = False
-    """Whether the source has no such split: the images were taken out of train, by a seed."""
+    """Whether the source has no such split and the images come from train, chosen by a seed."""
 
     def __post_init__(self) -> None:
         images, boxes = len(self.files), len(self.labels)
@@ -96,7 +92,7 @@ class Dataset:
         return len(self.files)
 
     def path(self, index: int) -> Path:
-        """Where the picture of image `index` lies."""
+        """The file of image `index`."""
         return self.root / str(self.files[index])
 
     def rows(self, index: int) -> slice:

@@ -60,7 +60,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The accuracy of the results. None stands wherever COCO says -1: there are no such objects.
+    """The accuracy of detections on a data set. None stands for COCO's -1: there are no such objects.
 
     Example:
         >>> metrics["AP"], metrics["AP50"]
@@ -73,11 +73,9 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     curves: Curves
     confusion: Integers
-    """[K+1, K+1] rows are truth, columns prediction, the last is the background; at `threshold`, or at 0.5
-    when that is None.
-    """
+    """[K+1, K+1] rows are truth, columns prediction, last the background; at `threshold`, else at 0.5."""
     threshold: float | None
-    """The score with the best F1 over all classes; None when nothing was found."""
+    """The score of best F1 over all classes; None without detections."""
     f1: float | None
     """The F1 at that score."""
     images: int
