@@ -56,8 +56,8 @@ FAULTS = {
     "annotations of unknown categories": "annotation 4, image",
     "duplicate annotation ids": "annotation 6, image",
     "images that are missing": "image 7 (lost.jpg)",
-    "pictures whose size disagrees with the annotation": "image 8 (000008.jpg): the annotation says 200 x "
-    "64, the picture is 96 x 64",
+    "images whose size disagrees with the annotation": "image 8 (000008.jpg): the annotation says 200 x "
+    "64, the image is 96 x 64",
 }
 
 # ------------------------------------------------------------------------------------------------ bad boxes,
@@ -148,7 +148,7 @@ def test_without_any_image_the_error_says_so(data, tmp_path):
 def test_when_no_picture_is_found_the_error_says_where_it_looked(data, tmp_path):
     (data / "train").rename(data / "elsewhere")
     with pytest.raises(
-        retinanet.DataError, match=r"none of its 8 pictures was found.*data/000001\.jpg; .* --images"
+        retinanet.DataError, match=r"none of its 8 images was found.*data/000001\.jpg; .* --images"
     ):
         train(data, tmp_path / "run")
 

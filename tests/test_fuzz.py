@@ -138,7 +138,7 @@ def test_of_an_xml_file_every_object_becomes_a_row_or_a_problem(objects, width, 
         (root / "Annotations" / "a.xml").write_text(element("annotation", text), encoding="utf-8")
         written = len(ElementTree.parse(root / "Annotations" / "a.xml").getroot().findall("object"))
         data = open_dataset(root)["all"]
-    told = [problem for problem in data.problems if "size of the picture" not in problem.kind]
+    told = [problem for problem in data.problems if "size of the image" not in problem.kind]
     assert len(data.labels) + len(told) == written == len(objects)
     assert data.sizes.min() >= 0
 

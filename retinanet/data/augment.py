@@ -39,7 +39,7 @@ class Augment:
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, preprocess: Preprocess, canvas: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A picture [3, H, W] uint8, its boxes [G, 4] and labels [G] -> the same, resized, changed and cut to
+        """An image [3, H, W] uint8, its boxes [G, 4] and labels [G] -> the same, resized, changed and cut to
         fit `canvas` (height, width).
 
         Draws from torch's global generator: the caller seeds it for each sample.
@@ -71,7 +71,7 @@ class Augment:
 def crop(
     image: Tensor, boxes: Tensor, labels: Tensor, canvas: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut a picture that exceeds `canvas` (height, width) at a random place; boxes that all but vanish go."""
+    """Cut an image that exceeds `canvas` (height, width) at a random place; boxes that all but vanish go."""
     height, width = image.shape[-2:]
     if height <= canvas[0] and width <= canvas[1]:
         return image, boxes, labels

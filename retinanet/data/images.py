@@ -1,10 +1,9 @@
-"""A picture file -> uint8 RGB pixels as a person sees it, or an error that names the file; never a wrong
-picture.
+"""An image file -> uint8 RGB pixels as a person sees it, or an error that names the file; never wrong pixels.
 
 Pillow decodes everything. (torchvision's decoders gave the same pixels in the same time, 3.0 against 3.2 ms
-for a 900x600 JPEG, but torchvision 0.29 deprecates them and says that they will go.) The plug-ins are chosen
-by the file's own first bytes and not by `Image.open`: a wrong suffix does no harm, formats that run other
-programs (EPS) stay shut, and the limit on pixels is ours alone.
+for a 900x600 JPEG, but torchvision 0.29 deprecates them.) The file's own first bytes choose the plug-in, not
+`Image.open`: a wrong suffix does no harm, formats that run other programs (EPS) stay shut, and the limit on
+pixels is ours alone.
 """
 
 from __future__ import annotations
@@ -24,17 +23,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from ..errors import DataError
 
@@ -44,9 +40,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 178_956_970
-"""Above this many pixels a picture is refused: half a gigabyte of RGB, the limit at which Pillow suspects an
-attack.
-"""
+"""Half a gigabyte of RGB, the limit at which Pillow suspects an attack."""
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 
@@ -54,30 +48,26 @@ OTHER_SUFFIXES = (".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pn
 
 IMAGE_SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
 
-SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"BM", BmpImagePlugin.BmpImageFile),
-    (b"RIFF", WebPImagePlugin.WebPImageFile),
-    (b"GIF8", GifImagePlugin.GifImageFile),
-    (b"II*\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0*", TiffImagePlugin.TiffImageFile),
-    (b"II+\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0+", TiffImagePlugin.TiffImageFile),
-    *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
-)
+SIGNATURES: dict[bytes, type[ImageFile.ImageFile]] = {
+    b"\xff\xd8\xff": JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"BM": BmpImageFile,
+    b"RIFF": WebPImageFile,
+    b"GIF8": GifImageFile,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+    **dict.fromkeys((b"P%d" % kind for kind in range(1, 7)), PpmImageFile),
+}
 
 EIGHT_BIT = frozenset(
     ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
 )
 
+WITHOUT_RANGE = {"I": "32-bit or signed integers", "F": "floating point numbers", "LAB": "CIE Lab"}
+
 ORIENTATION, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 274, 256, 257, 258, 262  # tags of EXIF and TIFF
 
-LARGE = Lock()
-
 MOST_SCANS = 100
-"""A JPEG of more scans is refused: each passes over all its pixels, so a small file can take minutes.
-Ordinary ones have about ten.
+"""Of a JPEG; ordinary ones have about ten. Each scan passes over all pixels, so a small file can take minutes.
 """
 
 JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
@@ -86,10 +76,10 @@ END, SCAN = 0xD9, 0xDA  # of JPEG's markers
 
 LONGEST_SIDE = 2**31 - 1  # the product of two such sides is still an int64
 
-# Pillow warns of metadata that it skips. Whether a picture can be used is told by an error, and by nothing
-# else.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+PILLOW_LIMIT = Lock()
 
+# Pillow warns of metadata that it skips. An error alone says that an image cannot be used.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.")
 
 
@@ -99,20 +89,16 @@ def is_image(name: str) -> bool:
 
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Tensor:
-    """The picture as uint8 [3, H, W], RGB, as shown (after any EXIF rotation); the memory is [H, W, 3], like
-    channels_last.
+    """The image as uint8 [3, H, W], RGB, as shown (after any EXIF rotation); the memory is [H, W, 3].
 
-    Grey is repeated over the channels, alpha is dropped and not blended (what a labelling tool shows below it
-    is not known), the first
-    of several frames is taken. 16-bit grey is divided by 257, so that 65535 becomes 255; of 16-bit colour the
-    high byte is taken, which
-    differs by at most 1. Pictures of 32-bit numbers have no agreed range and are refused. With `content`, the
-    file's bytes, no file is
-    opened and `path` only names it.
+    Grey is repeated over the channels. Alpha is dropped and not blended, since it is not known what a
+    labelling tool shows below it. The first of several frames is taken. 16-bit grey is divided by 257, so that
+    65535 becomes 255; of 16-bit colour the high byte is taken, which differs by at most 1. Images of 32-bit
+    numbers have no agreed range and are refused.
+
+    content  the file's bytes: no file is opened then, and `path` only names it
     """
-    import torch
-
-    return torch.from_numpy(read_pixels(path, max_pixels, content)).permute(2, 0, 1)
+    return _as_tensor(read_pixels(path, max_pixels, content))
 
 
 def read_pixels(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Pixels:
@@ -124,48 +110,37 @@ def read_pixels(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes |
                 f"{path}: {width} x {height} pixels are more than the limit of {max_pixels}; --max-pixels "
                 f"raises it"
             )
-        if isinstance(image, JpegImagePlugin.JpegImageFile) and too_many_scans(image):
+        if isinstance(image, JpegImageFile) and too_many_scans(image):
             raise DataError(
-                f"{path}: a JPEG of more than {MOST_SCANS} scans, which takes too long to decode; save it "
-                f"again"
+                f"{path}: a JPEG of more than {MOST_SCANS} scans takes too long to decode; save it again"
             )
-        tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
-        orientation = 1 if tiff else _orientation(image)  # Pillow turns a TIFF by itself while it loads it
-        name, image.filename = (
-            image.filename,
-            "",
-        )  # else Pillow maps an uncompressed TIFF into memory, a turned one with swapped sides
+        # Pillow itself turns a TIFF while it loads it
+        orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)
+        # with a name Pillow maps an uncompressed TIFF into memory, a turned one with swapped sides
+        name, image.filename = image.filename, ""
         with _our_limit_only(height * width, max_pixels):
             image.load()
         image.filename = name
         pixels = _upright(_rgb(image), orientation)
         if pixels.shape != (height, width, 3):
-            raise DataError(
-                f"{path}: the header says {width} x {height}, the picture is {pixels.shape[1]} x "
-                f"{pixels.shape[0]}"
-            )
+            is_wide, is_high = pixels.shape[1], pixels.shape[0]
+            raise DataError(f"{path}: the header says {width} x {height}, the image is {is_wide} x {is_high}")
     return pixels
 
 
 def from_pillow(image: Image.Image) -> Tensor:
     """A Pillow image as uint8 [3, H, W], by the same rules as a file."""
-    import torch
-
-    return torch.from_numpy(_upright(_rgb(image), image.getexif().get(ORIENTATION, 1))).permute(2, 0, 1)
+    return _as_tensor(_upright(_rgb(image), image.getexif().get(ORIENTATION, 1)))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) as shown (after any EXIF rotation), from the header alone: 40 microseconds, where
-    decoding takes milliseconds.
-    """
+    """(height, width) as shown, from the header alone: 40 microseconds, where decoding takes milliseconds."""
     with _opened(path) as image:
         return _shown_size(image)
 
 
-def too_many_scans(image: JpegImagePlugin.JpegImageFile) -> bool:
-    """Whether there are more than MOST_SCANS before the end of the first picture; other data may follow
-    it.
-    """
+def too_many_scans(image: JpegImageFile) -> bool:
+    """Whether there are more than MOST_SCANS before the end of the first image; other data may follow it."""
     assert image.fp is not None
     image.fp.seek(0)
     data = image.fp.read()
@@ -174,32 +149,35 @@ def too_many_scans(image: JpegImagePlugin.JpegImageFile) -> bool:
     scans, place = 0, 2
     while scans <= MOST_SCANS and (marker := JPEG_MARKER.search(data, place)) and marker[1][0] != END:
         scans += marker[1][0] == SCAN
-        place = marker.end() + int.from_bytes(
+        length = int.from_bytes(
             data[marker.end() : marker.end() + 2]
-        )  # of the segment; after it, a scan's pixels
+        )  # of the segment; a scan's pixels follow
+        place = marker.end() + length
     return scans > MOST_SCANS
+
+
+def _as_tensor(pixels: Pixels) -> Tensor:
+    import torch
+
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 @contextmanager
 def _opened(
     path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | None = None
 ) -> Iterator[ImageFile.ImageFile]:
-    """The picture with its header read; whatever goes wrong inside the block is told as a DataError."""
+    """The image with its header read; whatever goes wrong inside the block becomes a DataError."""
     try:
         if content is None and not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{path}: is no file")  # opening a pipe would wait for ever
         with open(path, "rb") if content is None else io.BytesIO(content) as file:
             head = file.read(16)
-            reader = next((reader for signature, reader in SIGNATURES if head.startswith(signature)), None)
+            reader = next((SIGNATURES[start] for start in SIGNATURES if head.startswith(start)), None)
             if reader is None:
-                what = (
-                    "the file is empty"
-                    if not head
-                    else "not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM picture"
-                )
+                what = "not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM image" if head else "the file is empty"
                 raise DataError(f"{path}: {what}")
             file.seek(0)
-            with _our_limit_only(inf if reader is GifImagePlugin.GifImageFile else 0, max_pixels):
+            with _our_limit_only(inf if reader is GifImageFile else 0, max_pixels):
                 image = reader(file, str(path))
             yield image
     except DataError:
@@ -216,15 +194,13 @@ def _opened(
 
 @contextmanager
 def _our_limit_only(pixels: float, max_pixels: int) -> Iterator[None]:
-    """Pillow counts the pixels of a TIFF, and of a GIF's first frame, by its own limit; one at a time, since
-    that limit is a global.
-
-    Ours stands in its place: to open a GIF Pillow may need a canvas of its size.
+    """Pillow holds a TIFF, and a GIF's first frame, against its own limit: ours takes its place meanwhile, in
+    one thread at a time, since Pillow's is a global. (To open a GIF Pillow may need a canvas of its size.)
     """
     if Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS:
         yield
         return
-    with LARGE:
+    with PILLOW_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
             yield
@@ -233,14 +209,9 @@ def _our_limit_only(pixels: float, max_pixels: int) -> Iterator[None]:
 
 
 def _shown_size(image: ImageFile.ImageFile) -> tuple[int, int]:
-    if isinstance(
-        image, TiffImagePlugin.TiffImageFile
-    ):  # image.size is turned already, or not, depending on Pillow's version
-        width, height, orientation = (
-            image.tag_v2[WIDTH],
-            image.tag_v2[HEIGHT],
-            image.tag_v2.get(ORIENTATION, 1),
-        )
+    if isinstance(image, TiffImageFile):  # its image.size is turned or not, by Pillow's version
+        width, height = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
+        orientation = image.tag_v2.get(ORIENTATION, 1)
     else:
         (width, height), orientation = image.size, _orientation(image)
     if not all(isinstance(side, int) and 0 < side <= LONGEST_SIDE for side in (width, height)):
@@ -249,11 +220,8 @@ def _shown_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF's 1..8. Read here, since Pillow decodes the whole of a PNG to find it, and warns about broken
-    blocks.
-    """
-    data = image.info.get("exif", b"")
-    data = data.removeprefix(b"Exif\0\0")
+    """EXIF's 1..8. Pillow would decode the whole of a PNG to find it, and warns about broken blocks."""
+    data = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         return 1
@@ -271,31 +239,24 @@ def _orientation(image: ImageFile.ImageFile) -> int:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """The loaded picture as [H, W, 3], not yet turned."""
+    """The loaded image as [H, W, 3], not yet turned."""
     if image.mode in EIGHT_BIT:
-        image.info.pop(
-            "transparency", None
-        )  # one palette colour that is transparent: Pillow warns when it has to drop it
+        image.info.pop("transparency", None)  # of a palette: Pillow warns when it has to drop it
         if image.mode in ("La", "RGBa"):
-            return np.array(image.convert(image.mode.upper()).convert("RGB"))
+            image = image.convert(image.mode.upper())
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         full, inverted = 65535, False
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            full, inverted = (
-                (1 << image.tag_v2[BITS][0]) - 1,
-                image.tag_v2.get(PHOTOMETRIC) == 0,
-            )  # 0: white is zero
+        if isinstance(image, TiffImageFile):
+            full = (1 << image.tag_v2[BITS][0]) - 1
+            inverted = image.tag_v2.get(PHOTOMETRIC) == 0  # white is zero
         grey = np.asarray(image).astype(np.uint32)
         grey = (np.minimum(grey, full) * 255 + full // 2) // full
         grey = 255 - grey if inverted else grey
         return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    kind = {"I": "32-bit or signed integers", "F": "floating point numbers", "LAB": "CIE Lab"}.get(
-        image.mode, image.mode
-    )
     raise DataError(
-        f"{getattr(image, 'filename', 'the image')!s}: holds {kind}, whose range is not agreed on; save it "
-        f"with 8 or 16 bits a channel"
+        f"{getattr(image, 'filename', 'the image')!s}: holds {WITHOUT_RANGE.get(image.mode, image.mode)}, whose "
+        f"range is not agreed on; save it with 8 or 16 bits a channel"
     )
 
 
@@ -309,6 +270,5 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    return (
-        pixels if orientation == 1 else pixels.copy()
-    )  # numpy calls a mirrored row of one pixel contiguous, torch does not
+    # numpy calls a mirrored row of one pixel contiguous, torch does not
+    return pixels if orientation == 1 else pixels.copy()

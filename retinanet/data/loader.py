@@ -29,7 +29,7 @@ class Batch:
 
     images   [B, 3, H, W] uint8, padded
     targets  boxes in pixels of the padded batch
-    indices  [B] of the pictures in their data set
+    indices  [B] of the images in their data set
     """
 
     images: Tensor
@@ -104,7 +104,7 @@ class _Samples(TorchDataset[Batch | DataError]):
     def sample(
         self, epoch: int, index: int, turn: int, canvas: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One picture at network size [3, h, w] uint8, its boxes [G, 4] and labels [G]; crowds are not for
+        """One image at network size [3, h, w] uint8, its boxes [G, 4] and labels [G]; crowds are not for
         training.
         """
         image = read_image(self.data.path(index), self.max_pixels)
@@ -152,7 +152,7 @@ def training_batches(
     pin: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Batch]:
-    """The batches of iterations start..stop-1. A picture that cannot be decoded is a DataError that names
+    """The batches of iterations start..stop-1. An image that cannot be decoded is a DataError that names
     it.
     """
     samples = _Samples(data, preprocess, augment, sampler.seed, max_pixels)
@@ -169,7 +169,7 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """Every picture once (over `world` processes), not augmented, in batches of one padded shape."""
+    """Every image once (over `world` processes), not augmented, in batches of one padded shape."""
     order = evaluation_entries(data.sizes, batch, preprocess, rank, world)
     return _load(_Samples(data, preprocess, None, 0, max_pixels), order, workers, pin)
 

@@ -36,25 +36,25 @@ class Entry(NamedTuple):
 
     epoch: int
     indices: list[int]
-    """Of the pictures in their data set."""
+    """Of the images in their data set."""
     turns: list[int]
-    """How often each picture was shown in this epoch before."""
+    """How often each image was shown in this epoch before."""
     canvas: tuple[int, int]
-    """Padded height and width, which the pictures share."""
+    """Padded height and width, which the images share."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """The steps of a training, shuffled by epoch, tall and wide pictures apart; an epoch always has the same
+    """The steps of a training, shuffled by epoch, tall and wide images apart; an epoch always has the same
     number of steps.
 
-    sizes     [N, 2] height and width of the pictures
-    batch     pictures of a step, over all processes
-    repeats   [N] how often a picture is shown in an epoch, on average (`balance.repeat_factors`); None: each
+    sizes     [N, 2] height and width of the images
+    batch     images of a step, over all processes
+    repeats   [N] how often an image is shown in an epoch, on average (`balance.repeat_factors`); None: each
               once
     rank      this process among `world`: it gets its share of each step, padded like the whole of it
 
-    Every picture appears at least once in an epoch; the last step is filled up from the beginning of the
+    Every image appears at least once in an epoch; the last step is filled up from the beginning of the
     order.
     """
 
@@ -93,7 +93,7 @@ class Sampler:
         return [self._entry(epoch, *step) for step in self._steps(epoch)]
 
     def _steps(self, epoch: int) -> list[tuple[Integers, Integers]]:
-        """Indices and turns [batch] of each step. Entries follow one by one: those of COCO's 118,000 pictures
+        """Indices and turns [batch] of each step. Entries follow one by one: those of COCO's 118,000 images
         take a third of a second.
         """
         generator = np.random.default_rng(random_seed(self.seed, epoch))
@@ -124,7 +124,7 @@ class Sampler:
 
     @cached_property
     def _factors(self) -> Floats:
-        """[N] the repeats, a little enlarged so that tall and wide pictures each add up to a whole number."""
+        """[N] the repeats, a little enlarged so that tall and wide images each add up to a whole number."""
         factors = np.ones(len(self.sizes)) if self.repeats is None else self.repeats.copy()
         for group in self._groups:
             if len(group):
@@ -132,7 +132,7 @@ class Sampler:
         return factors
 
     def _counts(self, generator: np.random.Generator) -> Integers:
-        """[N] how often each picture is shown: its factor rounded up or down by chance, always with the same
+        """[N] how often each image is shown: its factor rounded up or down by chance, always with the same
         sum (systematic sampling).
         """
         counts = np.ones(len(self.sizes), dtype=np.int64)
@@ -154,12 +154,12 @@ def evaluation_entries(
     world: int = 1,
     others: Sequence[Preprocess] = (),
 ) -> list[Entry]:
-    """Every picture once, over all processes; only pictures of the same padded shape share a batch, since
+    """Every image once, over all processes; only images of the same padded shape share a batch, since
     group norm sees the padding.
 
     Whole batches are dealt to the processes, so that their composition, and with it every bit of the answers,
     is that of one process.
-    `others` are further scales at which these pictures are answered: there too they are of the same padded
+    `others` are further scales at which these images are answered: there too they are of the same padded
     shape.
     """
     shapes: dict[tuple[tuple[int, int], ...], list[int]] = {}

@@ -126,7 +126,7 @@ def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Datase
 
     The images are ranked by a hash of the seed and their file, so the choice depends neither on their order
     nor on a library's version, and
-    pictures that are added later do not shuffle the rest.
+    images that are added later do not shuffle the rest.
     """
     if len(dataset) < 2:
         raise DataError(

@@ -46,13 +46,13 @@ def validate(
              drop   boxes and images with a problem are left out
              clip   boxes that leave their image are cut at its border; what has no area then, and all other
                     faults, are left out
-    headers  look at the pictures: are they there, and as large as the annotations say (cached by time and
+    headers  look at the images: are they there, and as large as the annotations say (cached by time and
              length)
-    deep     decode every picture
+    deep     decode every image
 
     Boxes that leave their image by at most one pixel are cut at the border in any case, and sizes that the
     annotations do not give are
-    filled in. A data set without images, boxes (unless none are needed: `need_boxes`) or pictures is always
+    filled in. A data set without images, boxes (unless none are needed: `need_boxes`) or images is always
     an error.
     """
     if invalid not in CHOICES:
@@ -65,7 +65,7 @@ def validate(
         np.ones(len(dataset), dtype=np.bool_),
     )
     for index in _listed_again(dataset):
-        problems.append(_image_problem(dataset, "pictures that are listed twice", index))
+        problems.append(_image_problem(dataset, "images that are listed twice", index))
         good_images[index] = False
     if headers or deep:
         sizes, measured = _check_headers(dataset, max_pixels, problems, good_images)
@@ -107,7 +107,7 @@ def _image_problem(dataset: Dataset, kind: str, index: int, what: str = "") -> P
 
 
 def _listed_again(dataset: Dataset) -> Iterable[int]:
-    """Indices of images whose picture an earlier image has already."""
+    """Indices of images whose image an earlier image has already."""
     if len(set(dataset.files.tolist())) == len(dataset):
         return []
     _, first, inverse = np.unique(dataset.files, return_index=True, return_inverse=True)
@@ -124,9 +124,9 @@ def _check_headers(
     if failures and len(failures) == len(dataset) and all(kind == MISSING for kind, _ in failures.values()):
         example = dataset.root / str(dataset.files[0])
         raise DataError(
-            f"{dataset.source}: none of its {len(dataset)} pictures was found; the first was looked for at "
+            f"{dataset.source}: none of its {len(dataset)} images was found; the first was looked for at "
             f"{example}; "
-            "pass the folder of the pictures with --images",
+            "pass the folder of the images with --images",
             [*problems, *(_image_problem(dataset, MISSING, index) for index in failures)],
         )
     stated, seen = _known(dataset.sizes), _known(found)
@@ -141,19 +141,19 @@ def _check_headers(
             if (height, width) == (said_width, said_height)
             else ""
         )
-        what = f"the annotation says {said_width} x {said_height}, the picture is {width} x {height}{hint}"
+        what = f"the annotation says {said_width} x {said_height}, the image is {width} x {height}{hint}"
         problems.append(
-            _image_problem(dataset, "pictures whose size disagrees with the annotation", index, what)
+            _image_problem(dataset, "images whose size disagrees with the annotation", index, what)
         )
     for index in np.flatnonzero(large).tolist():
         what = f"{found[index, 1]} x {found[index, 0]} pixels, the limit is {max_pixels} (--max-pixels)"
-        problems.append(_image_problem(dataset, "pictures above the limit of pixels", index, what))
+        problems.append(_image_problem(dataset, "images above the limit of pixels", index, what))
     good &= seen & ~large & ~differs
     return np.where(seen[:, None], found, dataset.sizes), ~differs
 
 
 def _decode(dataset: Dataset, max_pixels: int, problems: list[Problem], good: Flags) -> None:
-    """Decodes every picture whose header is sound; marks the bad ones in `good`."""
+    """Decodes every image whose header is sound; marks the bad ones in `good`."""
 
     def fault(index: int) -> str | None:
         try:

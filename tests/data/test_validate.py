@@ -107,10 +107,10 @@ EVERY_KIND = {
     "annotations of unknown images": "annotation 6, image 99",
     "duplicate annotation ids": "annotation 1, image 1 (good.png)",
     "annotations without bbox": "annotation 20, image 1 (good.png)",
-    "pictures that are listed twice": "image 7 (good.png)",
+    "images that are listed twice": "image 7 (good.png)",
     "images that cannot be read": "image 5 (broken.jpg): not a JPEG",
     "images that are missing": "image 6 (missing.png)",
-    "pictures above the limit of pixels": "image 4 (large.png): 300 x 300",
+    "images above the limit of pixels": "image 4 (large.png): 300 x 300",
     "boxes without area": "annotation 2, image 1 (good.png): [x, y, w, h] = [10, 10, 0, 20]",
     "boxes outside the image": "annotation 4, image 1 (good.png) of 100 x 50: [x, y, w, h] = [90, 10, 20, "
     "20]",
@@ -129,11 +129,11 @@ def test_every_fault_of_a_data_set_is_told_in_one_go(tmp_path: Path) -> None:
     sizes = [
         problem.detail
         for problem in raised.value.problems
-        if problem.kind == "pictures whose size disagrees with the annotation"
+        if problem.kind == "images whose size disagrees with the annotation"
     ]
     assert sizes == [
-        "image 2 (small.png): the annotation says 200 x 50, the picture is 100 x 50",
-        "image 3 (turned.jpg): the annotation says 100 x 50, the picture is 50 x 100 (the annotation "
+        "image 2 (small.png): the annotation says 200 x 50, the image is 100 x 50",
+        "image 3 (turned.jpg): the annotation says 100 x 50, the image is 50 x 100 (the annotation "
         "ignores the EXIF rotation)",
     ]
     assert len(raised.value.problems) == len(EVERY_KIND) + 2
@@ -232,7 +232,7 @@ def test_without_headers_no_picture_is_needed(tmp_path: Path) -> None:
     data = boxes(tmp_path, (0, 0, 5, 5))
     (tmp_path / "a.png").unlink()
     assert validate(data, headers=False)[1] == []
-    with pytest.raises(DataError, match=r"none of its 1 pictures was found.*a\.png.*--images"):
+    with pytest.raises(DataError, match=r"none of its 1 images was found.*a\.png.*--images"):
         validate(data, "drop")
 
 

@@ -78,7 +78,7 @@ def test_trainval_is_train_where_there_is_no_other(tmp_path: Path) -> None:
         ),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "XML files that cannot be read", "klingon"),
         ("<html/>", "XML files that are no VOC annotations", "<html>"),
-        (xml(thing(), size=""), "XML files without the size of the picture", "b.xml"),
+        (xml(thing(), size=""), "XML files without the size of the image", "b.xml"),
         (xml("<object><name>cat</name></object>", thing()), "objects without bndbox", "object 1 (cat)"),
         (
             xml(thing(corners=(1, 2, "x", 4)), thing()),
@@ -121,8 +121,8 @@ def test_a_listed_picture_without_xml_is_told(tmp_path: Path) -> None:
     data = open_dataset(tree(tmp_path / "set", {"a": xml(thing())}, train="a lost a ../a"))["train"]
     assert sorted((problem.kind, problem.detail) for problem in data.problems) == [
         ("file names that leave the data folder", "../a"),
-        ("pictures that are listed twice", "a"),
-        ("pictures without an XML file", "Annotations/lost.xml"),
+        ("images that are listed twice", "a"),
+        ("images without an XML file", "Annotations/lost.xml"),
     ]
     assert len(data) == 1
 
@@ -138,8 +138,8 @@ def test_a_list_may_have_a_byte_order_mark_spaces_and_the_second_column_of_a_cla
     data = open_dataset(root)["train"]
     assert data.files.tolist() == ["JPEGImages/a.jpg", "JPEGImages/b c.jpg", "JPEGImages/e 1.jpg"]
     assert [(problem.kind, problem.detail) for problem in data.problems] == [
-        ("pictures that are listed twice", "b c"),
-        ("pictures without an XML file", "Annotations/d a.xml"),
+        ("images that are listed twice", "b c"),
+        ("images without an XML file", "Annotations/d a.xml"),
     ]
 
 

@@ -78,7 +78,7 @@ def test_a_threshold_that_is_no_score_is_refused_in_words(client, picture, value
 
 def test_a_text_file_named_jpg_is_refused_in_words(client):
     answer = client().post("/predict", files=files(("notes.jpg", b"buy milk")))
-    reason = "notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM picture"
+    reason = "notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM image"
     assert (answer.status_code, answer.json()) == (
         422,
         {"detail": reason, "images": [{"name": "notes.jpg", "error": reason}]},

@@ -1,4 +1,4 @@
-"""Pascal VOC -> columns: one XML file per picture, in the original tree or beside the pictures.
+"""Pascal VOC -> columns: one XML file an image, in the original tree or beside the images.
 
 Corners are taken as printed. Pascal's own are 1-based pixel indices that include the last pixel, but most
 tools that write such files today write plain xyxy and none says which it wrote; torchvision and most
@@ -31,14 +31,14 @@ Box = tuple[float, float, float, float]
 class Record:
     """What one XML file says."""
 
-    filename: str = ""
+    filename: str | None = None
+    """As it stands there; None where the file is no VOC annotation."""
     height: int = 0
     width: int = 0
     objects: list[tuple[str, Box, bool]] = field(default_factory=list)
     """name, xyxy, difficult"""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """kind, detail"""
-    usable: bool = True
 
 
 def recognise_voc(root: Path, images: Path | None) -> Read | None:
@@ -74,15 +74,14 @@ def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None)
 
     splits   name -> a list of stems (ImageSets/Main/train.txt; then Annotations/ and JPEGImages/ lie in
              `root`), or a folder of XML files
-    images   the folder of the pictures, instead of JPEGImages or the folder of the XML files
+    images   the folder of the images, instead of JPEGImages or the folder of the XML files
 
     Classes are those of all XML files in alphabetical order, with the ids 1..K; an image's id is its place
-    among all XML files, an
-    annotation's its place in its split, both from 1.
+    among all XML files, an annotation's its place in its split, both from 1.
     """
-    trees = {name: root / "Annotations" if source.is_file() else source for name, source in splits.items()}
-    folders = sorted(set(trees.values()))
-    xmls = [file for folder in folders for file in sorted(folder.glob("*.xml"))]
+    tree, usual, top = root / "Annotations", root / "JPEGImages", images or root
+    folders = {tree if source.is_file() else source for source in splits.values()}
+    xmls = [file for folder in sorted(folders) for file in sorted(folder.glob("*.xml"))]
     records = {file: _parse(file) for file in xmls}
     numbers = {file: place for place, file in enumerate(xmls, start=1)}
     names = sorted({name for record in records.values() for name, _, _ in record.objects})
@@ -90,20 +89,28 @@ def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None)
 
     datasets = {}
     for split, source in splits.items():
-        usual = root / "JPEGImages"
-        pictures = images or (
-            usual if source.is_file() or (source == root / "Annotations" and usual.is_dir()) else source
-        )
-        columns, top = Columns(), images or root
-        listed = source.is_file()
-        chosen = (
-            _listed(source, trees[split], records, columns)
-            if listed
-            else [file for file in xmls if file.parent == source]
-        )
-        find = _Pictures(pictures, top)
+        columns, listed = Columns(), source.is_file()
+        if listed:
+            chosen = _listed(source, tree, records, columns)
+        else:
+            chosen = [file for file in xmls if file.parent == source]
+        beside = usual if listed or (source == tree and usual.is_dir()) else source
+        find = _Images(images or beside, top)
         for file in chosen:
-            _append(columns, file, records.get(file), numbers.get(file, 0), labels, root, find)
+            where, folder = file.relative_to(root).as_posix(), file.parent.name
+            if not is_text(where):
+                columns.problem(NO_TEXT, folder, ascii(where))
+            elif file not in records:
+                columns.problem("images without an XML file", folder, where)
+            else:
+                record = records[file]
+                for kind, detail in record.problems:
+                    columns.problem(kind, folder, f"{where}: {detail}" if detail else where)
+                if record.filename is not None:
+                    name = find(file.stem, record.filename)
+                    columns.image(name, numbers[file], record.height, record.width)
+                    for name, box, difficult in record.objects:
+                        columns.box(box, labels[name], len(columns.labels) + 1, crowd=difficult)
         datasets[split] = columns.build(source, top, split, names, range(1, len(names) + 1))
     return datasets
 
@@ -121,7 +128,7 @@ def _listed(file: Path, folder: Path, known: Container[Path], columns: Columns) 
         if os.path.basename(stem) != stem:
             columns.problem("file names that leave the data folder", file.name, stem)
         elif xml in chosen:
-            columns.problem("pictures that are listed twice", file.name, stem)
+            columns.problem("images that are listed twice", file.name, stem)
         else:
             chosen[xml] = None
     return list(chosen)
@@ -134,10 +141,8 @@ def _text(file: Path) -> str:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 
-class _Pictures:
-    """Finds the picture of an XML file. One listing of the folder, since asking the disk for every suffix is
-    slow.
-    """
+class _Images:
+    """Finds the image of an XML file, by one listing of the folder: to ask the disk for each suffix is slow."""
 
     def __init__(self, folder: Path, top: Path) -> None:
         self.prefix = "" if folder == top else folder.relative_to(top).as_posix() + "/"
@@ -146,101 +151,58 @@ class _Pictures:
         self.by_stem = {Path(name).stem: name for name in reversed(found) if name in self.names}
 
     def __call__(self, stem: str, filename: str) -> str:
-        """The picture of the XML's own stem (what it says in <filename> is often stale), else the one it
-        names.
-        """
+        """The image of the XML's own stem, else the one in its <filename>, which is often stale."""
         name = os.path.basename(filename.replace("\\", "/"))
         if name in self.names and (Path(name).stem == stem or stem not in self.by_stem):
             return self.prefix + name
         return self.prefix + self.by_stem.get(stem, f"{stem}{Path(name).suffix or '.jpg'}")
 
 
-def _append(
-    columns: Columns,
-    xml: Path,
-    record: Record | None,
-    number: int,
-    labels: dict[str, int],
-    root: Path,
-    find: _Pictures,
-) -> None:
-    where, source = xml.relative_to(root).as_posix(), xml.parent.name
-    if not is_text(where):
-        columns.problem(NO_TEXT, source, ascii(where))
-        return
-    if record is None:
-        columns.problem("pictures without an XML file", source, where)
-        return
-    for kind, detail in record.problems:
-        columns.problem(kind, source, f"{where}: {detail}" if detail else where)
-    if not record.usable:
-        return
-    columns.image(find(xml.stem, record.filename), number, record.height, record.width)
-    for name, box, difficult in record.objects:
-        columns.box(box, labels[name], len(columns.labels) + 1, crowd=difficult)
-
-
 def _parse(file: Path) -> Record:
     record = Record()
+    note = record.problems.append
     try:
         tree: Element | Any = ElementTree.parse(file).getroot()
-    except (
-        ParseError,
-        DefusedXmlException,
-        OSError,
-        ValueError,
-        LookupError,
-    ) as error:  # LookupError: no such encoding
-        record.usable = False
-        record.problems.append(("XML files that cannot be read", str(error) or type(error).__name__))
+    # LookupError: no such encoding
+    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:
+        note(("XML files that cannot be read", str(error) or type(error).__name__))
         return record
     if tree.tag != "annotation":
-        record.usable = False
-        record.problems.append(
-            (
-                "XML files that are no VOC annotations",
-                f"the outermost element is <{tree.tag}>, not <annotation>",
-            )
-        )
+        detail = f"the outermost element is <{tree.tag}>, not <annotation>"
+        note(("XML files that are no VOC annotations", detail))
         return record
     record.filename = (tree.findtext("filename") or "").strip()
-    height, width = _number(tree, "size/height"), _number(tree, "size/width")
-    if (
-        height is None
-        or width is None
-        or not (height.is_integer() and width.is_integer() and min(height, width) > 0)
-    ):
-        record.problems.append(("XML files without the size of the picture", ""))
+    sides = [_number(tree, f"size/{side}") or 0.0 for side in ("height", "width")]
+    if all(side.is_integer() and side > 0 for side in sides):
+        record.height, record.width = map(int, sides)
     else:
-        record.height, record.width = int(height), int(width)
+        note(("XML files without the size of the image", ""))
     for place, entry in enumerate(tree.iterfind("object"), start=1):
         name = (entry.findtext("name") or "").strip()
+        where = f"object {place} ({name})"
         corners = [_number(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
         box = tuple(corner for corner in corners if corner is not None)
         difficult = (entry.findtext("difficult") or "0").strip().lower()
         if not name:
-            record.problems.append(("objects without a name", f"object {place}"))
+            note(("objects without a name", f"object {place}"))
         elif entry.find("bndbox") is None:
-            record.problems.append(("objects without bndbox", f"object {place} ({name})"))
+            note(("objects without bndbox", where))
         elif len(entry.findall("bndbox")) > 1 or len(entry.findall("name")) > 1:
-            record.problems.append(("objects with two names or boxes", f"object {place} ({name})"))
+            note(("objects with two names or boxes", where))
         elif len(box) != 4:
-            record.problems.append(("boxes that are not four finite numbers", f"object {place} ({name})"))
+            note(("boxes that are not four finite numbers", where))
         elif difficult not in ("0", "1", "false", "true"):
-            record.problems.append(
-                ("objects whose difficult is neither 0 nor 1", f"object {place} ({name}): {difficult[:80]}")
-            )
+            note(("objects whose difficult is neither 0 nor 1", f"{where}: {difficult[:80]}"))
         else:
             record.objects.append((name, box, difficult in ("1", "true")))
     return record
 
 
 def _number(element: Element | Any, path: str) -> float | None:
+    """A finite number; None where there is none, also for 1_0, which Python takes for 10."""
     text = element.findtext(path) or ""
     try:
         value = float(text)
     except ValueError:
         return None
-    return (
-        value if abs(value) < 1e9 and "_" not in text else None
-    )  # neither NaN nor infinite, nor 1_0, which Python takes for 10
+    return value if abs(value) < 1e9 and "_" not in text else None

@@ -1,8 +1,5 @@
-"""YOLO text files -> columns: a line `class cx cy w h` for each object, in fractions of the picture, in
-labels/ beside images/.
-
-A line with more corners is a polygon, and stands for the box around it. The size of a picture comes from its
-header.
+"""YOLO text files -> columns: a line `class cx cy w h` an object, in fractions of the image, in labels/ beside
+images/. A line with more corners is a polygon, and stands for the box around it.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,20 @@ HOLDS = "data.yaml, or images/ with labels/, here or in train/, valid/, test/"
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 SLACK = 0.01
-"""How far a fraction may lie outside 0..1 before it is taken for a pixel and refused; what is outside then is
-`validate`'s to judge.
+"""How far a fraction may lie outside 0..1 before it is taken for a pixel and refused. `validate` judges the rest.
 """
+
+
+@dataclass(frozen=True)
+class YoloFile:
+    """What a data.yaml says."""
+
+    base: Path
+    names: tuple[str, ...]
+    splits: dict[str, list[Path]]
+    """train, val, test -> folders of images, or text files that list images"""
+    pose: bool
+    """Lines are a box and then key points, which must not be taken for a polygon."""
 
 
 def recognise_yolo(root: Path, images: Path | None) -> Read | None:
@@ -94,18 +103,6 @@ def _refuse_images(root: Path) -> dict[str, Dataset]:
     raise DataError(f"{root}: a YOLO set says itself where its images are; --images goes with COCO and VOC")
 
 
-@dataclass(frozen=True)
-class YoloFile:
-    """What a data.yaml says."""
-
-    base: Path
-    names: tuple[str, ...]
-    splits: dict[str, list[Path]]
-    """train, val, test -> folders of pictures, or text files that list pictures"""
-    pose: bool
-    """Lines are a box and then key points, which must not be taken for a polygon."""
-
-
 class _Loader(yaml.BaseLoader):
     """The base loader is safe, and leaves every word as it stands: a class may be called no, on or 1e3. Ours
     takes no key twice.
@@ -113,11 +110,10 @@ class _Loader(yaml.BaseLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice = [key for key, count in keys.items() if count > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice[0]!r} stands there twice", node.start_mark
-            )
+        twice = next((key for key, count in keys.items() if count > 1), None)
+        if twice is not None:
+            what = f"the key {twice!r} stands there twice"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -125,13 +121,8 @@ def read_yaml(file: Path) -> YoloFile:
     """A data.yaml as Ultralytics and Roboflow write it."""
     try:
         content: Any = yaml.load(file.read_bytes(), Loader=_Loader)
-    except (
-        OSError,
-        yaml.YAMLError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:  # "\Uffffffff" is no letter
+    # OverflowError: "\Uffffffff" is no letter
+    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{file}: is not valid YAML: {error}") from None
     if not isinstance(content, dict) or "names" not in content:
         raise DataError(f"{file}: has no entry 'names', the list of classes")
@@ -141,28 +132,29 @@ def read_yaml(file: Path) -> YoloFile:
     splits = {}
     for split, keys in SPLIT_KEYS.items():
         key = next((key for key in keys if content.get(key)), None)
-        if key is not None:
-            splits[split] = [
-                _first_that_exists([*_inside(base, part), base / part]) for part in _words(content, key, file)
-            ]
-    for split, sources in splits.items():
+        if key is None:
+            continue
+        # Roboflow writes ../train/images and means train/images, beside the file
+        sources = [
+            _first_that_exists([base / part.removeprefix("../"), base / part])
+            for part in _words(content, key, file)
+        ]
         above = [str(source) for source in sources if source in (*base.parents, Path(source.anchor))]
         if above:
             raise DataError(
                 f"{file}: {split} is {', '.join(above)}, above the data folder {base}, and not a folder of "
-                f"its pictures"
+                f"its images"
             )
         absent = [str(source) for source in sources if not os.path.exists(source)]
-        if absent and split != "test":  # many files name a test split that was not handed out
-            raise DataError(f"{file}: the pictures of {split} are not there: {', '.join(absent)}")
-    splits = {split: sources for split, sources in splits.items() if all(map(os.path.exists, sources))}
+        if not absent:
+            splits[split] = sources
+        elif split != "test":  # many files name a test split that was not handed out
+            raise DataError(f"{file}: the images of {split} are not there: {', '.join(absent)}")
     return YoloFile(base, names, splits, pose="kpt_shape" in content)
 
 
 def _words(content: dict[str, Any], key: str, file: Path) -> list[str]:
-    """An entry that is a path, or a list of them. Nothing else is put into words: a few aliases can stand for
-    gigabytes.
-    """
+    """An entry that is a path, or a list of them. Nothing else is quoted: few aliases can stand for gigabytes."""
     entry = content.get(key) or []
     parts: list[Any] = entry if isinstance(entry, list) and key != "path" else [entry] if entry else []
     if not all(isinstance(part, str) and is_text(part) and "\0" not in part for part in parts):
@@ -174,16 +166,13 @@ def _names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
     entry = content["names"]
     if isinstance(entry, dict):
         if sorted(entry) != sorted(map(str, range(len(entry)))):
-            raise DataError(
-                f"{file}: the keys of 'names' must be 0..{len(entry) - 1}, not "
-                f"{', '.join(map(repr, entry))[:200]}"
-            )
+            keys = ", ".join(map(repr, entry))[:200]
+            raise DataError(f"{file}: the keys of 'names' must be 0..{len(entry) - 1}, not {keys}")
         entry = [entry[str(label)] for label in range(len(entry))]
-    if (
-        not isinstance(entry, list)
-        or not entry
-        or not all(isinstance(name, str) and name and is_text(name) for name in entry)
-    ):
+    proper = isinstance(entry, list) and all(
+        isinstance(name, str) and name and is_text(name) for name in entry
+    )
+    if not entry or not proper:
         raise DataError(f"{file}: 'names' must be a list of class names, or a table 0: name, 1: name, ...")
     twice = sorted(name for name, count in Counter(entry).items() if count > 1)
     if twice:
@@ -203,20 +192,11 @@ def guess_names(root: Path, sources: Iterable[Path]) -> tuple[str, ...]:
     for source in sources:
         folder = root / posixpath.dirname(label_file(f"{source.relative_to(root).as_posix()}/_"))
         for file in filter(Path.is_file, folder.rglob("*.txt")):
-            words = [
-                line.split()[0]
-                for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                if line.strip()
-            ]
-            used.update(
-                int(word) for word in words if word.isdecimal() and len(word) < 5
-            )  # anything else is a bad line, told later
+            for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+                word = line.strip().split(maxsplit=1)[:1]
+                # anything else is a bad line, which the reader notes
+                used.update(int(number) for number in word if number.isdecimal() and len(number) < 5)
     return tuple(str(label) for label in range(max(used) + 1))
-
-
-def _inside(base: Path, part: str) -> list[Path]:
-    """Roboflow writes ../train/images and means train/images, beside the file."""
-    return [base / part[3:]] if part.startswith("../") else []
 
 
 def _first_that_exists(paths: Sequence[Path]) -> Path:
@@ -226,70 +206,57 @@ def _first_that_exists(paths: Sequence[Path]) -> Path:
 def read_yolo(
     base: Path, sources: Iterable[Path], names: Sequence[str], split: str, pose: bool = False
 ) -> Dataset:
-    """One split. `base` is the data folder, `sources` folders of pictures or text files that list them;
+    """One split. `base` is the data folder, `sources` folders of images or text files that list them;
     category ids are 0..K-1.
 
-    Images have the ids 1..N in the order of their names, annotations 1..M. A picture without a label file is
-    an image without objects.
+    Images have the ids 1..N in the order of their names, annotations 1..M. An image without a label file has
+    no objects.
     """
-    sources, columns = list(sources), Columns()
-    files: list[str] = []
-    top = base
+    sources, columns, top = list(sources), Columns(), base
     if not all(source.is_relative_to(base) for source in sources):
         top = Path(os.path.commonpath([base, *sources]))
-    for source in sources:
-        files += _listed(source, top, columns) if source.is_file() else _walk(source, top)
-    files = sorted(dict.fromkeys(files))
+    found = (_listed(one, top, columns) if one.is_file() else _walk(one, top) for one in sources)
+    files = sorted(set(chain.from_iterable(found)))
     sizes, failures = read_sizes(top, files)
     for index, (file, (height, width)) in enumerate(zip(files, sizes.tolist(), strict=True)):
         if not is_text(file):
             columns.problem(NO_TEXT, split, ascii(file))
-            continue
-        if index in failures:
+        elif index in failures:
             kind, reason = failures[index]
             columns.problem(kind, split, f"{file}: {reason}" if reason else file)
-            continue
-        columns.image(file, index + 1, height, width)
-        _labels(top, label_file(file), height, width, len(names), pose, columns)
+        else:
+            columns.image(file, index + 1, height, width)
+            _labels(top, label_file(file), len(names), pose, columns)
     return columns.build(sources[0] if len(sources) == 1 else base, top, split, names, range(len(names)))
 
 
-def label_file(picture: str) -> str:
+def label_file(image: str) -> str:
     """images/train/a.jpg -> labels/train/a.txt: the last folder called images becomes labels; without one it
-    lies beside the picture.
+    lies beside the image.
     """
-    parts = picture.split("/")
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
-            break
-    return posixpath.splitext("/".join(parts))[0] + ".txt"
+    above, folder, below = f"/{image}".rpartition("/images/")
+    return posixpath.splitext(f"{above}/labels/{below}" if folder else image)[0].removeprefix("/") + ".txt"
 
 
 def _walk(folder: Path, top: Path) -> list[str]:
     found = []
     for parent, _, names in os.walk(folder):
-        prefix = Path(parent).relative_to(top).as_posix()
-        found += [posixpath.normpath(f"{prefix}/{name}") for name in names if is_image(name)]
+        inside = Path(parent).relative_to(top).as_posix()
+        found += [posixpath.normpath(f"{inside}/{name}") for name in filter(is_image, names)]
     return found
 
 
 def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
-    """The pictures of a text file, one a line; relative ones start at the file's folder or at the data
-    folder.
-    """
+    """The images of a text file, one a line; relative ones start at the file's folder or at the data folder."""
     found = []
     for number, line in enumerate(_lines(file), start=1):
         name = line.strip().replace("\\", "/")
-        if not name:
-            continue
         path = _first_that_exists([top / name, file.parent / name])
-        if not path.is_relative_to(top):
-            columns.problem(
-                "file names that leave the data folder", file.name, f"line {number}: {name[:200]}"
-            )
-        else:
+        if name and path.is_relative_to(top):
             found.append(path.relative_to(top).as_posix())
+        elif name:
+            where = f"line {number}: {name[:200]}"
+            columns.problem("file names that leave the data folder", file.name, where)
     return found
 
 
@@ -300,7 +267,7 @@ def _lines(file: Path) -> list[str]:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 
-def _labels(top: Path, file: str, height: int, width: int, count: int, pose: bool, columns: Columns) -> None:
+def _labels(top: Path, file: str, count: int, pose: bool, columns: Columns) -> None:
     """Appends the objects of the image begun last."""
     if not os.path.lexists(top / file):
         return
@@ -314,7 +281,7 @@ def _labels(top: Path, file: str, height: int, width: int, count: int, pose: boo
         words = line.replace("_", "?").split()  # Python takes 0.4_1 for 0.41
         where = f"{file}, line {number}: {line.strip()[:80]}"
         try:
-            label, *values = (float(word) for word in words)
+            label, *values = map(float, words)
         except ValueError:
             if words:
                 columns.problem("lines that are not numbers", folder, where)
@@ -322,17 +289,14 @@ def _labels(top: Path, file: str, height: int, width: int, count: int, pose: boo
         if pose:
             values = values[:4]
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-            columns.problem(
-                "lines that are neither a box (class cx cy w h) nor a polygon (class x y x y x y ...)",
-                folder,
-                where,
-            )
+            kind = "lines that are neither a box (class cx cy w h) nor a polygon (class x y x y x y ...)"
+            columns.problem(kind, folder, where)
         elif not (0 <= label < count and label.is_integer()):
             columns.problem("lines of an unknown class", folder, f"{where}: classes are 0..{count - 1}")
         elif not all(isfinite(value) and -SLACK <= value <= 1 + SLACK for value in values):
-            columns.problem("lines that are not fractions of the picture (0..1)", folder, where)
+            columns.problem("lines that are not fractions of the image (0..1)", folder, where)
         else:
-            columns.box(_box(values, height, width), int(label), len(columns.labels) + 1)
+            columns.box(_box(values, *columns.sizes[-1]), int(label), len(columns.labels) + 1)
 
 
 def _box(values: list[float], height: int, width: int) -> tuple[float, float, float, float]:
