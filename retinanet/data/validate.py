@@ -107,7 +107,7 @@ def _image_problem(dataset: Dataset, kind: str, index: int, what: str = "") -> P
 
 
 def _listed_again(dataset: Dataset) -> Iterable[int]:
-    """Indices of images whose image an earlier image has already."""
+    """Indices of images whose file an earlier image has already."""
     if len(set(dataset.files.tolist())) == len(dataset):
         return []
     _, first, inverse = np.unique(dataset.files, return_index=True, return_inverse=True)
