@@ -1,4 +1,4 @@
-"""What can go wrong, and how it is said: where, what, how many, what to do."""
+"""The errors that a user can cause: each says where, what, how many, and what to do."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from dataclasses import dataclass
 
 class RetinaNetError(ValueError):
     """The base of all errors that a user can cause and repair. The message says what to do.
-
-    RetinaNetError
-    |- ConfigError       a setting, preset, class or file name that does not fit
-    |- DataError         annotations or images that cannot be used as they are
-    |- CheckpointError   a file of weights that is truncated, foreign or hostile
-    |- DivergenceError   a loss that is not finite
-    |- ProcessError      another process of the same run has ended
 
     Example:
         >>> try:
@@ -42,10 +35,7 @@ class DataError(RetinaNetError):
         problems: Each problem, with its file.
 
     Example:
-        >>> try:
-        ...     retinanet.train("cells")
-        ... except retinanet.DataError as error:
-        ...     files = {problem.file for problem in error.problems}
+        >>> files = {problem.file for problem in error.problems}
     """
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
@@ -66,10 +56,7 @@ class DivergenceError(RetinaNetError):
     """The loss is not finite. The last checkpoint is complete; the run folder has a dump of the step.
 
     Example:
-        >>> try:
-        ...     retinanet.train("cells", out="runs/cells", lr=10.0)
-        ... except retinanet.DivergenceError:
-        ...     retinanet.train("cells", init="runs/cells", lr=0.001)
+        >>> retinanet.train("cells", init="runs/cells", lr=0.001)  # from the last weights
     """
 
 
@@ -77,10 +64,7 @@ class ProcessError(RetinaNetError):
     """Another process of the same run has ended. The files on disk are complete.
 
     Example:
-        >>> try:
-        ...     retinanet.train("cells", out="runs/cells")  # under torchrun
-        ... except retinanet.ProcessError:
-        ...     print("resume runs/cells")
+        >>> retinanet.resume("runs/cells")  # once the cause is repaired
     """
 
 
@@ -89,9 +73,9 @@ class Problem:
     """One thing that is wrong in a data set."""
 
     kind: str
-    """What is wrong, as a plural: "boxes without area". Problems of one kind are told together."""
+    """What is wrong, in the plural: "boxes without area". Problems of one kind are listed together."""
     file: str
-    """The annotation file or picture that holds it, relative to the data set."""
+    """The annotation file or image that holds it, relative to the data set."""
     detail: str
     """Which one: 'annotation 31, image 7 (shelf_017.jpg): [x, y, w, h] = [412.0, 96.5, 0.0, 31.2]'."""
 
@@ -112,7 +96,7 @@ def report(problems: Iterable[Problem], limit: int | None = None) -> str:
 
 
 def unknown_name_error(kind: str, name: object, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not known, with the nearest known ones."""
+    """The error for an unknown name, with the nearest known ones."""
     choices = sorted(known)
     near = difflib.get_close_matches(str(name), choices, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of: {', '.join(choices)}"

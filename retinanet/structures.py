@@ -153,9 +153,7 @@ class Detections:
         try:
             import supervision  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
-            raise ImportError(
-                "to_supervision needs the package supervision: pip install supervision"
-            ) from error
+            raise ImportError("to_supervision needs a package: pip install supervision") from error
         boxes, scores, labels = self.numpy()
         names = [self.names[label] if self.names else str(label) for label in labels]
         return supervision.Detections(

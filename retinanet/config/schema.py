@@ -51,24 +51,22 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Where a data set lies and how it is read: shared by all commands that open one."""
+    """Where a data set is and how it is read. All commands that open one share this."""
 
     layout: Layout | None = setting(None, group="data")
-    """Annotation format of a data set; None: recognised."""
+    """Annotation format of the data set. None: recognised."""
     images: Path | None = setting(None, group="data")
-    """Folder of the images of a data set, when it is elsewhere."""
+    """Folder of the images, if they are not with the annotations."""
     max_pixels: int = setting(178_956_970, 1, 1 << 40)
     """Images with more pixels are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(SourceOptions):
-    """What becomes of the errors of a data set too."""
+    """Also what happens to the errors of a data set."""
 
     invalid: Invalid = setting("error", group="data")
-    """What bad annotations and images get: error lists all and stops, drop leaves them out, clip cuts boxes
-    at the border.
-    """
+    """Bad annotations and images: error lists them and stops, drop removes them, clip cuts boxes."""
 
 
 @dataclass(frozen=True)
