@@ -110,7 +110,7 @@ def against_torchvision(options: argparse.Namespace, batch: int, even: bool) -> 
     sizes = torch.full((batch, 2), float(options.side), device=options.device)
     # torchvision has no rule for anchors in the padding, and the last cells of P6 and P7 lie outside of a
     # picture of 800 pixels
-    post, peer = Postprocess(THRESHOLD, PER_LEVEL, OVERLAP, MOST, padding_anchors="kept"), theirs()
+    post, peer = Postprocess(THRESHOLD, PER_LEVEL, OVERLAP, MOST, filter_padding=False), theirs()
 
     def ours() -> Answers:
         return post(logits, offsets, anchors, sizes)

@@ -27,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from retinanet.commands.train import run
+from retinanet.config.io import override
 from retinanet.config.presets import preset
 from retinanet.data.splits import open_training
 from retinanet.evaluation.evaluate import evaluate
@@ -78,7 +79,7 @@ def configured(options: argparse.Namespace) -> Any:
         "seed": options.seed,
     }
     settings |= {"device": "cpu", "workers": 0, "log_every": 1, "validations": 1, "layout": options.layout}
-    return replace(base, model=replace(base.model, scale=options.scale), **settings)
+    return replace(base, model=override(base.model, {"scale": options.scale}), **settings)
 
 
 def trained(folder: Path, name: str, options: argparse.Namespace) -> list[float]:

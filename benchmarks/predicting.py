@@ -24,6 +24,7 @@ from statistics import median
 
 from measure import ratio, record
 
+from retinanet.config.io import override
 from retinanet.data.scenes import write_scenes
 from retinanet.weights.checkpoint import read_weights, save_model
 
@@ -101,7 +102,9 @@ def talkative(folder: Path, device: str) -> Path:
     weights, card = read_weights(folder / "run" / "model.safetensors")
     file = folder / "model.safetensors"
     save_model(
-        file, weights, replace(card, model=replace(card.model, score_threshold=0.0, max_detections=10))
+        file,
+        weights,
+        replace(card, model=override(card.model, {"score_threshold": 0.0, "max_detections": 10})),
     )
     return file
 

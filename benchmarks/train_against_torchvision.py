@@ -223,7 +223,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
 
 def alike(options: argparse.Namespace) -> list[str]:
     """Arguments that make our network, its pictures and their augmentation those of torchvision's side."""
-    network = ["--set", "channels=256", "--set", "depth=4"]
+    network = ["--set", "channels=256", "--set", "num_convs=4"]
     pictures = [
         "--scale",
         str(options.scale),

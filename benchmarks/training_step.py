@@ -33,6 +33,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from retinanet.config.io import override
 from retinanet.config.presets import preset
 from retinanet.data.dataset import Columns
 from retinanet.data.loader import Batch
@@ -156,13 +157,13 @@ def ours(
         Path(), Path(), "train", [f"class {number}" for number in range(classes)], range(classes)
     )
     config = preset("r50-800")
-    model = replace(config.model, backbone=backbone, scale=side, p6="p5")
+    model = override(config.model, {"backbone": backbone, "scale": side, "p6": "p5"}, foreign=True)
     settings: dict[str, Any] = {
         "precision": precision,
         "batch": batch,
         "workers": 0,
         "train_scale": None,
-        "clip": None,
+        "max_grad_norm": None,
         "compile": compile,
     }
     session = build_state(

@@ -94,7 +94,7 @@ def page(folder: Path, metrics: Metrics, took: str) -> None:
         "A detector, trained here",
         f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a "
         f"RetinaNet "
-        f"with {about['config']['model']['backbone']} from scratch for {about['iterations']} steps, and "
+        f"with {about['config']['model']['network']['backbone']} from scratch for {about['iterations']} steps, and "
         f"measured it on "
         f"{metrics.images} scenes that it never saw, with {metrics.boxes} objects in them.\n\nAP is COCO's: "
         f"the mean over "

@@ -48,7 +48,7 @@ def trained(scenes, tmp_path_factory) -> Path:
 
     settings = {
         "channels": 32,
-        "depth": 1,
+        "num_convs": 1,
         "scale": 64,
         "train_scale": None,
         "budget": "6it",

@@ -24,7 +24,7 @@ SMALL = [
     "--set",
     "channels=32",
     "--set",
-    "depth=1",
+    "num_convs=1",
     "--scale",
     "64",
     "--train-scale",

@@ -36,10 +36,10 @@ import torch
 from fuzz_inputs import bytes_damaged, json_bytes, value_damaged, write_coco, write_voc, write_yolo
 from fuzz_pictures import make_picture, promising
 from fuzz_truth import Truth, Wrong, coco_truth, is_text, require, result_truth, unique, voc_truth, yolo_truth
+from helpers import model_config
 from PIL import Image
 from safetensors.torch import save
 
-from retinanet.config.schema import ModelConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.coco import read_coco
 from retinanet.data.formats.detect import open_dataset
@@ -182,7 +182,7 @@ def picture_case(folder: Path, rng: random.Random, odd: bool) -> None:
         )
 
 
-CONFIG = ModelConfig(backbone="test_resnet", backbone_norm="batch", channels=8, depth=0)
+CONFIG = model_config(backbone="test_resnet", backbone_norm="batch", channels=8, num_convs=0)
 
 
 @cache

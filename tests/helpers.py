@@ -6,13 +6,14 @@ import torch
 
 from retinanet.config.io import override
 from retinanet.config.presets import preset
+from retinanet.config.schema import ModelConfig
 from retinanet.data.splits import open_training
 from retinanet.training.setup import build_state, resolve_config
 
 CPU = torch.device("cpu")
 SMALL = {
     "channels": 32,
-    "depth": 1,
+    "num_convs": 1,
     "scale": 64,
     "train_scale": None,
     "batch": 2,
@@ -52,3 +53,8 @@ def equal(one, other):
     return all(
         torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
     )
+
+
+def model_config(**settings):
+    """A ModelConfig from settings by name, wherever among its parts they live."""
+    return override(ModelConfig(), settings, foreign=True)

@@ -16,7 +16,7 @@ def test_flags_land_in_the_config_wherever_they_live():
         "--gamma",
         "1",
         "--set",
-        "clip=None",
+        "max_grad_norm=None",
         "--jitter",
         "0.5",
         "1",
@@ -29,9 +29,9 @@ def test_flags_land_in_the_config_wherever_they_live():
     assert data == "cells"
     assert (
         config.criterion.gamma,
-        config.clip,
+        config.max_grad_norm,
         config.jitter,
-        config.model.anchor_scales,
+        config.model.network.anchor_scales,
         config.budget,
     ) == (
         1,
@@ -40,7 +40,7 @@ def test_flags_land_in_the_config_wherever_they_live():
         (1, 1.5),
         "7min",
     )
-    assert config.model.backbone == preset("tiny").model.backbone
+    assert config.model.network.backbone == preset("tiny").model.network.backbone
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_an_unknown_flag_is_refused_with_its_neighbour(capsys):
         ("--set warmpu=1", "did you mean 'warmup'"),
         ("--set warmup", "--set takes NAME=VALUE"),
         ("--set warmup=soon", "--set warmup: 'soon' is no value for it"),
-        ("--set clip=0", "clip must be between"),
+        ("--set max_grad_norm=0", "max_grad_norm must be between"),
         ("--warmup 0", "--warmup is no flag of its own: write --set warmup=VALUE"),
         ("--set resize=opencv", "`retinanet import` sets it"),
     ],

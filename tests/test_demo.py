@@ -1,12 +1,12 @@
 """The first run. Whole and at its real length it is slow; a short one is not."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
 from retinanet import demo
 from retinanet.config.commands import DemoConfig
+from retinanet.config.io import override
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def short(monkeypatch):
     monkeypatch.setattr(demo, "SHOWN", 3)
     monkeypatch.setattr(demo, "NETWORK", {"scale": 64, "train_scale": 64})
     small = demo.preset("tiny")
-    small = replace(small, model=replace(small.model, channels=32, depth=1), batch=2, workers=0)
+    small = override(small, {"channels": 32, "num_convs": 1, "batch": 2, "workers": 0})
     monkeypatch.setattr(demo, "preset", lambda _: small)
 
 

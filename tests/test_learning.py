@@ -14,7 +14,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path):
         "scale": 96,
         "train_scale": None,
         "channels": 64,
-        "depth": 1,
+        "num_convs": 1,
         "jitter": (1.0, 1.0),
         "flip": 0.0,
         "warmup": 10,

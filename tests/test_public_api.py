@@ -10,7 +10,13 @@ import pytest
 import retinanet
 from retinanet.config.io import flat
 from retinanet.config.presets import PRESETS, preset
-from retinanet.config.schema import CriterionConfig, ModelConfig, TrainConfig
+from retinanet.config.schema import (
+    CriterionConfig,
+    NetworkConfig,
+    PostprocessConfig,
+    PreprocessConfig,
+    TrainConfig,
+)
 from retinanet.data.augment import Augment
 from retinanet.model.criterion import Criterion
 from retinanet.model.postprocess import Postprocess
@@ -48,15 +54,17 @@ def test_help_loads_neither_torch_nor_the_parser_of_flags():
 
 
 @pytest.mark.parametrize(
-    "config", [ModelConfig(), CriterionConfig()], ids=lambda config: type(config).__name__
+    ("config", "function"),
+    [
+        (NetworkConfig, RetinaNet),
+        (PreprocessConfig, Preprocess),
+        (PostprocessConfig, Postprocess),
+        (CriterionConfig, Criterion),
+    ],
 )
-def test_defaults_of_the_config_are_those_of_the_functions(config):
-    functions = (RetinaNet, Preprocess, Postprocess) if isinstance(config, ModelConfig) else (Criterion,)
-    defaults = {
-        name: p.default for function in functions for name, p in signature(function).parameters.items()
-    }
-    for entry in fields(config):
-        assert getattr(config, entry.name) == defaults[entry.name], entry.name
+def test_defaults_of_the_config_are_those_of_the_function(config, function):
+    parameters = signature(function).parameters
+    assert vars(config()) == {entry.name: parameters[entry.name].default for entry in fields(config)}
 
 
 def test_augmentation_defaults_agree_too():
@@ -66,9 +74,10 @@ def test_augmentation_defaults_agree_too():
 
 
 def test_a_setting_has_one_name_in_the_whole_config():
-    parts = [entry.name for part in (ModelConfig, CriterionConfig, TrainConfig) for entry in fields(part)]
-    assert len(parts) == len(set(parts))
-    assert len(flat(TrainConfig())) == len(parts) - 2
+    kinds = (NetworkConfig, PreprocessConfig, PostprocessConfig, CriterionConfig, TrainConfig)
+    names = [entry.name for kind in kinds for entry in fields(kind)]
+    assert len(names) == len(set(names))
+    assert flat(TrainConfig()).keys() == set(names) - {"model", "criterion"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -94,7 +103,7 @@ def test_the_papers_preset_is_the_papers_recipe():
     assert (
         config.criterion.gamma,
         config.criterion.alpha,
-        config.model.scale,
+        config.model.preprocess.scale,
         config.flip,
         config.jitter,
     ) == (

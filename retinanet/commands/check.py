@@ -17,7 +17,8 @@ from ..data.dataset import Dataset
 from ..data.formats.detect import open_dataset
 from ..data.validate import validate
 from ..errors import DataError, Problem, report
-from ..ops.anchors import PYRAMIDS, STRIDES, cell_anchors
+from ..model.retinanet import NECKS
+from ..ops.anchors import STRIDES, cell_anchors
 from ..training.autobatch import SIDES
 from ..weights.checkpoint import preprocess_of
 
@@ -112,11 +113,11 @@ def reach(data: Dataset, model: ModelConfig) -> Reach:
     width, height = (boxes[:, 2] - boxes[:, 0]) * factors[:, 1], (boxes[:, 3] - boxes[:, 1]) * factors[:, 0]
     best = torch.zeros(len(boxes), dtype=torch.float64)
     size = torch.from_numpy(np.stack([width, height], axis=1))
-    for stride, base in (
-        (stride, base) for stride, bases in PYRAMIDS[model.pyramid].items() for base in bases
-    ):
+    network = model.network
+    strides = NECKS[network.pyramid].strides
+    for stride, base in ((stride, base) for stride, bases in strides.items() for base in bases):
         for anchor in cell_anchors(
-            base, model.anchor_size, model.anchor_scales, model.anchor_ratios
+            base, network.anchor_size, network.anchor_scales, network.anchor_ratios
         ).double():
             sides = anchor[2:] - anchor[:2]
             overlap = (
@@ -138,7 +139,8 @@ def reach_table(found: Reach, config: TrainConfig) -> str:
     model, positive, forced = config.model, config.criterion.positive, config.criterion.force_above
     missed = found.best < min(positive, inf if forced is None else forced)
     lines = [
-        f"  anchors from {model.anchor_size * STRIDES[0]:.0f} px at a short side of {model.scale} px: "
+        f"  anchors from {model.network.anchor_size * STRIDES[0]:.0f} px at a short side of "
+        f"{model.preprocess.scale} px: "
         f"{(found.best >= positive).mean():.1%} of the boxes are matched, "
         f"{((found.best < positive) & ~missed).mean():.1%} only by force, "
         f"{missed.mean():.1%} ({int(missed.sum())}) by none"
@@ -160,7 +162,7 @@ def reach_table(found: Reach, config: TrainConfig) -> str:
             )
     if missed.mean() > 0.05:
         small = float(np.quantile(found.sides, 0.05))
-        if small < model.anchor_size * STRIDES[0]:
+        if small < model.network.anchor_size * STRIDES[0]:
             size = max(1.0, round(2 * small / STRIDES[0]) / 2)
             lines.append(
                 f"    one box in twenty is below {small:.0f} px: train with --anchor-size {size:g} (anchors "

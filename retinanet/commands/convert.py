@@ -26,6 +26,6 @@ def run(foreign: str | Path, config: ImportConfig) -> Path:
         ]
     weights, card = import_weights(path, names, config.bn_eps, config.style)
     save_model(out, weights, card)
-    about = f"{card.model.backbone}, {len(card.names)} classes ({', '.join(card.names[:3])} ...)"
+    about = f"{card.model.network.backbone}, {len(card.names)} classes ({', '.join(card.names[:3])} ...)"
     log.info("%s: %s's RetinaNet, %s: %s", path, card.about["project"], about, out)
     return out

@@ -34,6 +34,7 @@ from ..files import sha256, write_atomically
 from ..inference.detector import Detector
 from ..inference.load import detector_of, load, load_checkpoint, resolve_weights
 from ..inference.runtimes import SUFFIXES, extra
+from ..model.preprocess import with_scale
 from ..weights.checkpoint import FORMAT, ModelInfo
 
 log = logging.getLogger("retinanet")
@@ -164,8 +165,7 @@ def described(card: ModelInfo, config: ExportConfig, about: dict[str, Any]) -> s
 
 def scaled(card: ModelInfo, scale: int) -> Any:
     """The card's settings for another short side."""
-    limit = card.model.max_side
-    return replace(card.model, scale=scale, max_side=limit and round(limit * scale / card.model.scale))
+    return replace(card.model, preprocess=with_scale(card.model.preprocess, scale))
 
 
 def split_of(config: ExportConfig, detector: Detector) -> Dataset:

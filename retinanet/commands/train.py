@@ -219,8 +219,8 @@ def run_metadata(
     several = f" and {world() - 1} more processes" if world() > 1 else ""
     log.info(
         "%s, %d px, %s, on %s%s",
-        config.model.backbone,
-        config.model.scale,
+        config.model.network.backbone,
+        config.model.preprocess.scale,
         config.precision,
         about["machine"],
         several,

@@ -93,14 +93,16 @@ def _within(value: Any, low: float | None, high: float | None) -> bool:
     return _number(value) and (low is None or low <= value) and (high is None or value <= high)
 
 
-def override(config: Config, settings: Mapping[str, Any]) -> Config:
-    """`config` with the settings changed, wherever among its parts they live; ConfigError with the nearest
-    names for an unknown one.
+def override(config: Config, settings: Mapping[str, Any], foreign: bool = False) -> Config:
+    """`config` with the settings changed, wherever among its parts they live.
+
+    ConfigError with the nearest names for an unknown setting, and for one that only `import` sets unless
+    `foreign`.
     """
     assert is_dataclass(config)
     left = dict(settings)
     for name, (entry, _) in declared(config).items():
-        if name in left and entry.metadata.get("foreign"):
+        if name in left and entry.metadata.get("foreign") and not foreign:
             raise ConfigError(
                 f"{name} keeps the boxes of imported weights; `retinanet import` sets it, and a training does not"
             )
@@ -109,7 +111,7 @@ def override(config: Config, settings: Mapping[str, Any]) -> Config:
         value = getattr(config, part.name)
         if is_dataclass(value):
             own = flat(value).keys() & left.keys()
-            changes[part.name] = override(value, {name: left.pop(name) for name in sorted(own)})
+            changes[part.name] = override(value, {name: left.pop(name) for name in sorted(own)}, foreign)
         elif part.name in left:
             changes[part.name] = left.pop(part.name)
     if left:

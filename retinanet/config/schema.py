@@ -70,10 +70,8 @@ class DataOptions(SourceOptions):
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The network, what happens before it and what after: all of it is stored in the checkpoint. The defaults
-    are the paper's.
-    """
+class NetworkConfig:
+    """The arguments of `RetinaNet`. The defaults are the paper's."""
 
     backbone: str = setting("resnet50", group="network")
     """A timm model with maps at 1/8, 1/16 and 1/32."""
@@ -83,7 +81,7 @@ class ModelConfig:
     """
     channels: int = setting(256, 8, 1 << 20)
     """Width of the pyramid and of the subnets."""
-    depth: int = setting(4, 0, 64)
+    num_convs: int = setting(4, 0, 64)
     """3x3 convolutions of a subnet before its last."""
     subnet_norm: Literal["none", "group"] = "none"
     """Normalisation of the subnets."""
@@ -103,12 +101,10 @@ class ModelConfig:
     """Where in its cell an anchor stands."""
     anchor_rounding: bool = setting(False, foreign=True)
     """Anchors of whole pixels, as torchvision's weights expect them."""
-    anchor_steps: Literal["stride", "picture"] = setting("stride", foreign=True)
+    anchor_steps: Literal["stride", "image"] = setting("stride", foreign=True)
     """How far apart the anchors stand: the level's stride, or the padded picture's side over the map's
     (torchvision).
     """
-    padding_anchors: Literal["dropped", "kept"] = setting("dropped", foreign=True)
-    """Answers of anchors whose centre lies in the padding."""
     p6: Literal["c5", "p5"] = setting("c5", foreign=True)
     """What the sixth pyramid level is computed from: C5, as printed, or P5."""
     p7_relu: bool = setting(True, foreign=True)
@@ -117,6 +113,18 @@ class ModelConfig:
     """Which convolution of a bottleneck halves the map; the 1x1 in ResNets that come from Caffe."""
     backbone_eps: float = setting(1e-5, 0, 1, foreign=True)
     """Added to the variance in the backbone's batch norm; torchvision's first weights have 0."""
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """The arguments of `Preprocess`: how an image becomes the network's input."""
+
+    scale: int = setting(600, 32, 1 << 16, group="network")
+    """Short side of a picture in pixels after resizing ..."""
+    max_side: int | None = setting(None, 32, 1 << 20)
+    """... unless the long side would exceed this. None: 5/3 of the scale."""
+    padding_multiple: int = setting(32, 1, 1 << 12)
+    """Batches are padded to a multiple of this."""
     resize: Literal["antialias", "plain", "pillow", "opencv"] = setting("antialias", foreign=True)
     """antialias: on bytes; plain: on floats, sides cut (torchvision); pillow: its own (Detectron2); opencv:
     to the bit (MMDetection).
@@ -127,26 +135,37 @@ class ModelConfig:
     """Subtracted from red, green and blue in 0..1: ImageNet's."""
     pixel_std: tuple[float, float, float] = setting((0.229, 0.224, 0.225), 1e-6, 1e3, foreign=True)
     """Then red, green and blue are divided by this: ImageNet's."""
-    padding_multiple: int = setting(32, 1, 1 << 12)
-    """Batches are padded to a multiple of this."""
-    scale: int = setting(600, 32, 1 << 16, group="network")
-    """Short side of a picture in pixels after resizing ..."""
-    max_side: int | None = setting(None, 32, 1 << 20)
-    """... unless the long side would exceed this. None: 5/3 of the scale."""
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """The arguments of `Postprocess`: how the network's output becomes detections."""
+
     score_threshold: float = setting(0.05, 0, 1 - 1e-9)
     """Answers must score above this."""
-    per_level: int = setting(1000, 1, 1 << 30)
+    topk_candidates: int = setting(1000, 1, 1 << 30)
     """Candidates of each pyramid level that are decoded."""
     nms_threshold: float = setting(0.5, 0, 1)
     """IoU above which the lower of two boxes of a class goes."""
     max_detections: int = setting(100, 1, 1 << 30)
     """Answers of one picture at most."""
+    filter_padding: bool = setting(True, foreign=True)
+    """Drop detections of anchors whose centre lies in the padding."""
     clip_boxes: Literal["before", "after"] = setting("before", foreign=True)
     """Boxes are cut at the picture's border before NMS or after it (Detectron2)."""
     empty_boxes: Literal["kept", "dropped"] = setting("kept", foreign=True)
     """Boxes that are left without area by the cut."""
-    shrink_limit: bool = setting(False, foreign=True)
+    clip_dwh_below: bool = setting(False, foreign=True)
     """A box is at least 16/1000 of its anchor wide and high, as it is at most 1000/16 (MMDetection)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a file of weights stores of a model: the network, what happens before it and what happens after."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
 
 
 @dataclass(frozen=True)
@@ -230,7 +249,7 @@ class TrainConfig(DataOptions):
     """Learning rate divided by 10 after 2/3 and 8/9 of the run (60k and 80k of 90k), or a cosine to 0."""
     warmup: int = setting(500, 0, 1 << 30)
     """Iterations of linear warm-up, at most a tenth of the run."""
-    clip: float | None = setting(None, 1e-9, inf)
+    max_grad_norm: float | None = setting(None, 1e-9, inf)
     """Largest norm of the gradient; None: no clipping."""
     ema: float | None = setting(None, group="schedule")
     """Decay of the running average of the weights, which is then what is evaluated and shipped; None: no

@@ -58,8 +58,8 @@ class Graph(nn.Module):
         self.pixels = torch.float32 if self.pre.resize == "plain" else torch.uint8
         size, scales, ratios, self.center = detector.model.anchor_settings
         rounded = detector.model.anchor_rounding
-        self.strides = list(detector.model.bases)
-        for level, bases in enumerate(detector.model.bases.values()):
+        self.strides = list(detector.model.strides)
+        for level, bases in enumerate(detector.model.strides.values()):
             cell = torch.cat([cell_anchors(base, size, scales, ratios, rounded) for base in bases])
             self.register_buffer(f"cell{level}", cell, persistent=False)
         order = 1 if self.pre.pixel_order == "rgb" else -1
@@ -74,7 +74,7 @@ class Graph(nn.Module):
         levels = zip(logits, offsets, self.anchors(height, width, sizes), strict=True)
         best = [self.candidates(*level, sizes) for level in levels]
         x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))
-        return self.answers(decode(chosen, bases, self.post.shrink_limit), x, labels, sizes)
+        return self.answers(decode(chosen, bases, self.post.clip_dwh_below), x, labels, sizes)
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """As `Preprocess.normalize`."""
@@ -117,12 +117,12 @@ class Graph(nn.Module):
         """The best pairs of one level, as `Postprocess.candidates` has them: logits and labels [B, P],
         offsets and anchors [B, P, 4].
 
-        P is `per_level` whatever the level's size: it is lengthened by as many anchors that answer nothing.
+        P is `topk_candidates` whatever the level's size: a short level is padded with anchors of score 0.
         """
         _, count, classes = logits.shape
-        most = self.post.per_level
+        most = self.post.topk_candidates
         best = logits.amax(dim=2).float()
-        if self.post.padding_anchors == "dropped":
+        if self.post.filter_padding:
             best = torch.where(inside(anchors, sizes), best, -torch.inf)
         best, kept = F.pad(best, (0, most), value=-torch.inf).topk(most, dim=1)
         kept = kept.clamp(max=count - 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config.io import limits
-from ..config.schema import ModelConfig
+from ..config.schema import PreprocessConfig
 from ..device import gpu_number, pick_device
 from ..errors import CheckpointError, ConfigError
 from ..model.retinanet import RetinaNet
@@ -111,7 +111,7 @@ def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int
             f"either one scale or several, not both: --scale {scale} and --scales "
             f"{' '.join(map(str, scales))}"
         )
-    low, high = limits(ModelConfig, "scale")
+    low, high = limits(PreprocessConfig, "scale")
     if not scales or not all(low <= side <= high for side in scales):
         raise ConfigError(
             f"scales must be one or more numbers of pixels from {low:g} to {high:g}, not {list(scales)}"

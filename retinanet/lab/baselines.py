@@ -270,8 +270,8 @@ def step(lesson: Lesson, batch: Batch, iteration: int, rate: float) -> dict[str,
     lesson.optimizer.zero_grad(set_to_none=True)
     (classes + boxes).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if config.clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.clip, norm)
+    if config.max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.max_grad_norm, norm)
     lesson.broken = torch.maximum(lesson.broken, (~torch.isfinite(norm + classes + boxes)).float())
     lesson.optimizer.found_inf = lesson.broken  # type: ignore[attr-defined]
     lesson.optimizer.step()
@@ -475,15 +475,24 @@ def faster_rcnn_fpn(config: ModelConfig, classes: int) -> nn.Module:
     """Faster R-CNN on P2..P6. As in the FPN paper: anchors of one size a level, twice as many pixels from
     level to level.
     """
-    body = FinerBackbone(config.backbone, config.backbone_norm, config.backbone_eps, config.backbone_stride)
-    neck = FeaturePyramidNetwork(body.channels, config.channels, LastLevelMaxPool())
+    body = FinerBackbone(
+        config.network.backbone,
+        config.network.backbone_norm,
+        config.network.backbone_eps,
+        config.network.backbone_stride,
+    )
+    neck = FeaturePyramidNetwork(body.channels, config.network.channels, LastLevelMaxPool())
     # 32 px on P2 where ours are 32 px on P3
     anchors = AnchorGenerator(
-        tuple((config.anchor_size * 8 * 2**level,) for level in range(5)), (config.anchor_ratios,) * 5
+        tuple((config.network.anchor_size * 8 * 2**level,) for level in range(5)),
+        (config.network.anchor_ratios,) * 5,
     )
-    answers = {"box_score_thresh": config.score_threshold, "box_detections_per_img": config.max_detections}
+    answers = {
+        "box_score_thresh": config.postprocess.score_threshold,
+        "box_detections_per_img": config.postprocess.max_detections,
+    }
     model: nn.Module = FasterRCNN(
-        Maps(body, neck, config.channels), classes + 1, rpn_anchor_generator=anchors, **answers
+        Maps(body, neck, config.network.channels), classes + 1, rpn_anchor_generator=anchors, **answers
     )
     return model
 
@@ -492,11 +501,21 @@ def ssd(config: ModelConfig, classes: int) -> nn.Module:
     """SSD on C3..C5 and three coarser maps, with the default boxes of SSD300: shares of the padded picture,
     whatever `anchor_size` is.
     """
-    body = Backbone(config.backbone, config.backbone_norm, config.backbone_eps, config.backbone_stride)
+    body = Backbone(
+        config.network.backbone,
+        config.network.backbone_norm,
+        config.network.backbone_eps,
+        config.network.backbone_stride,
+    )
     maps = Maps(body, Coarser(body.channels[-1]), [*body.channels, *SSD_EXTRA])
     boxes = DefaultBoxGenerator(list(SSD_RATIOS), scales=list(SSD_SCALES))
-    answers = {"score_thresh": config.score_threshold, "detections_per_img": config.max_detections}
-    model: nn.Module = SSD(maps, boxes, (config.scale, config.scale), classes + 1, **answers)
+    answers = {
+        "score_thresh": config.postprocess.score_threshold,
+        "detections_per_img": config.postprocess.max_detections,
+    }
+    model: nn.Module = SSD(
+        maps, boxes, (config.preprocess.scale, config.preprocess.scale), classes + 1, **answers
+    )
     return model
 
 
@@ -504,17 +523,27 @@ def retinanet_torchvision(config: ModelConfig, classes: int) -> nn.Module:
     """torchvision's own RetinaNet on P3..P7: four convolutions a subnet, L1, each picture divided by its own
     positives.
     """
-    body = Backbone(config.backbone, config.backbone_norm, config.backbone_eps, config.backbone_stride)
-    neck = FeaturePyramidNetwork(body.channels, config.channels, P6P7(body.channels[-1], config.channels))
+    body = Backbone(
+        config.network.backbone,
+        config.network.backbone_norm,
+        config.network.backbone_eps,
+        config.network.backbone_stride,
+    )
+    neck = FeaturePyramidNetwork(
+        body.channels, config.network.channels, P6P7(body.channels[-1], config.network.channels)
+    )
     sizes = tuple(
-        tuple(config.anchor_size * 8 * 2**level * scale for scale in config.anchor_scales)
+        tuple(config.network.anchor_size * 8 * 2**level * scale for scale in config.network.anchor_scales)
         for level in range(5)
     )
-    anchors = AnchorGenerator(sizes, (config.anchor_ratios,) * 5)
-    answers = {"score_thresh": config.score_threshold, "detections_per_img": config.max_detections}
+    anchors = AnchorGenerator(sizes, (config.network.anchor_ratios,) * 5)
+    answers = {
+        "score_thresh": config.postprocess.score_threshold,
+        "detections_per_img": config.postprocess.max_detections,
+    }
     # its head is all sigmoids, so that the labels 0..K-1 need no background class
     model: nn.Module = RetinaNet(
-        Maps(body, neck, config.channels), classes, anchor_generator=anchors, **answers
+        Maps(body, neck, config.network.channels), classes, anchor_generator=anchors, **answers
     )
     return model
 

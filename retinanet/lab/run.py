@@ -32,7 +32,6 @@ from ..inference.load import load, read_pretrained, resolve_weights
 from ..text import duration
 from ..training.schedule import plan
 from ..training.setup import build_state, resolve_config
-from ..weights.checkpoint import ANCHORS, NETWORK
 from .baselines import load_rival, timings, train_rival
 from .paper import ap
 from .tables import Experiment, Row, experiment
@@ -92,7 +91,7 @@ def run(name: str, source: str, config: LabConfig) -> Path:
         study.folder,
     )
     if study.base.init_model is not None and any(
-        row.rival or row.changes.keys() & set(NETWORK + ANCHORS) - {"prior"} for row in rows
+        row.rival or row.changes.keys() & vars(study.base.model.network).keys() - {"prior"} for row in rows
     ):
         raise ConfigError(f"{name} changes the network from row to row, so its rows cannot begin from --init")
     path = study.folder / f"{name}.json"

@@ -144,7 +144,7 @@ CE = {"loss": "cross_entropy", "alpha": None}
 
 def table1e(base: TrainConfig, alphas: str) -> list[Row]:
     """Two depths at five scales, which are 4/6 to 8/6 of the base's as in the paper."""
-    shallow = base.model.backbone
+    shallow = base.model.network.backbone
     if shallow not in DEEPER:
         raise ConfigError(
             f"there is no deeper {shallow!r} to compare with; table1e takes --backbone {', '.join(DEEPER)}"
@@ -152,7 +152,7 @@ def table1e(base: TrainConfig, alphas: str) -> list[Row]:
     rows = []
     for depth, backbone, papers in (("shallower", shallow, 50), ("deeper", DEEPER[shallow], 101)):
         for sixths in (4, 5, 6, 7, 8):
-            scale = max(32, round(base.model.scale * sixths / 6 / 8) * 8)
+            scale = max(32, round(base.model.preprocess.scale * sixths / 6 / 8) * 8)
             size = {"scale": scale, "train_scale": None, "max_side": None}
             values = {"backbone": backbone, "depth": depth, "scale": scale, "sixths": sixths}
             rows.append(
@@ -201,14 +201,13 @@ def pyramid(base: TrainConfig, alphas: str) -> list[Row]:
     """Where objects of all sizes are found: on five levels with a top-down path, or less. One map may give as
     many answers as five.
     """
-    wide = {"per_level": 5 * base.model.per_level}
+    from ..model.retinanet import NECKS  # torch, which a list of the tables does not need
+
+    wide = {"topk_candidates": 5 * base.model.postprocess.topk_candidates}
     return [
         Row({"pyramid": name}, {"pyramid": name, **(wide if name in ("single", "finest") else {})})
-        for name in PYRAMIDS
+        for name in NECKS
     ]
-
-
-PYRAMIDS = ("fpn", "single", "hierarchy", "finest")
 
 
 def fig7(base: TrainConfig, alphas: str) -> list[Row]:

@@ -98,7 +98,7 @@ def freeze_folded(body: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fused_copy(model: Network, body: str = "backbone.body", precision: str = "fp32") -> Network:
+def fused_copy(model: Network, body: str = "backbone", precision: str = "fp32") -> Network:
     """A copy for answering, in eval mode: batch norms of `body` folded for good, and with bf16 the weights of
     convolutions in bf16.
 

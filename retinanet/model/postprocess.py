@@ -13,7 +13,6 @@ from ..ops.boxes import area, clip, decode
 from ..ops.nms import exact_nms
 
 WORDS = {
-    "padding_anchors": ("dropped", "kept"),
     "clip_boxes": ("before", "after"),
     "empty_boxes": ("kept", "dropped"),
 }
@@ -26,16 +25,16 @@ class Postprocess:
 
     Args:
         score_threshold: Scores must exceed this.
-        per_level: Number of best (anchor, class) pairs of each level that are decoded.
+        topk_candidates: Number of best (anchor, class) pairs of each level that are decoded.
         nms_threshold: IoU above which the lower of two boxes of one class is removed.
         max_detections: Largest number of detections of an image.
-        padding_anchors: dropped or kept; detections of anchors that are centred in the padding.
+        filter_padding: Drop detections of anchors that are centred in the padding.
         clip_boxes: before or after; whether boxes are cut at the image border before or after NMS.
         empty_boxes: kept or dropped; boxes that the cut leaves without area.
-        shrink_limit: See `ops.boxes.decode`.
+        clip_dwh_below: See `ops.boxes.decode`.
 
     Raises:
-        ConfigError: An unknown word for padding_anchors, clip_boxes or empty_boxes.
+        ConfigError: An unknown word for clip_boxes or empty_boxes.
 
     Example:
         >>> postprocess = Postprocess(score_threshold=0.05, nms_threshold=0.5)
@@ -46,22 +45,22 @@ class Postprocess:
     def __init__(
         self,
         score_threshold: float = 0.05,
-        per_level: int = 1000,
+        topk_candidates: int = 1000,
         nms_threshold: float = 0.5,
         max_detections: int = 100,
-        padding_anchors: str = "dropped",
+        filter_padding: bool = True,
         clip_boxes: str = "before",
         empty_boxes: str = "kept",
-        shrink_limit: bool = False,
+        clip_dwh_below: bool = False,
     ) -> None:
-        chosen = {"padding_anchors": padding_anchors, "clip_boxes": clip_boxes, "empty_boxes": empty_boxes}
+        chosen = {"clip_boxes": clip_boxes, "empty_boxes": empty_boxes}
         for name, word in chosen.items():
             if word not in WORDS[name]:
                 raise unknown_name_error(name, word, WORDS[name])
-        self.padding_anchors, self.clip_boxes, self.empty_boxes = padding_anchors, clip_boxes, empty_boxes
-        self.shrink_limit = shrink_limit
+        self.filter_padding, self.clip_boxes, self.empty_boxes = filter_padding, clip_boxes, empty_boxes
+        self.clip_dwh_below = clip_dwh_below
         self.score_threshold = score_threshold
-        self.per_level = per_level
+        self.topk_candidates = topk_candidates
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         # logits are compared, not probabilities: the sigmoid is computed for the survivors only
@@ -92,7 +91,7 @@ class Postprocess:
         """
         levels = [self._candidates(*level, sizes) for level in zip(logits, offsets, anchors, strict=True)]
         x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        boxes = decode(chosen, bases, self.shrink_limit)
+        boxes = decode(chosen, bases, self.clip_dwh_below)
         return clip(boxes, sizes) if self.clip_boxes == "before" else boxes, x, labels
 
     @torch.no_grad()
@@ -120,15 +119,15 @@ class Postprocess:
         """
         _, count, classes = logits.shape
         best = best_class(logits)
-        outside = None if self.padding_anchors == "kept" else padding(anchors, sizes)
+        outside = padding(anchors, sizes) if self.filter_padding else None
         if outside is not None:
             best = best.masked_fill(outside, -torch.inf)
         # every pair among the best P has its anchor among the best P anchors, by best class
-        best, kept = best.topk(min(self.per_level, count), dim=1)
+        best, kept = best.topk(min(self.topk_candidates, count), dim=1)
         pairs = rows(logits, kept).float()
         if outside is not None:
             pairs = pairs.masked_fill(best[..., None] == -torch.inf, -torch.inf)
-        x, index = pairs.flatten(1).topk(min(self.per_level, kept.shape[1] * classes), dim=1)
+        x, index = pairs.flatten(1).topk(min(self.topk_candidates, kept.shape[1] * classes), dim=1)
         anchor = kept.gather(1, index // classes)
         return x, index % classes, rows(offsets, anchor), anchors[anchor]
 

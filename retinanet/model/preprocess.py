@@ -5,13 +5,16 @@ training and answering.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .resize import resize, target_size
+
+Settings = TypeVar("Settings", bound=Any)
 
 MEAN = (0.485, 0.456, 0.406)
 
@@ -104,6 +107,13 @@ class Preprocess:
         columns = torch.arange(width, device=batch.device) < sizes[:, 1, None]
         lines.mul_(rows[:, :, None]).mul_(columns.repeat_interleave(3, dim=1)[:, None])
         return images
+
+
+def with_scale(settings: Settings, scale: int) -> Settings:
+    """A `Preprocess` or `PreprocessConfig` for another short side; `max_side` changes in proportion."""
+    limit = settings.max_side and round(settings.max_side * scale / settings.scale)
+    changed: Settings = replace(settings, scale=scale, max_side=limit)
+    return changed
 
 
 @cache

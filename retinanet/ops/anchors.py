@@ -1,6 +1,4 @@
-"""The boxes that predictions start from (Sec. 4, "Anchors"): nine at every cell of five pyramid levels, or
-all 45 at those of one.
-"""
+"""Anchors, the boxes that predictions start from (Sec. 4, "Anchors"): nine at every cell of five levels."""
 
 from __future__ import annotations
 
@@ -13,16 +11,6 @@ from torch import Tensor
 STRIDES = (8, 16, 32, 64, 128)
 """Pixels from cell to cell on P3..P7."""
 
-PYRAMIDS: dict[str, dict[int, tuple[int, ...]]] = {
-    "fpn": {stride: (stride,) for stride in STRIDES},
-    "single": {32: STRIDES},
-    "hierarchy": {stride: (stride,) for stride in STRIDES},
-    "finest": {8: STRIDES},
-}
-"""Design of the pyramid (`model.pyramid`) -> the stride of each of its maps -> the strides by which its
-anchors' base sides go.
-"""
-
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 """Three octave steps for the side of an anchor."""
 
@@ -32,21 +20,20 @@ RATIOS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the anchors of a level stand: `cells` = columns, rows, the first of them centred at `first` = x,
-    y, the next `step` = across,
-    down further on; around each centre the same `shapes`, xyxy. Lengths in pixels.
-    """
+    """Places of the anchors of a level, in pixels."""
 
     cells: tuple[int, int]
+    """Columns and rows."""
     first: tuple[float, float]
+    """x and y of the first centre."""
     step: tuple[int, int]
+    """From one centre to the next, across and down."""
     shapes: tuple[tuple[float, ...], ...]
+    """xyxy of the anchors of a cell around its centre."""
 
 
 class GridAnchors(list[Tensor]):
-    """Per level the anchors [HWA, 4], a list as any other, and in `grids` the `Grid` of each, so that nobody
-    has to look for neighbours.
-    """
+    """A list with the anchors [HWA, 4] of each level, and the `Grid` of each in `grids`."""
 
     def __init__(self, levels: Iterable[Tensor] = (), grids: Iterable[Grid] = ()) -> None:
         super().__init__(levels)
@@ -60,12 +47,10 @@ def cell_anchors(
     ratios: Sequence[float] = RATIOS,
     rounded: bool = False,
 ) -> Tensor:
-    """The S x R anchors of a cell whose centre is (0, 0): [S * R, 4], scales outermost; a base side is `size`
-    x `stride` pixels.
+    """The S x R anchors of a cell whose centre is (0, 0): [S * R, 4], scales outermost.
 
-    rounded  sides are cut to whole pixels and then corners rounded, as torchvision has it (its
-             `_default_anchorgen` and
-             `AnchorGenerator.generate_anchors`, in float32): 40.3 x 40.3 becomes 40 x 40
+    A base side is `size` x `stride` pixels. `rounded` cuts sides to whole pixels and then rounds corners, in
+    float32, as torchvision's `_default_anchorgen` and `AnchorGenerator.generate_anchors` do.
     """
     kind = torch.float32 if rounded else torch.float64
     sides = torch.tensor(
@@ -87,24 +72,31 @@ def grid_anchors(
     center: float = 0.5,
     device: torch.device | None = None,
     rounded: bool = False,
-    picture: tuple[int, int] | None = None,
+    image: tuple[int, int] | None = None,
     bases: Sequence[Sequence[int]] | None = None,
 ) -> GridAnchors:
     """Per level the anchors [H * W * S * R, 4] of a map of (H, W) cells: rows, columns, scales, ratios.
 
     Cell (i, j) has its centre at ((j + center) x stride, (i + center) x stride) pixels.
-    picture  height and width: cells then stand height // H and width // W pixels apart, which is less than
-             the stride where a map
-             was rounded up (torchvision's rule)
-    bases    of each level the strides by which its base sides go, when it is not its own alone: that many
-             times S * R anchors a cell,
-             bases outermost
+
+    Args:
+        shapes: Rows and columns of each map.
+        strides: Stride of each map.
+        size: Base side of an anchor, in strides.
+        scales: S factors on the base side.
+        ratios: R ratios of height over width.
+        center: Place of an anchor in its cell.
+        device: Where the anchors are made.
+        rounded: See `cell_anchors`.
+        image: Height and width of the padded image. Cells then stand height // H and width // W pixels apart,
+            less than the stride where a map was rounded up (torchvision's rule).
+        bases: For each level the strides that its base sides follow, outermost in a cell; None: its own.
     """
     levels, grids = [], []
     for (height, width), stride, own in zip(
         shapes, strides, bases or [(stride,) for stride in strides], strict=True
     ):
-        down, across = (stride, stride) if picture is None else (picture[0] // height, picture[1] // width)
+        down, across = (stride, stride) if image is None else (image[0] // height, image[1] // width)
         y = (torch.arange(height, device=device) + center) * down
         x = (torch.arange(width, device=device) + center) * across
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
@@ -123,8 +115,6 @@ def grid_anchors(
 
 
 def inside(anchors: Tensor, sizes: Tensor) -> Tensor:
-    """Which anchors [A, 4] have their centre in the picture and not in its padding: [B, A], from sizes [B, 2]
-    = height, width.
-    """
+    """[B, A]: whether the centre of each anchor [A, 4] lies in the image, of sizes [B, 2] = height, width."""
     x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(dim=1)
     return (x < sizes[:, 1:]) & (y < sizes[:, :1])

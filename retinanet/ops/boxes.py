@@ -54,16 +54,18 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([(box_centers - centers) / sides, torch.log(box_sides / sides)], dim=-1)
 
 
-def decode(offsets: Tensor, anchors: Tensor, shrink_limit: bool = False) -> Tensor:
+def decode(offsets: Tensor, anchors: Tensor, clip_dwh_below: bool = False) -> Tensor:
     """Boxes [..., 4] from offsets [..., 4] and anchors [..., 4], in float32 whatever the offsets are.
 
-    shrink_limit  dw and dh are clamped from below too, as MMDetection has it
+    clip_dwh_below  dw and dh are clamped from below too, as MMDetection has it
     """
     offsets = offsets if offsets.dtype == torch.float64 else offsets.float()
     sides = anchors[..., 2:] - anchors[..., :2]
     centers = anchors[..., :2] + sides / 2 + offsets[..., :2] * sides
     half = (
-        sides * torch.exp(offsets[..., 2:].clamp(-MAX_LOG_RATIO if shrink_limit else None, MAX_LOG_RATIO)) / 2
+        sides
+        * torch.exp(offsets[..., 2:].clamp(-MAX_LOG_RATIO if clip_dwh_below else None, MAX_LOG_RATIO))
+        / 2
     )
     return torch.cat([centers - half, centers + half], dim=-1)
 

@@ -90,7 +90,7 @@ def dry_run(source: str | Path, config: TrainConfig) -> None:
         )
         log.info(
             "%s, %d classes: %.1f million parameters, %.1f trained",
-            config.model.backbone,
+            config.model.network.backbone,
             len(training.names),
             parameters,
             trained,

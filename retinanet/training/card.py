@@ -38,7 +38,7 @@ def origins(config: TrainConfig, donor: ModelInfo | None = None) -> list[dict[st
     returns  dicts with `kind` (model, backbone) and `name`, and where known `licence` and the like
     """
     if config.init_model is None:
-        return [imagenet(config.model.backbone)] if config.init == "imagenet" else []
+        return [imagenet(config.model.network.backbone)] if config.init == "imagenet" else []
     about = {} if donor is None else donor.about
     known = {key: str(about[key])[:200] for key in TOLD if isinstance(about.get(key), (str, int, float))}
     if isinstance(about.get("data"), str):
@@ -215,7 +215,7 @@ def summary(
     few = ", ".join(map(escaped, names[:FEW])) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
     text = (
         f"# {escaped(name)}\n\n"
-        f"A [RetinaNet](https://arxiv.org/abs/1708.02002) on {session.config.model.backbone}, trained on "
+        f"A [RetinaNet](https://arxiv.org/abs/1708.02002) on {session.config.model.network.backbone}, trained on "
         f"{escaped(data)}, that finds "
         f"{many(len(names), 'class', 'classes')} of objects in pictures: {few}.\n\n"
         f"AP {shown(metrics['AP'])} (as COCO computes it) on the {many(metrics.images, 'image')} of the "

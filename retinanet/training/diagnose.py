@@ -119,7 +119,7 @@ class NonFiniteWatch:
             f"({'; '.join(at) or 'the losses of all levels are'}), with the "
             f"images {', '.join(files)}.\nThe step was not taken, and the files of {folder} are those of "
             f"before. Look at it with "
-            f"'retinanet replay {dump}', then start a new run with a lower --lr or with --set clip=1{keeps}."
+            f"'retinanet replay {dump}', then start a new run with a lower --lr or with --set max_grad_norm=1{keeps}."
         )
 
 
@@ -250,7 +250,7 @@ class Advice:
                 said["rate"] = (
                     f"the loss has risen from {before:.3g} to {after:.3g}: the learning rate "
                     f"{self.rate:.3g} is too high for "
-                    f"{self.batch} images a step, or --set clip=1 is needed"
+                    f"{self.batch} images a step, or --set max_grad_norm=1 is needed"
                 )
             elif done >= 0.25 * self.iterations and done >= 200 and after > 0.95 * before:
                 said["falls"] = (

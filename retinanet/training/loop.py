@@ -57,8 +57,8 @@ def train_step(session: TrainState, batch: Batch, rate: float) -> dict[str, Tens
     class_loss, box_loss = all_reduce_sum(sums)
     gradients = [parameter.grad for parameter in session.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if config.clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip, norm)
+    if config.max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.max_grad_norm, norm)
     # the fused optimisers read this flag on the device: a step that is not finite changes nothing, and nobody
     # waits to know. It stays up, so that the weights are still those of that step when it is found out
     session.broken = torch.maximum(session.broken, (~torch.isfinite(norm + class_loss + box_loss)).float())

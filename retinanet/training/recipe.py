@@ -92,9 +92,9 @@ def setting(value: Any) -> str:
 
 def network_line(session: TrainState) -> str:
     """Backbone, pyramid, subnets, size."""
-    model = session.config.model
+    model = session.config.model.network
     size = sum(parameter.numel() for parameter in session.shipped.parameters()) / 1e6
-    subnets = f"{many(model.depth, 'convolution')} a subnet" + (
+    subnets = f"{many(model.num_convs, 'convolution')} a subnet" + (
         f" with {NORMS['group']}" if model.subnet_norm == "group" else ""
     )
     norm = NORMS.get(model.backbone_norm, model.backbone_norm)
@@ -105,7 +105,7 @@ def network_line(session: TrainState) -> str:
 
 def picture_line(config: TrainConfig) -> str:
     """How large the network sees them."""
-    model = config.model
+    model = config.model.preprocess
     limit = f"{model.max_side} px" if model.max_side else "5/3 of that"
     smaller = (
         f"; {config.train_scale} px in training" if config.train_scale not in (None, model.scale) else ""
@@ -126,7 +126,7 @@ def optimizer_line(session: TrainState) -> str:
     """Name, rate, decay, clipping."""
     config = session.config
     name = "AdamW" if config.optimizer == "adamw" else f"SGD, momentum {config.momentum:g}"
-    clipping = f", gradient clipped at a norm of {config.clip:g}" if config.clip else ""
+    clipping = f", gradient clipped at a norm of {config.max_grad_norm:g}" if config.max_grad_norm else ""
     return f"{name}, learning rate {session.rate:.3g}, weight decay {config.weight_decay:g}{clipping}"
 
 

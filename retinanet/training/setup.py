@@ -137,13 +137,13 @@ def resolve_config(config: TrainConfig, device: torch.device) -> TrainConfig:
     """The config with everything decided that the machine decides."""
     check(config)
     model = config.model
-    if config.init == "none" and model.backbone_norm == "frozen":
-        model = replace(model, backbone_norm="batch")
+    if config.init == "none" and model.network.backbone_norm == "frozen":
+        model = replace(model, network=replace(model.network, backbone_norm="batch"))
         log.info("from scratch: the backbone's batch norm is live, not frozen")
-    if config.train_scale is not None and config.train_scale > model.scale:
+    if config.train_scale is not None and config.train_scale > model.preprocess.scale:
         log.info(
             "training at %d px too: the preset's %d would be more than the model's own scale",
-            model.scale,
+            model.preprocess.scale,
             config.train_scale,
         )
         config = replace(config, train_scale=None)
@@ -151,7 +151,7 @@ def resolve_config(config: TrainConfig, device: torch.device) -> TrainConfig:
         board_writer()
     share = config.batch // world() if isinstance(config.batch, int) else config.micro_batch
     if (
-        model.backbone_norm == "batch"
+        model.network.backbone_norm == "batch"
         and (config.micro_batch or 0) < (share or 0)
         and config.micro_batch is not None
     ):
@@ -166,7 +166,7 @@ def resolve_config(config: TrainConfig, device: torch.device) -> TrainConfig:
                 f"batch {config.batch} cannot be shared equally by {world()} processes; it counts the "
                 f"images of all of them"
             )
-        if device.type == "cpu" and model.backbone_norm == "batch":
+        if device.type == "cpu" and model.network.backbone_norm == "batch":
             raise ConfigError(
                 "batch norm cannot be synchronised between processes on a CPU, and without that their "
                 "number would change what is "
@@ -195,7 +195,7 @@ def build_state(
         if load_weights:
             assert init is not None, "the model that --init names is read by the command"
             load_pretrained(model, training.names, init)
-        if config.model.backbone_norm == "frozen":
+        if config.model.network.backbone_norm == "frozen":
             model.backbone.freeze()
     elif config.init == "imagenet":
         if load_weights:

@@ -23,30 +23,13 @@ from ..data.dataset import is_text
 from ..errors import CheckpointError, ConfigError
 from ..files import write_atomically
 from ..model.postprocess import Postprocess
-from ..model.preprocess import Preprocess
+from ..model.preprocess import Preprocess, with_scale
 from ..model.retinanet import RetinaNet
 
-FORMAT = 1
+FORMAT = 2
 
 # one key only: several are written in a random order, and the same model would give different bytes
 KEY = "retinanet"
-
-BACKBONE = ("backbone", "backbone_norm", "backbone_eps", "backbone_stride")
-
-NETWORK = (*BACKBONE, "pyramid", "channels", "depth", "subnet_norm", "p6", "p7_relu", "prior")
-
-ANCHORS = (
-    "anchor_size",
-    "anchor_scales",
-    "anchor_ratios",
-    "anchor_center",
-    "anchor_rounding",
-    "anchor_steps",
-)
-
-LIMITS = ("score_threshold", "per_level", "nms_threshold", "max_detections")
-
-ANSWERS = (*LIMITS, "padding_anchors", "clip_boxes", "empty_boxes", "shrink_limit")
 
 
 @dataclass(frozen=True)
@@ -66,23 +49,18 @@ class ModelInfo:
 
 def build(config: ModelConfig, num_classes: int) -> RetinaNet:
     """The network of a config, with fresh weights."""
-    settings = asdict(config)
-    return RetinaNet(num_classes, **{name: settings[name] for name in NETWORK + ANCHORS})
+    return RetinaNet(num_classes, **vars(config.network))
 
 
 def preprocess_of(config: ModelConfig, scale: int | None = None) -> Preprocess:
-    """How this model wants its pictures; `scale` overrides the short side (a fixed long side goes along)."""
-    limit = config.max_side
-    if limit and scale:
-        limit = round(limit * scale / config.scale)
-    pixels = (config.pixel_mean, config.pixel_std, config.padding_multiple, config.resize, config.pixel_order)
-    return Preprocess(scale or config.scale, limit, *pixels)
+    """How this model's images are prepared; `scale` overrides the short side."""
+    preprocess = Preprocess(**vars(config.preprocess))
+    return preprocess if scale is None else with_scale(preprocess, scale)
 
 
 def postprocess_of(config: ModelConfig) -> Postprocess:
-    """How this model's answers are chosen."""
-    settings = asdict(config)
-    return Postprocess(**{name: settings[name] for name in ANSWERS})
+    """How this model's detections are chosen."""
+    return Postprocess(**vars(config.postprocess))
 
 
 def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelInfo) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from retinanet.commands import check as engine
 from retinanet.config.commands import CheckConfig
-from retinanet.config.schema import ModelConfig, TrainConfig
+from retinanet.config.schema import ModelConfig, NetworkConfig, TrainConfig
 from retinanet.data.dataset import Columns
 from retinanet.data.scenes import write_scenes
-from retinanet.ops.anchors import PYRAMIDS
+from retinanet.model.retinanet import NECKS
 
 
 def boxes_of(*sides):
@@ -71,7 +71,7 @@ def test_the_reach_is_what_assignment_gives_at_the_mean_distance(size, stride):
 
 def test_check_knows_where_the_anchors_of_a_design_stand():
     data = boxes_of((34, 34), (60, 60), (500, 500))
-    best = {name: engine.reach(data, ModelConfig(pyramid=name)).best for name in PYRAMIDS}
+    best = {name: engine.reach(data, ModelConfig(NetworkConfig(pyramid=name))).best for name in NECKS}
     np.testing.assert_array_equal(best["hierarchy"], best["fpn"])
     assert (best["single"] <= best["finest"]).all()
     assert (

@@ -12,6 +12,7 @@ import torch
 
 from retinanet.commands import predict as engine
 from retinanet.config.commands import PredictConfig
+from retinanet.config.io import override
 from retinanet.data.images import read_image
 from retinanet.errors import ConfigError, DataError
 from retinanet.inference import detector
@@ -115,7 +116,9 @@ def talkative(trained, tmp_path_factory):
     weights, card = read_weights(trained / "model.safetensors")
     file = tmp_path_factory.mktemp("talkative") / "model.safetensors"
     save_model(
-        file, weights, replace(card, model=replace(card.model, score_threshold=0.0, max_detections=10))
+        file,
+        weights,
+        replace(card, model=override(card.model, {"score_threshold": 0.0, "max_detections": 10})),
     )
     return str(file)
 

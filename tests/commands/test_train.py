@@ -189,14 +189,21 @@ def test_problems_of_both_splits_are_listed_at_once(tmp_path):
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_images(scenes, tmp_path):
     with pytest.raises(DivergenceError, match=r"000\d.*jpg") as caught:
         retinanet.train(
-            scenes, "tiny", out=tmp_path / "run", budget="30it", **SMALL, lr=1e30, clip=None, warmup=0
+            scenes,
+            "tiny",
+            out=tmp_path / "run",
+            budget="30it",
+            **SMALL,
+            lr=1e30,
+            max_grad_norm=None,
+            warmup=0,
         )
     assert "--lr" in str(caught.value)
 
 
 def test_training_from_scratch_is_live_even_when_frozen_was_asked_for():
     config = resolve_config(override(preset("r50-600"), {"init": "none"}), torch.device("cpu"))
-    assert config.model.backbone_norm == "batch"
+    assert config.model.network.backbone_norm == "batch"
 
 
 def test_the_rate_is_scaled_with_the_batch(scenes, tmp_path):

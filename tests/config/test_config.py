@@ -34,7 +34,7 @@ def test_what_is_no_budget_is_refused_with_examples(text):
 
 def test_override_reaches_into_the_parts():
     config = override(TrainConfig(), {"gamma": 1.0, "scale": 800, "lr": 0.02})
-    assert (config.criterion.gamma, config.model.scale, config.lr) == (1.0, 800, 0.02)
+    assert (config.criterion.gamma, config.model.preprocess.scale, config.lr) == (1.0, 800, 0.02)
     assert config.criterion.alpha == 0.25
 
 
@@ -54,8 +54,8 @@ def test_what_keeps_the_boxes_of_imported_weights_is_not_a_users_setting():
 @pytest.mark.parametrize(
     ("pair", "value"),
     [
-        ("clip=None", None),
-        ("clip=1", 1.0),
+        ("max_grad_norm=None", None),
+        ("max_grad_norm=1", 1.0),
         ("alpha=inverse-frequency", "inverse-frequency"),
         ("anchor-scales=1 1.5", (1.0, 1.5)),
         ("compile=true", True),
@@ -118,7 +118,7 @@ def test_the_papers_length_counts_images_so_that_it_goes_with_the_batch():
         ({"save_every": "now"}, "save_every 'now' is not a length"),
         ({"repeat_threshold": 2.0}, "repeat_threshold"),
         ({"warmup": -1}, "warmup"),
-        ({"clip": 0.0}, "clip"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
         ({"seed": -1, "workers": -1}, "seed must be between"),
         ({"loss": "cross_entropy", "alpha": "inverse-frequency"}, "has no alpha"),
     ],

@@ -14,11 +14,11 @@ from retinanet.ops.nms import all_survivors, nms_mask
 def detector(preprocess=None, precision="fp32", network=None, **answers):
     """Random weights that say many things."""
     torch.manual_seed(3)
-    model = RetinaNet(3, "resnet18", "batch", channels=32, depth=1, **(network or {}))
+    model = RetinaNet(3, "resnet18", "batch", channels=32, num_convs=1, **(network or {}))
     for subnet, spread in ((model.class_subnet, 0.2), (model.box_subnet, 0.05)):
         torch.nn.init.normal_(subnet[-1].weight, std=spread)
     torch.nn.init.constant_(model.class_subnet[-1].bias, -2.0)
-    settings = {"per_level": 50, "max_detections": 30, **answers}
+    settings = {"topk_candidates": 50, "max_detections": 30, **answers}
     return Detector(
         model,
         preprocess or Preprocess(64),
@@ -58,12 +58,12 @@ def assert_same(one, images, sizes):
     "answers",
     [
         {},
-        {"padding_anchors": "kept"},
+        {"filter_padding": False},
         {"clip_boxes": "after"},
-        {"clip_boxes": "before", "empty_boxes": "dropped", "padding_anchors": "kept"},
-        {"clip_boxes": "after", "empty_boxes": "dropped", "padding_anchors": "kept"},
-        {"shrink_limit": True},
-        {"per_level": 1000, "max_detections": 100},
+        {"clip_boxes": "before", "empty_boxes": "dropped", "filter_padding": False},
+        {"clip_boxes": "after", "empty_boxes": "dropped", "filter_padding": False},
+        {"clip_dwh_below": True},
+        {"topk_candidates": 1000, "max_detections": 100},
         {"nms_threshold": 0.2, "score_threshold": 0.1},
     ],
     ids=str,
@@ -76,7 +76,7 @@ def test_the_graph_answers_as_the_post_processor_does(answers):
     "network",
     [
         {"anchor_rounding": True, "anchor_center": 0.0},
-        {"anchor_steps": "picture"},
+        {"anchor_steps": "image"},
         {"p6": "p5", "p7_relu": False},
         {"pyramid": "single"},
         {"pyramid": "finest"},

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, config_of
+from helpers import CPU, config_of, model_config
 from torch import nn
 
 from retinanet.config.schema import ModelConfig
@@ -123,7 +123,7 @@ def test_pretrained_backbones_are_frozen_as_ours(name, data, monkeypatch):
 def test_the_finer_backbone_adds_c2_and_changes_nothing_else(norm):
     torch.manual_seed(0)
     body = build_rival(
-        "faster_rcnn_fpn", ModelConfig(backbone="resnet26", backbone_norm=norm, backbone_stride="1x1"), 1
+        "faster_rcnn_fpn", model_config(backbone="resnet26", backbone_norm=norm, backbone_stride="1x1"), 1
     )
     torch.manual_seed(0)
     ours = Backbone("resnet26", norm, 1e-5, "1x1").eval()
@@ -211,7 +211,7 @@ def test_samples_follow_from_the_seed_and_the_iteration(data):
 
 def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
     with pytest.raises(DivergenceError, match=r"ssd, iteration \d: .*not finite"):
-        train_rival("ssd", data, small(lr=1e30, clip=None, ema=None), 8, tmp_path)
+        train_rival("ssd", data, small(lr=1e30, max_grad_norm=None, ema=None), 8, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] > 0 and rows[-1]["loss"] is None
 

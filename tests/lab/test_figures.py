@@ -172,7 +172,7 @@ def test_the_hardest_fifth_of_one_to_ten_are_nine_and_ten():
 def detector(scenes):
     data = read_coco(scenes / "annotations" / "train.json")
     torch.manual_seed(0)
-    model = RetinaNet(len(data.names), "test_resnet", "batch", channels=16, depth=1)
+    model = RetinaNet(len(data.names), "test_resnet", "batch", channels=16, num_convs=1)
     torch.nn.init.normal_(model.class_subnet[-1].weight, std=0.3)  # fresh, it says the same everywhere
     return Detector(model, Preprocess(64), Postprocess(), data.names, data.category_ids)
 

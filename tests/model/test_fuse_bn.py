@@ -65,7 +65,7 @@ def test_folding_keeps_the_names_of_all_weights():
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
 def test_a_folded_copy_answers_as_the_network_does(norm):
     torch.manual_seed(0)
-    model = lived(RetinaNet(2, "resnet18", norm, channels=16, depth=1)).double().eval()
+    model = lived(RetinaNet(2, "resnet18", norm, channels=16, num_convs=1)).double().eval()
     images = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     copied = fused_copy(model)
     for ours, theirs in zip(copied(images), model(images), strict=True):
@@ -76,7 +76,7 @@ def test_a_folded_copy_answers_as_the_network_does(norm):
 
 
 def test_folding_leaves_the_network_itself_alone_and_shares_what_does_not_change():
-    model = RetinaNet(2, "resnet18", "batch", channels=16, depth=1)
+    model = RetinaNet(2, "resnet18", "batch", channels=16, num_convs=1)
     before = copy.deepcopy(model.state_dict())
     copied = fused_copy(model, precision="bf16")
     assert model.training and all(
@@ -90,7 +90,7 @@ def test_folding_leaves_the_network_itself_alone_and_shares_what_does_not_change
 
 
 def test_in_bf16_norms_that_cannot_be_folded_keep_their_precision():
-    model = RetinaNet(2, "resnet18", "group", channels=16, depth=1, subnet_norm="group")
+    model = RetinaNet(2, "resnet18", "group", channels=16, num_convs=1, subnet_norm="group")
     kept = {
         value.dtype
         for layer in fused_copy(model, precision="bf16").modules()

@@ -20,7 +20,7 @@ def predictions(classes=4, seed=0, spread=3.0):
     return logits, offsets, anchors
 
 
-def restated(logits, offsets, anchors, sizes, threshold, per_level, overlap, most):
+def restated(logits, offsets, anchors, sizes, threshold, topk_candidates, overlap, most):
     """One picture, one level, one class at a time."""
     answers = []
     for b in range(len(sizes)):
@@ -28,7 +28,7 @@ def restated(logits, offsets, anchors, sizes, threshold, per_level, overlap, mos
         for x, d, a in zip(logits, offsets, anchors, strict=True):
             scores = x[b].sigmoid() * inside(a, sizes)[b][:, None]
             pairs = [(scores[i, k].item(), i, k) for i, k in (scores > threshold).nonzero().tolist()]
-            for score, i, k in sorted(pairs, reverse=True)[:per_level]:
+            for score, i, k in sorted(pairs, reverse=True)[:topk_candidates]:
                 found.append((score, k, clip(decode(d[b, i], a[i])[None, None], sizes[b : b + 1])[0, 0]))
         kept = []
         for k in range(x.shape[2]):
@@ -44,12 +44,12 @@ def restated(logits, offsets, anchors, sizes, threshold, per_level, overlap, mos
 
 
 @pytest.mark.parametrize(
-    ("threshold", "per_level", "most"), [(0.05, 1000, 100), (0.3, 20, 10), (0.05, 7, 100)]
+    ("threshold", "topk_candidates", "most"), [(0.05, 1000, 100), (0.3, 20, 10), (0.05, 7, 100)]
 )
-def test_it_equals_the_rule_restated_one_class_at_a_time(threshold, per_level, most):
+def test_it_equals_the_rule_restated_one_class_at_a_time(threshold, topk_candidates, most):
     logits, offsets, anchors = predictions()
-    found = Postprocess(threshold, per_level, 0.5, most)(logits, offsets, anchors, SIZES)
-    expected = restated(logits, offsets, anchors, SIZES, threshold, per_level, 0.5, most)
+    found = Postprocess(threshold, topk_candidates, 0.5, most)(logits, offsets, anchors, SIZES)
+    expected = restated(logits, offsets, anchors, SIZES, threshold, topk_candidates, 0.5, most)
     for (boxes, scores, labels), answer in zip(found, expected, strict=True):
         assert len(scores) == len(answer) > 0
         torch.testing.assert_close(scores, torch.tensor([score for score, _, _ in answer]))
@@ -106,7 +106,7 @@ def answers(**settings):
     """Two boxes that overlap less than half only while they reach beyond the image, and one outside of it."""
     anchors = [torch.tensor([[0.0, 10, 30, 20], [-25, 10, 15, 20], [50, 50, 60, 60]])]
     logits = [torch.tensor([[[3.0], [2.0], [1.0]]])]
-    ((boxes, _, _),) = Postprocess(padding_anchors="kept", **settings)(
+    ((boxes, _, _),) = Postprocess(filter_padding=False, **settings)(
         logits, [torch.zeros(1, 3, 4)], anchors, torch.tensor([[30.0, 40]])
     )
     return boxes.tolist()
@@ -125,11 +125,11 @@ def test_boxes_without_area_take_no_place_unless_they_are_cut_after_nms():
     anchors = [torch.tensor([[50.0, 50, 60, 60], [0, 10, 30, 20]])]
     logits, sizes = [torch.tensor([[[3.0], [2.0]]])], torch.tensor([[30.0, 40]])
     for when, expected in (("before", 1), ("after", 0)):
-        one = Postprocess(max_detections=1, padding_anchors="kept", empty_boxes="dropped", clip_boxes=when)
+        one = Postprocess(max_detections=1, filter_padding=False, empty_boxes="dropped", clip_boxes=when)
         assert len(one(logits, [torch.zeros(1, 2, 4)], anchors, sizes)[0][0]) == expected
 
 
-@pytest.mark.parametrize("setting", ["padding_anchors", "clip_boxes", "empty_boxes"])
+@pytest.mark.parametrize("setting", ["clip_boxes", "empty_boxes"])
 def test_an_unknown_word_is_refused(setting):
     with pytest.raises(ConfigError, match=setting):
         Postprocess(**{setting: "sometimes"})

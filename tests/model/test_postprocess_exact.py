@@ -30,15 +30,15 @@ def plain_candidates(post, logits, offsets, anchors, sizes):
     levels = []
     for x, d, a in zip(logits, offsets, anchors, strict=True):
         best = x.amax(dim=2).float()
-        if post.padding_anchors == "dropped":
+        if post.filter_padding:
             best = best.masked_fill(~inside(a, sizes), -torch.inf)
-        kept = best.topk(min(post.per_level, x.shape[1]), dim=1).indices
+        kept = best.topk(min(post.topk_candidates, x.shape[1]), dim=1).indices
         pairs = x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])).float()
         pairs = pairs.masked_fill(best.gather(1, kept)[..., None] == -torch.inf, -torch.inf).flatten(1)
-        found, index = pairs.topk(min(post.per_level, pairs.shape[1]), dim=1)
+        found, index = pairs.topk(min(post.topk_candidates, pairs.shape[1]), dim=1)
         anchor = kept.gather(1, index // x.shape[2])
         chosen = d.gather(1, anchor[..., None].expand(-1, -1, 4))
-        levels.append((decode(chosen, a[anchor], post.shrink_limit), found, index % x.shape[2]))
+        levels.append((decode(chosen, a[anchor], post.clip_dwh_below), found, index % x.shape[2]))
     boxes, x, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
     return clip(boxes, sizes) if post.clip_boxes == "before" else boxes, x, labels
 
@@ -78,9 +78,9 @@ def assert_equal(post, logits, offsets, anchors=ANCHORS, sizes=SIZES):
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 def test_the_answers_are_those_of_the_plain_way_in_every_setting(words, ties):
     settings = dict(zip(WORDS, words, strict=True))
-    for seed, (per_level, most) in enumerate([(1000, 100), (50, 3), (7, 1), (1000, 10**6)]):
+    for seed, (topk_candidates, most) in enumerate([(1000, 100), (50, 3), (7, 1), (1000, 10**6)]):
         counts = assert_equal(
-            Postprocess(0.05, per_level, 0.5, most, **settings), *predictions(seed, ties=ties)
+            Postprocess(0.05, topk_candidates, 0.5, most, **settings), *predictions(seed, ties=ties)
         )
         assert max(counts) == most or (most >= 100 and max(counts) > 10)
 

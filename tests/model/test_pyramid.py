@@ -6,11 +6,10 @@ import torch
 from retinanet.errors import ConfigError
 from retinanet.model.criterion import Criterion
 from retinanet.model.postprocess import Postprocess
-from retinanet.model.retinanet import Pyramid, RetinaNet
-from retinanet.ops.anchors import PYRAMIDS
+from retinanet.model.retinanet import NECKS, RetinaNet
 from retinanet.structures import Targets
 
-DESIGNS = list(PYRAMIDS)
+DESIGNS = list(NECKS)
 FIVE = ["P3", "P4", "P5", "P6", "P7"]
 LEVELS = {"fpn": FIVE, "single": ["P5"], "hierarchy": FIVE, "finest": ["P3"]}
 
@@ -18,7 +17,7 @@ LEVELS = {"fpn": FIVE, "single": ["P5"], "hierarchy": FIVE, "finest": ["P3"]}
 def small(**settings):
     torch.manual_seed(0)
     return RetinaNet(
-        3, **{"backbone": "resnet18", "backbone_norm": "batch", "channels": 32, "depth": 1} | settings
+        3, **{"backbone": "resnet18", "backbone_norm": "batch", "channels": 32, "num_convs": 1} | settings
     )
 
 
@@ -32,7 +31,7 @@ def features():
 
 def pyramid(design, **settings):
     torch.manual_seed(0)
-    return Pyramid([8, 12, 16], 4, design=design, **settings)
+    return NECKS[design]([8, 12, 16], 4, **settings)
 
 
 def sides(anchors):
@@ -140,4 +139,4 @@ def test_a_single_map_sees_c5_alone():
 
 def test_an_unknown_design_names_the_known():
     with pytest.raises(ConfigError, match="hierarchy"):
-        pyramid("hierarchie")
+        small(pyramid="hierarchie")

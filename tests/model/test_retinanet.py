@@ -17,7 +17,7 @@ CELLS = [(64 // s if s <= 64 else 1) * (96 // s if s <= 96 else 1) for s in (8, 
 def small(**settings):
     torch.manual_seed(0)
     return RetinaNet(
-        3, **{"backbone": "resnet18", "backbone_norm": "batch", "channels": 32, "depth": 1} | settings
+        3, **{"backbone": "resnet18", "backbone_norm": "batch", "channels": 32, "num_convs": 1} | settings
     )
 
 

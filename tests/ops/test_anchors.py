@@ -55,7 +55,7 @@ def test_anchors_centred_in_the_padding_are_outside():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"center": 0.0, "rounded": True, "picture": (60, 75)}, {"bases": [(8, 16), (16,)]}]
+    "settings", [{}, {"center": 0.0, "rounded": True, "image": (60, 75)}, {"bases": [(8, 16), (16,)]}]
 )
 def test_the_grid_of_a_level_says_where_its_anchors_stand(settings):
     levels = grid_anchors([(8, 10), (4, 5)], (8, 16), **settings)

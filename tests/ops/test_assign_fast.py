@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retinanet.ops.anchors import PYRAMIDS, STRIDES, grid_anchors, inside
+from retinanet.ops.anchors import STRIDES, grid_anchors, inside
 from retinanet.ops.assign import BACKGROUND, assign
 from retinanet.ops.assign_fast import assign_near, candidate_pairs_cpu, candidate_pairs_gpu, windows
 from retinanet.ops.boxes import iou
@@ -24,9 +24,9 @@ CPU = torch.device("cpu")
 GRIDS = {
     "three levels": grid_anchors([(12, 12), (6, 6), (3, 3)], (8, 16, 32)),
     "a strip": grid_anchors([(2, 30), (1, 15)], (8, 16)),
-    "torchvision's": grid_anchors([(13, 10), (7, 5)], (8, 16), center=0.0, rounded=True, picture=(100, 75)),
+    "torchvision's": grid_anchors([(13, 10), (7, 5)], (8, 16), center=0.0, rounded=True, image=(100, 75)),
     "crooked": grid_anchors([(9, 7)], (16,), size=2.5, scales=(1.0, 1.7), ratios=(0.2, 3.0), center=0.3),
-    "one map": grid_anchors([(8, 10)], (8,), bases=[PYRAMIDS["finest"][8]]),
+    "one map": grid_anchors([(8, 10)], (8,), bases=[STRIDES]),
 }
 RULES = [  # positive, negative, force_above
     (0.5, 0.4, 0.4),

@@ -58,9 +58,9 @@ def test_clip_cuts_each_picture_at_its_own_size():
     assert cut[:, 0].tolist() == [[0, 0, 200, 100], [0, 0, 60, 50]]
 
 
-def test_a_shrink_limit_keeps_boxes_above_a_62nd_of_their_anchor():
+def test_a_clip_dwh_below_keeps_boxes_above_a_62nd_of_their_anchor():
     offsets, anchor = torch.tensor([0.0, 0, -50, 50]), torch.tensor([0.0, 0, 1000, 16])
-    limited = boxes.decode(offsets, anchor, shrink_limit=True)
+    limited = boxes.decode(offsets, anchor, clip_dwh_below=True)
     torch.testing.assert_close(limited[2:] - limited[:2], torch.tensor([16.0, 1000.0]), atol=1e-3, rtol=0)
     free = boxes.decode(offsets, anchor)
     torch.testing.assert_close(free[2:] - free[:2], torch.tensor([0.0, 1000.0]), atol=1e-3, rtol=0)

@@ -349,7 +349,7 @@ def test_a_page_of_another_site_cannot_make_it_work(client, headers, hosts, stat
 
 def test_a_real_model_answers_as_predict_does(client, tmp_path):
     torch.manual_seed(0)
-    network = RetinaNet(3, "resnet18", "group", channels=32, depth=1)
+    network = RetinaNet(3, "resnet18", "group", channels=32, num_convs=1)
     torch.nn.init.normal_(network.class_subnet[-1].weight, std=0.2)  # scores apart from each other
     detector = Detector(
         network, Preprocess(scale=64), Postprocess(max_detections=10), ["a", "b", "c"], [7, 8, 9]

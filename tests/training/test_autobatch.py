@@ -96,7 +96,7 @@ def test_a_dry_run_prints_memory_time_and_anchors_and_leaves_nothing(
         "--set",
         "channels=32",
         "--set",
-        "depth=1",
+        "num_convs=1",
         "--scale",
         "64",
         "--train-scale",

@@ -88,7 +88,7 @@ def test_every_class_has_its_row_with_its_boxes(card, trained, scenes):
 
 def test_the_recipe_names_the_preset_and_what_was_changed(card):
     lines = {row[0]: row[1] for row in rows(section(card, "Recipe")) if len(row) == 2}
-    assert lines["preset"] == "tiny; changed: channels 32, depth 1, scale 64, batch 2, train_scale none"
+    assert lines["preset"] == "tiny; changed: channels 32, num_convs 1, scale 64, batch 2, train_scale none"
     assert lines["length"] == "6 iterations of 2 images: 12 images shown, 2.0 epochs"
     assert "gamma 2" in lines["loss"]
     assert "AdamW" in lines["optimiser"]

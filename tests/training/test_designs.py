@@ -7,13 +7,13 @@ from helpers import SMALL, session_of
 import retinanet
 from retinanet.data.images import read_image
 from retinanet.model.postprocess import Postprocess
-from retinanet.ops.anchors import PYRAMIDS
+from retinanet.model.retinanet import NECKS
 from retinanet.training import autobatch as cost
 from retinanet.training.diagnose import level_losses
 from retinanet.training.loop import train_step
 
 
-@pytest.fixture(scope="module", params=PYRAMIDS)
+@pytest.fixture(scope="module", params=NECKS)
 def design(request):
     return request.param
 
@@ -34,7 +34,7 @@ def session(design, scenes):
 
 def test_a_trained_model_says_which_design_it_is_and_answers(design, run, scenes):
     detector = retinanet.load(run, device="cpu")
-    assert detector.model.pyramid.design == design
+    assert type(detector.model.pyramid) is NECKS[design]
     detector.postprocess = Postprocess(score_threshold=0.001)  # after three steps it is sure of nothing
     pictures = sorted((scenes / "test").rglob("*.jpg"))
     for path, found in zip(pictures, detector.predict(pictures), strict=True):

@@ -73,7 +73,7 @@ def test_another_recipe_is_resumed_as_exactly(data, tmp_path, monkeypatch):
         "optimizer": "sgd",
         "lr": 0.01,
         "ema": None,
-        "clip": 1.0,
+        "max_grad_norm": 1.0,
         "backbone_norm": "group",
         "micro_batch": 1,
         "schedule": "drops",

@@ -7,17 +7,18 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from helpers import model_config
 from safetensors.torch import save_file
 
-from retinanet.config.schema import ModelConfig
+from retinanet.config.io import override
 from retinanet.errors import CheckpointError
 from retinanet.weights.checkpoint import ModelInfo, build, load_model, read_weights, save_model
 
-CONFIG = ModelConfig(
+CONFIG = model_config(
     backbone="resnet18",
     backbone_norm="batch",
     channels=32,
-    depth=1,
+    num_convs=1,
     subnet_norm="group",
     anchor_ratios=(0.5, 1.0),
 )
@@ -44,11 +45,12 @@ def test_what_is_loaded_is_what_was_saved(model, saved):
     assert loaded.state_dict().keys() == model.state_dict().keys()
 
 
-def test_a_file_from_before_there_were_designs_of_the_pyramid_is_an_fpn(model, saved):
-    fields = {name: value for name, value in asdict(CARD).items() if name != "model"}
-    older = {name: value for name, value in asdict(CONFIG).items() if name != "pyramid"}
-    text = json.dumps({"format": 1, "model": older, **fields})
-    save_file(dict(model.state_dict()), saved, metadata={"retinanet": text})
+def test_a_setting_that_a_file_lacks_has_its_default(model, saved):
+    description = asdict(CARD)
+    del description["model"]["network"]["pyramid"]
+    save_file(
+        dict(model.state_dict()), saved, metadata={"retinanet": json.dumps({"format": 2, **description})}
+    )
     assert load_model(saved)[1] == CARD
 
 
@@ -102,7 +104,7 @@ def test_another_projects_safetensors_is_refused(tmp_path):
     ("change", "reason"),
     [
         ({"format": 99}, "format 99"),
-        ({"model": {"bacbone": "resnet18"}}, "did you mean 'backbone'"),
+        ({"model": {"network": {"bacbone": "resnet18"}}}, "did you mean 'backbone'"),
         ({"names": None}, "no list of class names"),
         ({"names": "a"}, "no list of class names"),
         ({"names": [7]}, "no list of class names"),
@@ -114,21 +116,21 @@ def test_another_projects_safetensors_is_refused(tmp_path):
         ({"threshold": "high"}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
         ({"about": 7}, "cannot be read"),
-        ({"model": {"channels": "256"}}, "channels"),
-        ({"model": {"channels": True}}, "channels"),
-        ({"model": {"channels": 2**40}}, "channels must be between"),
-        ({"model": {"depth": 10**9}}, "depth must be between"),
-        ({"model": {"prior": float("nan")}}, "prior"),
-        ({"model": {"anchor_scales": []}}, "anchor_scales"),
-        ({"model": {"anchor_ratios": [1, -1]}}, "anchor_ratios must be numbers"),
-        ({"model": {"backbone_norm": "layer"}}, "backbone_norm"),
-        ({"model": {"backbone": None, "max_side": 1.5}}, "backbone and max_side"),
+        ({"model": {"network": {"channels": "256"}}}, "channels"),
+        ({"model": {"network": {"channels": True}}}, "channels"),
+        ({"model": {"network": {"channels": 2**40}}}, "channels must be between"),
+        ({"model": {"network": {"num_convs": 10**9}}}, "num_convs must be between"),
+        ({"model": {"network": {"prior": float("nan")}}}, "prior"),
+        ({"model": {"network": {"anchor_scales": []}}}, "anchor_scales"),
+        ({"model": {"network": {"anchor_ratios": [1, -1]}}}, "anchor_ratios must be numbers"),
+        ({"model": {"network": {"backbone_norm": "layer"}}}, "backbone_norm"),
+        ({"model": {"network": {"backbone": None, "channels": 1.5}}}, "backbone and channels"),
         ({"model": [1]}, "cannot be read"),
     ],
     ids=str,
 )
 def test_a_description_that_is_not_ours_is_told(tmp_path, change, reason):
-    card = {"format": 1, "model": {}, "names": ["a"], "category_ids": [1], "threshold": 0.5, "about": {}}
+    card = {"format": 2, "model": {}, "names": ["a"], "category_ids": [1], "threshold": 0.5, "about": {}}
     save_file(
         {"weight": torch.zeros(2)},
         tmp_path / "x.safetensors",
@@ -160,14 +162,14 @@ def test_a_description_nested_too_deep_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"channels": 1 << 20, "depth": 64}, "Missing key"),  # some terabytes, were it built
+        ({"channels": 1 << 20, "num_convs": 64}, "Missing key"),  # some terabytes, were it built
         ({"backbone": "resnet5O"}, "did you mean"),
         ({"backbone": "hf-hub:somebody/something"}, "unknown backbone"),
         ({"channels": 30}, "divide by 8"),
     ],
 )
 def test_a_description_that_its_weights_do_not_bear_out_costs_no_memory(model, tmp_path, change, reason):
-    save_model(tmp_path / "x.safetensors", model.state_dict(), replace(CARD, model=replace(CONFIG, **change)))
+    save_model(tmp_path / "x.safetensors", model.state_dict(), replace(CARD, model=override(CONFIG, change)))
     with pytest.raises(CheckpointError, match=reason) as raised:
         load_model(tmp_path / "x.safetensors")
     assert len(str(raised.value)) < 3000

@@ -213,7 +213,7 @@ def test_the_eps_of_batch_norm_makes_the_boxes(tmp_path):
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.0
     weights, card = import_weights(tmp_path / "theirs.pth", eps=0.0)
-    assert card.model.backbone_eps == 0.0
+    assert card.model.network.backbone_eps == 0.0
     model = build(card.model, 80).eval()
     model.load_state_dict(weights)
     images = torch.randn(1, 3, 64, 96)

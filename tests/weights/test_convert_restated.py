@@ -202,8 +202,8 @@ def test_every_key_of_the_published_layouts_has_a_rule_and_every_rule_is_used(ki
     }
     monkeypatch.setattr(convert, "read_foreign", lambda path: content)
     ours, card = import_weights(path)
-    assert card.model.backbone == backbone
-    assert (card.model.backbone_stride == "1x1") == (project is DETECTRON2 or config is CAFFE)
+    assert card.model.network.backbone == backbone
+    assert (card.model.network.backbone_stride == "1x1") == (project is DETECTRON2 or config is CAFFE)
     assert len(ours) == len(layout)
     used = {
         next(rule[0] for rule in project.table if re.fullmatch(rule[0], key))
@@ -263,7 +263,7 @@ def test_what_an_mmdetection_file_says_of_itself_is_taken_over(tmp_path):
         assert old in text
         text = text.replace(old, new)
     model = imported(tmp_path, {"cfg": text, "dataset_meta": {"classes": ("a", "b")}}).model
-    assert (model.score_threshold, model.max_detections, model.per_level) == (0.1, 300, 500)
+    assert (model.score_threshold, model.max_detections, model.topk_candidates) == (0.1, 300, 500)
     assert (model.anchor_size, model.nms_threshold) == (3.0, 0.6)
     assert model.pixel_mean == pytest.approx((0.5, 0, 0.2))
     assert model.pixel_std == pytest.approx((1, 0.2, 0.1))
@@ -287,7 +287,7 @@ def test_what_an_mmdetection_file_says_of_itself_is_taken_over(tmp_path):
 def test_a_file_that_does_not_tell_its_style_needs_it(tmp_path):
     with pytest.raises(ConfigError, match="--style"):
         imported(tmp_path, {"CLASSES": ["a", "b"]})
-    assert imported(tmp_path, {"CLASSES": ["a", "b"]}, style="caffe").model.pixel_order == "bgr"
+    assert imported(tmp_path, {"CLASSES": ["a", "b"]}, style="caffe").model.preprocess.pixel_order == "bgr"
     told = imported(tmp_path, {"cfg": CAFFE, "CLASSES": ["a", "b"]}, style="pytorch").model
     assert (told.pixel_order, told.backbone_stride) == ("rgb", "3x3")
     out = tmp_path / "ours.safetensors"
@@ -361,7 +361,7 @@ def test_the_constants_in_a_detectron2_file_are_believed(tmp_path):
         ),
         (
             lambda file: file["meta"].update(cfg=PYTORCH.replace("nms_pre=1000", f"nms_pre={10**60}")),
-            "per_level must be",
+            "topk_candidates must be",
         ),
         (
             lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=0")),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from helpers import model_config
 from huggingface_hub import constants, errors
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
@@ -18,7 +19,6 @@ import retinanet
 from retinanet import download as online
 from retinanet.cli import main
 from retinanet.commands.train import start_config
-from retinanet.config.schema import ModelConfig
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.inference.load import resolve_weights
 from retinanet.weights import hub
@@ -28,7 +28,7 @@ from retinanet.weights.foreign.projects import COCO
 BODY = b"weights, as it were " * 50_000
 SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY, usedforsecurity=False).hexdigest()
 NAME = "torchvision/small"
-SMALL = ModelConfig(backbone="resnet18", channels=32, depth=1, scale=64)
+SMALL = model_config(backbone="resnet18", channels=32, num_convs=1, scale=64)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,19 +1,20 @@
 """A model as the start of another: what fits is kept, classes by name, and the log says so."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from helpers import model_config
 
 import retinanet
-from retinanet.config.schema import ModelConfig
+from retinanet.config.io import override
 from retinanet.data.scenes import write_scenes
 from retinanet.errors import CheckpointError
 from retinanet.inference.load import read_pretrained
 from retinanet.weights.checkpoint import ModelInfo, build, load_model, save_model
 from retinanet.weights.transfer import load_pretrained
 
-CONFIG = ModelConfig(backbone="resnet18", backbone_norm="batch", channels=32, depth=1, subnet_norm="group")
+CONFIG = model_config(
+    backbone="resnet18", backbone_norm="batch", channels=32, num_convs=1, subnet_norm="group"
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_without_a_common_name_the_class_layer_starts_fresh(source, caplog):
 
 def test_tensors_of_another_shape_start_fresh_and_are_named(source, caplog):
     with caplog.at_level("INFO", "retinanet"):
-        started(source, ("cat",), replace(CONFIG, anchor_ratios=(1.0,)))
+        started(source, ("cat",), override(CONFIG, {"anchor_ratios": (1.0,)}))
     assert "box_subnet.3.weight" in caplog.text
     assert "its shape differs" in caplog.text
 

@@ -13,8 +13,8 @@ import timm
 import torch
 from torch import Tensor
 
-from ...config.io import check
-from ...config.schema import ModelConfig
+from ...config.io import check, override
+from ...config.schema import ModelConfig, NetworkConfig
 from ...errors import CheckpointError, ConfigError
 from ...files import sha256
 from ..checkpoint import ModelInfo, build
@@ -64,13 +64,17 @@ def import_weights(
     ours = rename(path, weights, project.table)
     try:
         told = conventions(path, project, weights, meta, style)
-        config = ModelConfig(**{"backbone_eps": eps, **project.settings, **told, **infer_config(path, ours)})
+        settings = {"backbone_eps": eps, **project.settings, **told, **infer_config(path, ours)}
+        config = override(ModelConfig(), settings, foreign=True)
         check(config)
-        slots = len(ours["class_subnet.last.bias"]) // (len(config.anchor_scales) * len(config.anchor_ratios))
+        network = config.network
+        slots = len(ours["class_subnet.last.bias"]) // (
+            len(network.anchor_scales) * len(network.anchor_ratios)
+        )
         rows, ids, titles = classes(path, slots, names_in(meta) if names is None else names)
         ours = {
-            layer_name(key, config): value
-            for key, value in reordered(ours, config, project.ratios_first, rows).items()
+            layer_name(key, network): value
+            for key, value in reordered(ours, network, project.ratios_first, rows).items()
         }
     except (
         IndexError,
@@ -129,7 +133,7 @@ def infer_config(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "backbone": resnet(path, ours),
         "channels": len(ours["pyramid.p7.weight"]),
-        "depth": sum(re.fullmatch(r"class_subnet\.conv\d+\.weight", key) is not None for key in ours),
+        "num_convs": sum(re.fullmatch(r"class_subnet\.conv\d+\.weight", key) is not None for key in ours),
         "subnet_norm": "group" if "class_subnet.norm0.weight" in ours else "none",
         "p6": "p5" if ours["pyramid.p6.weight"].shape == ours["pyramid.p7.weight"].shape else "c5",
         **({} if bottlenecks else {"backbone_stride": "3x3"}),  # without a 1x1 the styles are one
@@ -159,7 +163,7 @@ def resnet(path: Path, ours: Mapping[str, Tensor]) -> str:
 
 
 def reordered(
-    ours: dict[str, Tensor], config: ModelConfig, ratios_first: bool, rows: Sequence[int]
+    ours: dict[str, Tensor], config: NetworkConfig, ratios_first: bool, rows: Sequence[int]
 ) -> dict[str, Tensor]:
     """The last layers with a cell's anchors in our order, and of the class scores the `rows` that are
     classes.
@@ -176,7 +180,7 @@ def reordered(
     return changed
 
 
-def layer_name(key: str, config: ModelConfig) -> str:
+def layer_name(key: str, config: NetworkConfig) -> str:
     """class_subnet.conv2.weight -> class_subnet.4.weight: its place in our subnet of two or three layers for
     each convolution.
     """
@@ -184,7 +188,7 @@ def layer_name(key: str, config: ModelConfig) -> str:
     if found is None:
         return key
     step = 2 if config.subnet_norm == "none" else 3
-    position = config.depth * step if found[2] is None else step * int(found[3]) + (found[2] == "norm")
+    position = config.num_convs * step if found[2] is None else step * int(found[3]) + (found[2] == "norm")
     return f"{found[1]}.{position}.{found[4]}"
 
 

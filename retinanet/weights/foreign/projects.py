@@ -101,8 +101,8 @@ TORCHVISION = Project(
         "max_side": 1333,
         "anchor_center": 0.0,
         "anchor_rounding": True,
-        "anchor_steps": "picture",
-        "padding_anchors": "kept",
+        "anchor_steps": "image",
+        "filter_padding": False,
         "resize": "plain",
         "max_detections": 300,
     },
@@ -135,7 +135,7 @@ DETECTRON2 = Project(
         "scale": 800,
         "max_side": 1333,
         "anchor_center": 0.0,
-        "padding_anchors": "kept",
+        "filter_padding": False,
         "resize": "pillow",
         "clip_boxes": "after",
         "empty_boxes": "dropped",
@@ -161,11 +161,11 @@ MMDETECTION = Project(
         "scale": 800,
         "max_side": 1333,
         "anchor_center": 0.0,
-        "padding_anchors": "kept",
+        "filter_padding": False,
         "p7_relu": False,
         "resize": "opencv",
         "empty_boxes": "dropped",
-        "shrink_limit": True,
+        "clip_dwh_below": True,
     },
     ratios_first=True,
 )
@@ -292,7 +292,7 @@ TOLD: dict[str, str] = {
     "padding_multiple": rf"\bpad_size_divisor{IS}(\d+)",
     "score_threshold": rf"\bscore_thr{IS}([\d.e-]+)",
     "nms_threshold": rf"\biou_thr(?:eshold)?{IS}([\d.e-]+)",
-    "per_level": rf"\bnms_pre{IS}(\d+)",
+    "topk_candidates": rf"\bnms_pre{IS}(\d+)",
     "max_detections": rf"\bmax_per_img{IS}(\d+)",
     "anchor_size": rf"\boctave_base_scale{IS}([\d.]+)",
     "octaves": rf"\bscales_per_octave{IS}(\d+)",
@@ -324,7 +324,9 @@ def mmdetection_settings(told: Mapping[str, str]) -> dict[str, Any]:
     is given the colours.
     """
     settings: dict[str, Any] = {
-        name: int(told[name]) for name in ("per_level", "max_detections", "padding_multiple") if name in told
+        name: int(told[name])
+        for name in ("topk_candidates", "max_detections", "padding_multiple")
+        if name in told
     }
     settings |= {
         name: float(told[name])
