@@ -72,7 +72,7 @@ TINY = TrainConfig(
     warmup=100,
     max_grad_norm=10.0,
     ema=0.998,
-    train_scale=288,  # answering 5 % larger than trained gains 0.014 AP (docs/results.md)
+    train_scale=288,  # inference 5 % larger than training gains 0.014 AP (docs/results.md)
     jitter=(0.9, 1.1),
 )
 

@@ -2,7 +2,7 @@
 command line (tyro reads them).
 
 Those of the other commands are in `commands`. Nothing here imports torch, so that `retinanet --help`
-answers at once.
+is quick.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ class NetworkConfig:
     anchor_rounding: bool = setting(False, foreign=True)
     """Anchors of whole pixels, as torchvision's weights expect them."""
     anchor_steps: Literal["stride", "image"] = setting("stride", foreign=True)
-    """How far apart the anchors stand: the level's stride, or the padded picture's side over the map's
-    (torchvision).
-    """
+    """Distance of the anchors: the level's stride, or the padded image's side over the map's (torchvision)."""
     p6: Literal["c5", "p5"] = setting("c5", foreign=True)
     """What the sixth pyramid level is computed from: C5, as printed, or P5."""
     p7_relu: bool = setting(True, foreign=True)
@@ -120,7 +118,7 @@ class PreprocessConfig:
     """The arguments of `Preprocess`: how an image becomes the network's input."""
 
     scale: int = setting(600, 32, 1 << 16, group="network")
-    """Short side of a picture in pixels after resizing ..."""
+    """Short side of an image in pixels after resizing ..."""
     max_side: int | None = setting(None, 32, 1 << 20)
     """... unless the long side would exceed this. None: 5/3 of the scale."""
     padding_multiple: int = setting(32, 1, 1 << 12)
@@ -142,17 +140,17 @@ class PostprocessConfig:
     """The arguments of `Postprocess`: how the network's output becomes detections."""
 
     score_threshold: float = setting(0.05, 0, 1 - 1e-9)
-    """Answers must score above this."""
+    """Scores of detections are above this."""
     topk_candidates: int = setting(1000, 1, 1 << 30)
     """Candidates of each pyramid level that are decoded."""
     nms_threshold: float = setting(0.5, 0, 1)
     """IoU above which the lower of two boxes of a class goes."""
     max_detections: int = setting(100, 1, 1 << 30)
-    """Answers of one picture at most."""
+    """Most detections of an image."""
     filter_padding: bool = setting(True, foreign=True)
     """Drop detections of anchors whose centre lies in the padding."""
     clip_boxes: Literal["before", "after"] = setting("before", foreign=True)
-    """Boxes are cut at the picture's border before NMS or after it (Detectron2)."""
+    """Boxes are cut at the image border before NMS or after it (Detectron2)."""
     empty_boxes: Literal["kept", "dropped"] = setting("kept", foreign=True)
     """Boxes that are left without area by the cut."""
     clip_dwh_below: bool = setting(False, foreign=True)
@@ -188,10 +186,10 @@ class CriterionConfig:
     """Probability of the truth above which hinge asks for no more."""
     mining: Literal["none", "ohem", "ohem-1:3", "random"] = setting("none", group="loss")
     """Anchors in the class loss: all, the hardest, these with 3 negatives a positive, or drawn; it is then
-    their mean in each picture.
+    their mean in each image.
     """
     mining_batch: int = setting(512, 4, 1 << 30)
-    """Anchors that mining takes of a picture; of ohem-1:3 and random at most a quarter are positives."""
+    """Anchors that mining takes of an image; of ohem-1:3 and random at most a quarter are positives."""
     mining_nms: float | None = setting(0.7, 0, 1)
     """IoU above which OHEM leaves out the easier of two anchors; None: never."""
     box_loss: Literal["smooth_l1", "l1", "giou"] = setting("smooth_l1", group="loss")
@@ -207,7 +205,7 @@ class CriterionConfig:
     force_above: float | None = setting(0.4, 0, 1)
     """A box's best anchor is a positive from this IoU; 0: at any, None: never."""
     normalize: Literal["step", "image"] = "step"
-    """Divide by the positives of the whole step, or of each picture."""
+    """Divide by the positives of the whole step, or of each image."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +258,7 @@ class TrainConfig(DataOptions):
     flip: float = setting(0.5, 0, 1, group="augmentation")
     """Probability of a horizontal flip."""
     jitter: tuple[float, float] = setting((1.0, 1.0), group="augmentation")
-    """Range of the factor on the scale; above 1 pictures are cropped at random to the usual size."""
+    """Range of the factor on the scale; above 1 images are cropped at random to the usual size."""
     photometric: float = setting(0.0, 0, 1, group="augmentation")
     """Probability of a change of brightness, contrast, saturation and hue."""
     repeat_threshold: float | None = setting(None, 0, 1, group="augmentation")

@@ -1,4 +1,4 @@
-"""The bottom-up pathway: any timm network that has maps at 1/8, 1/16 and 1/32 of the picture."""
+"""The bottom-up pathway: any timm network with maps at 1/8, 1/16 and 1/32 of the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REDUCTIONS = (8, 16, 32)
 PINNED = {
     name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d")
 }
-"""Which of timm's weights a bare name means: those behind the published COCO figures, not the newest."""
+"""Weights that a bare name stands for: those behind the published COCO figures, not timm's newest."""
 
 NORMS = ("frozen", "batch", "group")
 
@@ -27,16 +27,20 @@ HOST = "huggingface.co"
 
 
 class Backbone(nn.Module):
-    """images [B, 3, H, W] -> [C3, C4, C5], maps at strides 8, 16 and 32; `channels` tells their widths.
+    """A timm network: images [B, 3, H, W] -> [C3, C4, C5], maps at strides 8, 16 and 32.
 
-    name   a timm model; ConfigError with the nearest names when there is none, or when it lacks one of the
-           three maps
-    norm   frozen: batch norm with fixed statistics (for pretrained weights), folded into the convolutions
-           (`model.folding`); batch: live
-           batch norm; group: group norm of 32
-    eps    added to the variance of batch norm
-    stride  which convolution of a bottleneck halves the map: 3x3, as timm and torchvision have it, or 1x1, as
-            Caffe had
+    Args:
+        name: A timm model.
+        norm: frozen (batch norm with fixed statistics, for pretrained weights; `model.fuse_bn` folds it into
+            the convolutions), batch (live batch norm) or group (group norm of 32).
+        eps: Added to the variance of batch norm.
+        stride: The convolution of a bottleneck that halves the map: 3x3 (timm, torchvision) or 1x1 (Caffe).
+
+    Attributes:
+        channels: Widths of C3, C4 and C5.
+
+    Raises:
+        ConfigError: There is no such model (the nearest names are given), or it lacks one of the three maps.
     """
 
     def __init__(
@@ -89,18 +93,14 @@ class Backbone(nn.Module):
             block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
 
     def freeze(self) -> None:
-        """Stop training the stem and the first stage, all that comes before the map at 1/4 (as FPN does,
-        which Sec. 4.1 follows).
-        """
+        """Stop training the stem and the first stage, up to the map at 1/4, as FPN does (Sec. 4.1)."""
         names = [name for name, _ in self.body.named_parameters()]
         stage = [i for i, name in enumerate(names) if self.first_stage and name.startswith(self.first_stage)]
         for name in names[: stage[-1] + 1] if stage else []:
             self.body.get_parameter(name).requires_grad_(False)
 
     def load_imagenet(self) -> None:
-        """Fill in timm's ImageNet weights; CheckpointError within seconds when there is neither a network nor
-        a cached copy.
-        """
+        """Load timm's ImageNet weights; CheckpointError within seconds without a network and a cached copy."""
         if self.norm == "group":
             raise ConfigError(
                 "ImageNet weights belong to batch norm; use --backbone-norm frozen or batch, or --init none"
@@ -122,12 +122,11 @@ class Backbone(nn.Module):
 
 
 def probe(name: str) -> tuple[list[int], str | None]:
-    """Positions of the maps at 1/8, 1/16 and 1/32 among timm's, and the parameters' prefix of the stage at
-    1/4.
+    """Indices of the maps at 1/8, 1/16 and 1/32 among timm's, and the parameter prefix of the stage at 1/4.
 
-    The network is built and run on the meta device, which costs no arithmetic: some timm models claim a
-    reduction that their
-    maps do not have (no padding, tokens, channels last), and would fail in the middle of the first step.
+    The network is built and run on the meta device, which costs no arithmetic. Some timm models claim a
+    reduction that their maps do not have (no padding, tokens, channels last); they would fail in the first
+    step.
     """
     if name.split(".")[0] not in timm.list_models():
         raise unknown_name_error("backbone", name, timm.list_models())
@@ -157,7 +156,7 @@ def probe(name: str) -> tuple[list[int], str | None]:
         NotImplementedError,
     ) as error:
         raise ConfigError(
-            f"backbone {name!r} has no maps [C, H, W] at 1/8, 1/16 and 1/32 of the picture ({error}); "
+            f"backbone {name!r} has no maps [C, H, W] at 1/8, 1/16 and 1/32 of the image ({error}); "
             "resnet18, resnet50, resnext101_32x8d and convnext_tiny are some that do"
         ) from error
     stem = next((str(level["module"]) for level in levels if level["reduction"] == 4), None)
@@ -169,7 +168,7 @@ def probe(name: str) -> tuple[list[int], str | None]:
 
 
 def check_network(source: str) -> None:
-    """One short connection test: the libraries' own retries take most of a minute to say the same."""
+    """One short connection test: the libraries' own retries take most of a minute."""
     from huggingface_hub import try_to_load_from_cache
 
     from ..download import reachable  # only where weights are fetched

@@ -1,6 +1,4 @@
-"""From predictions and targets to losses (Sec. 3 and 4.1). The fp32 island: it reads bf16 and computes in
-float32.
-"""
+"""From predictions and targets to losses (Sec. 3 and 4.1): it reads bf16 and computes in float32."""
 
 from __future__ import annotations
 
@@ -31,18 +29,16 @@ MINING = ("none", *HARD, "random")
 
 @dataclass(frozen=True)
 class Matched:
-    """What every anchor should say.
-
-    labels     [B, A]     0..K-1, BACKGROUND or IGNORE
-    boxes      [B, A, 4]  the ground truth of each positive; the anchor itself elsewhere
-    positives  [B]        positive anchors of each picture, float32
-    drawn      [B, A]     with random mining: true where the anchor is in its picture's minibatch; else None
-    """
+    """The target of every anchor."""
 
     labels: Tensor
+    """[B, A] 0..K-1, BACKGROUND or IGNORE."""
     boxes: Tensor
+    """[B, A, 4] the ground truth of a positive; elsewhere the anchor itself."""
     positives: Tensor
+    """[B] number of positive anchors of each image, float32."""
     drawn: Tensor | None = None
+    """[B, A] with random mining: whether the anchor is in the minibatch of its image."""
 
     def __getitem__(self, rows: slice) -> Matched:
         drawn = None if self.drawn is None else self.drawn[rows]
@@ -52,28 +48,35 @@ class Matched:
 class Criterion:
     """Class loss over all anchors plus box loss over the positives, both divided by the number of positives.
 
-    loss            a key of `ops.fused.CLASS_LOSSES`: cross_entropy, balanced (alpha), focal (alpha, gamma),
-                    focal_star (alpha, gamma, beta), hinge (alpha, margin)
-    alpha           weight of the positives: a number, one for each class [K], or None for 1 and 1
-    mining          none: the class loss is over all anchors; ohem, ohem-1:3, random: over a minibatch of each
-                    picture (`ops.mining`)
-    mining_batch, mining_nms   anchors of a minibatch; IoU above which OHEM leaves out the easier of two
-                               anchors, or None
-    box_loss        a key of `ops.losses.BOX_LOSSES`: smooth_l1 (over offsets; the paper's), l1 (over offsets)
-                    or giou (over boxes), times box_weight
-    assigner        a key of `ASSIGNERS`
-    positive, negative, force_above   see `ops.assign`
-    normalize       step: by the positives of the whole step, at least 1; image: each picture by its own (the
-                    paper's text), averaged
-    parameters      of other class losses, by name
+    With mining the class loss is the mean over each image's minibatch, averaged over the images of the step,
+    whatever `normalize` says. The paper is silent; Fast R-CNN and OHEM take means over the minibatch.
 
-    With mining the class loss, whatever `normalize` says, is the mean over each picture's minibatch, averaged
-    over the pictures of the
-    step. The paper is silent; Fast R-CNN and OHEM take means over the minibatch. How many anchors NMS leaves
-    is known only after the
-    forward pass, too late for a step of several micro-batches to share it; where all minibatches are full, as
-    they are but for
-    ohem-1:3, it is the mean over those of the whole step.
+    Args:
+        loss: A key of `ops.fused.CLASS_LOSSES`: cross_entropy, balanced (alpha), focal (alpha, gamma),
+            focal_star (alpha, gamma, beta) or hinge (alpha, margin).
+        alpha: Weight of the positives; 1 - alpha is that of the negatives. A number, one for each class [K],
+            or None for 1 and 1.
+        gamma: Focusing parameter (Eq. 4).
+        beta: Shift of focal_star (Appendix A).
+        margin: Probability of the truth above which the hinge loss is 0.
+        mining: none (the class loss is over all anchors) or ohem, ohem-1:3, random (over a minibatch of each
+            image; `ops.mining`).
+        mining_batch: Number of anchors of a minibatch.
+        mining_nms: IoU above which OHEM leaves out the easier of two anchors; None: never.
+        box_loss: A key of `ops.losses.BOX_LOSSES`: smooth_l1 (the paper's) or l1, over offsets, or giou, over
+            boxes.
+        smooth_l1_beta: Offset difference below which smooth_l1 is quadratic.
+        box_weight: Factor of the box loss.
+        positive: IoU from which an anchor is positive.
+        negative: IoU below which an anchor is background; between the two it is ignored.
+        force_above: IoU from which a box's best anchor is positive in any case; None: never.
+        normalize: step (divide by the positives of the whole step, at least 1) or image (divide each image by
+            its own positives, as the paper's text says, and average).
+        assigner: A key of `ASSIGNERS`.
+        **parameters: Parameters of other class losses, by name.
+
+    Raises:
+        ConfigError: A name is unknown, or mining_batch is below 4.
 
     Example:
         >>> criterion = Criterion(loss="focal", alpha=0.25, gamma=2.0)
@@ -139,7 +142,7 @@ class Criterion:
 
     @torch.no_grad()
     def match(self, anchors: list[Tensor], targets: Targets) -> Matched:
-        """Per level anchors [HWA, 4] and the targets of B pictures -> what every anchor should say."""
+        """The target of every anchor, from the anchors [HWA, 4] of each level and the targets of B images."""
         flat = torch.cat(anchors)
         index = self.assign(
             anchors,
@@ -159,8 +162,7 @@ class Criterion:
             )
         matched = index >= 0
         labels = torch.where(matched, targets.labels.gather(1, index.clamp(min=0)), index)
-        # one copy of [B, A, 4] instead of two: out of a table of the boxes of all pictures and, below them,
-        # the anchors
+        # one copy of [B, A, 4] instead of two: rows of a table of all images' boxes, followed by the anchors
         batch, count = targets.labels.shape
         own = torch.arange(batch * count, batch * count + len(flat), device=flat.device)
         row = torch.where(matched, index + torch.arange(batch, device=flat.device)[:, None] * count, own)
@@ -178,10 +180,10 @@ class Criterion:
         anchors: list[Tensor],
         matched: Matched,
         normalizer: Tensor | None = None,
-        pictures: int | None = None,
+        images: int | None = None,
     ) -> dict[str, Tensor]:
-        """{"class_loss", "box_loss"}, float32 numbers: the sums over `per_level`, which takes the same."""
-        parts = self.per_level(logits, offsets, anchors, matched, normalizer, pictures)
+        """{"class_loss", "box_loss"}, float32 numbers: the sums over the levels of `per_level`."""
+        parts = self.per_level(logits, offsets, anchors, matched, normalizer, images)
         # added from the first level to the last, always in the same order
         return {name: sum(levels[1:], start=levels[0]) for name, levels in parts.items()}
 
@@ -192,21 +194,21 @@ class Criterion:
         anchors: list[Tensor],
         matched: Matched,
         normalizer: Tensor | None = None,
-        pictures: int | None = None,
+        images: int | None = None,
     ) -> dict[str, list[Tensor]]:
         """The class loss and the box loss of each pyramid level, as float32 numbers.
 
-        logits      per level [B, HWA, K]
-        offsets     per level [B, HWA, 4]
-        anchors     per level [HWA, 4]
-        matched     what `match` said about the same pictures
-        normalizer  positives to divide by, and
-        pictures    how many pictures there are, when these are but a part of a step: those of the whole step.
-                    None: those of these
+        Args:
+            logits: Per level [B, HWA, K].
+            offsets: Per level [B, HWA, 4].
+            anchors: Per level [HWA, 4].
+            matched: The result of `match` for the same images.
+            normalizer: Number of positives of the whole step, when these images are a part of it.
+            images: Number of images of the whole step, likewise.
         """
         batch = len(matched.positives)
         if self.normalize == "image":
-            weights = 1 / (matched.positives.clamp(min=1) * (pictures or batch))  # [B]
+            weights = 1 / (matched.positives.clamp(min=1) * (images or batch))  # [B]
         else:
             total = matched.positives.sum() if normalizer is None else normalizer
             weights = (1 / total.clamp(min=1)).expand(batch)
@@ -219,10 +221,10 @@ class Criterion:
             ]
         else:
             chosen = self._minibatches(logits, anchors, matched)
-            means = 1 / (chosen.sum(dim=1).clamp(min=1) * (pictures or batch))  # [B]
+            means = 1 / (chosen.sum(dim=1).clamp(min=1) * (images or batch))  # [B]
             parts = zip(logits, labels, chosen.split(counts, dim=1), strict=True)
             class_losses = [
-                self._by_picture(select_per_image(x, which), select_per_image(label, which), means)
+                self._by_image(select_per_image(x, which), select_per_image(label, which), means)
                 for x, label, which in parts
             ]
         return {
@@ -238,15 +240,15 @@ class Criterion:
         if self.normalize == "step":  # one weight for all: one pass over the level
             alpha = self._alpha(logits.device)
             return class_loss(logits, labels, self.loss, alpha, **self.loss_parameters) * weights[0]
-        return self._by_picture(logits, labels, weights)
+        return self._by_image(logits, labels, weights)
 
     def _alpha(self, device: torch.device) -> float | Tensor | None:
         if isinstance(self.alpha, Tensor):
             self.alpha = self.alpha.to(device)  # once: a copy to a GPU makes the step wait
         return self.alpha
 
-    def _by_picture(self, logits: Iterable[Tensor], labels: Iterable[Tensor], weights: Tensor) -> Tensor:
-        """Over some anchors of each picture: logits B x [n, K], labels B x [n], weights [B]."""
+    def _by_image(self, logits: Iterable[Tensor], labels: Iterable[Tensor], weights: Tensor) -> Tensor:
+        """Over some anchors of each image: logits B x [n, K], labels B x [n], weights [B]."""
         alpha = self._alpha(weights.device)
         parts = [
             class_loss(x, label, self.loss, alpha, **self.loss_parameters) * weight
@@ -275,12 +277,10 @@ class Criterion:
         return chosen
 
     def _drawn(self, labels: Tensor, seeds: Tensor | None) -> Tensor:
-        """[B, A]: the random minibatch of each picture, which its seed decides: not when it is drawn, nor
-        with which others.
-        """
+        """[B, A]: the random minibatch of each image. Its seed alone decides it, whatever the batch."""
         chosen = torch.zeros_like(labels, dtype=torch.bool)
-        for picture, (row, label) in enumerate(zip(chosen, labels, strict=True)):
-            generator = None if seeds is None else torch.Generator().manual_seed(int(seeds[picture]))
+        for image, (row, label) in enumerate(zip(chosen, labels, strict=True)):
+            generator = None if seeds is None else torch.Generator().manual_seed(int(seeds[image]))
             row[random_sample(label, self.mining_batch, generator)] = True
         return chosen
 
@@ -288,8 +288,7 @@ class Criterion:
         self, offsets: Tensor, anchors: Tensor, boxes: Tensor, labels: Tensor, weights: Tensor
     ) -> Tensor:
         positive = (labels >= 0)[..., None]
-        # `where` on the inputs, not on the loss: an unmatched anchor's offsets may be anything, and 0 x inf
-        # is NaN
+        # `where` on the inputs, not on the loss: an unmatched anchor's offsets may be anything, and 0 x inf is NaN
         offsets = torch.where(positive, losses.at_least_float32(offsets), 0)
         if self.box_space == "boxes":
             loss = self.compare_boxes(decode(offsets, anchors), boxes)
@@ -301,8 +300,6 @@ class Criterion:
 
 
 def select_per_image(values: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-    """values [B, N, ...] -> of each picture those that are `chosen` [B, N]. One gather for all, since its
-    gradient is of the full size.
-    """
+    """The `chosen` [B, N] rows of values [B, N, ...], image by image. One gather: its gradient has full size."""
     parts: tuple[Tensor, ...] = values[chosen].split(chosen.sum(dim=1).tolist())
     return parts

@@ -1,6 +1,4 @@
-"""Batch norm with fixed statistics is a multiplication and an addition for each channel, which the
-convolution before it can do.
-"""
+"""Folds batch norm with fixed statistics, a factor and a shift of each channel, into the convolution before it."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class FrozenNorm(nn.Module):
-    """Batch norm whose statistics and factors are fixed, what is left of it after `FrozenConv`: its numbers,
-    and its activation.
-    """
+    """What is left of a fixed batch norm that `FrozenConv` computes: its numbers and its activation."""
 
     weight: Tensor
     bias: Tensor
@@ -41,9 +37,7 @@ class FrozenNorm(nn.Module):
 
 
 class FrozenConv(nn.Conv2d):
-    """A convolution that does the work of the `FrozenNorm` after it. Its weight is trained as it was, and
-    saved under its name.
-    """
+    """A convolution that also computes the `FrozenNorm` after it. Its weight keeps its value and name."""
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenNorm) -> None:
         super().__init__(**shape_of(conv), bias=False)
@@ -57,10 +51,9 @@ class FrozenConv(nn.Conv2d):
 
 
 def pairs(body: nn.Module) -> list[tuple[str, str]]:
-    """Names of the convolutions and batch norms of which each norm sees one convolution's output and nobody
-    else does.
+    """Names of each convolution and the batch norm that alone sees its output.
 
-    Found by tracing, so none is found in a network that cannot be traced: it is then computed as it stands.
+    They are found by tracing. A network that cannot be traced has none, and is computed as it stands.
     """
     modules = dict(body.named_modules())
     try:
@@ -86,9 +79,7 @@ def pairs(body: nn.Module) -> list[tuple[str, str]]:
 
 
 def freeze_folded(body: nn.Module) -> None:
-    """For training with fixed statistics: every norm that can be is folded, at each step anew; parameters and
-    their names stay.
-    """
+    """Fold the norms of `body` in each training step; parameters keep their names."""
     for conv_name, norm_name in pairs(body):
         conv, norm = body.get_submodule(conv_name), body.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
@@ -99,10 +90,9 @@ def freeze_folded(body: nn.Module) -> None:
 
 @torch.no_grad()
 def fused_copy(model: Network, body: str = "backbone", precision: str = "fp32") -> Network:
-    """A copy for answering, in eval mode: batch norms of `body` folded for good, and with bf16 the weights of
-    convolutions in bf16.
+    """A copy for inference, in eval mode: the batch norms of `body` folded, with bf16 also bf16 weights.
 
-    Run it under autocast when it is bf16. Weights that do not change are shared with `model`.
+    A bf16 copy runs under autocast. Weights that do not change are shared with `model`.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     network = copy.deepcopy(model, dict(shared)).eval()
@@ -124,9 +114,7 @@ def fused_copy(model: Network, body: str = "backbone", precision: str = "fp32") 
 
 
 def folded_weights(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The weight [C, ...] and bias [C] of a convolution that does its norm's work: w x scale, and b x scale +
-    shift.
-    """
+    """Weight [C, ...] and bias [C] of a convolution with its norm: w x scale, and b x scale + shift."""
     weight, bias, mean, variance = (
         getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var")
     )
@@ -137,7 +125,7 @@ def folded_weights(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def shape_of(conv: nn.Conv2d) -> dict[str, Any]:
-    """What makes another convolution alike, which has no memory of its own yet."""
+    """The arguments of a convolution like this one, without memory yet."""
     names = (
         "in_channels",
         "out_channels",
@@ -157,9 +145,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def activation_of(norm: nn.Module) -> nn.Module:
-    """What a norm of timm's does besides: it may have an activation (and drop blocks, which answer nothing in
-    eval mode).
-    """
+    """The activation inside a timm norm, if it has one (drop blocks do nothing in eval mode)."""
     layers = [
         layer
         for name in ("drop", "act")

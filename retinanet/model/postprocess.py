@@ -1,4 +1,4 @@
-"""From predictions to answers (Sec. 4.1, "Inference"): threshold, the best of each level, decode, NMS."""
+"""From predictions to detections (Sec. 4.1, "Inference"): threshold, the best of each level, decode, NMS."""
 
 from __future__ import annotations
 
@@ -72,13 +72,15 @@ class Postprocess:
     def __call__(
         self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Per picture boxes [N, 4], scores [N] and labels [N], best first; boxes in pixels of the batch, cut
-        at the picture's border.
+        """For each image boxes [N, 4], scores [N] and labels [N], best first.
 
-        logits   per level [B, HWA, K]
-        offsets  per level [B, HWA, 4]
-        anchors  per level [HWA, 4]
-        sizes    [B, 2] height and width of each picture inside the batch
+        Boxes are in pixels of the batch, cut at the border of the image.
+
+        Args:
+            logits: Per level [B, HWA, K].
+            offsets: Per level [B, HWA, 4].
+            anchors: Per level [HWA, 4].
+            sizes: [B, 2] height and width of each image inside the batch.
         """
         return self.suppress(*self.candidates(logits, offsets, anchors, sizes), sizes)
 
@@ -86,9 +88,7 @@ class Postprocess:
     def candidates(
         self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pairs of all levels: boxes [B, P, 4] in pixels of the batch, logits [B, P], labels [B, P].
-        Arguments as above.
-        """
+        """The best (anchor, class) pairs: boxes [B, P, 4] in pixels of the batch, logits and labels [B, P]."""
         levels = [self._candidates(*level, sizes) for level in zip(logits, offsets, anchors, strict=True)]
         x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
         boxes = decode(chosen, bases, self.clip_dwh_below)
@@ -96,27 +96,23 @@ class Postprocess:
 
     @torch.no_grad()
     def suppress(
-        self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor
+        self, boxes: Tensor, logits: Tensor, labels: Tensor, sizes: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Candidates -> per picture what a call returns; boxes and sizes [B, 2] may be in any pixels, as long
-        as they are in the same.
-        """
-        alive = (x > self.logit_threshold) & boxes.isfinite().all(dim=2)
+        """Candidates -> detections of each image, as a call returns; boxes and sizes [B, 2] share their unit."""
+        alive = (logits > self.logit_threshold) & boxes.isfinite().all(dim=2)
         if self.clip_boxes == "before" and self.empty_boxes == "dropped":
             alive &= area(boxes) > 0
-        # of equal scores the first counts as the higher; those that are out come last
-        x, order = x.masked_fill(~alive, -torch.inf).sort(dim=1, descending=True, stable=True)
+        # of equal scores the first counts as the higher; dropped candidates come last
+        logits, order = logits.masked_fill(~alive, -torch.inf).sort(dim=1, descending=True, stable=True)
         boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
         counts = alive.sum(dim=1).tolist()  # a GPU is waited for here, and in each NMS
-        pictures = zip(boxes, x, labels, sizes, counts, strict=True)
-        return [self._suppress(boxes[:n], x[:n], labels[:n], size) for boxes, x, labels, size, n in pictures]
+        images = zip(boxes, logits, labels, sizes, counts, strict=True)
+        return [self._suppress(boxes[:n], x[:n], labels[:n], size) for boxes, x, labels, size, n in images]
 
     def _candidates(
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best pairs of one level: logits and labels [B, P], offsets and anchors [B, P, 4]. No Python
-        loop over pictures or classes.
-        """
+        """The best pairs of a level: logits and labels [B, P], offsets and anchors [B, P, 4]; no Python loop."""
         _, count, classes = logits.shape
         best = best_class(logits)
         outside = padding(anchors, sizes) if self.filter_padding else None
@@ -134,9 +130,7 @@ class Postprocess:
     def _suppress(
         self, boxes: Tensor, x: Tensor, labels: Tensor, size: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One picture of `size` [2] = height, width, best first. In pixels of the original overlaps are
-        alike: areas keep their ratios.
-        """
+        """NMS and the limit for one image of `size` [2] = height, width."""
         kept = exact_nms(boxes, labels, self.nms_threshold, self.max_detections)
         boxes, x, labels = boxes[kept], x[kept], labels[kept]
         if self.clip_boxes == "after":
@@ -148,29 +142,23 @@ class Postprocess:
 
 
 def best_class(logits: Tensor) -> Tensor:
-    """[B, HWA, K] -> [B, HWA] float32: the highest logit of each anchor, in one pass over what is the largest
-    tensor of all.
-    """
+    """[B, HWA, K] -> [B, HWA] float32: the highest logit of each anchor, in one pass."""
     if logits.dtype == torch.float32 or logits.device.type != "cpu":
         return logits.amax(dim=2).float()
-    # a CPU finds the largest of bf16 numbers slower than it converts them, as long as they stay in its cache
+    # on a CPU the maximum of bf16 numbers is slower than their conversion, as long as they stay in the cache
     parts = logits.split(max(CHUNK // max(len(logits), 1), 1), dim=1)
     return torch.cat([part.float().amax(dim=2) for part in parts], dim=1)
 
 
 def padding(anchors: Tensor, sizes: Tensor) -> Tensor | None:
-    """[B, HWA]: the anchors that are centred in the padding; None where a look at the smallest picture shows
-    that there are none.
-    """
+    """[B, HWA]: whether an anchor is centred in the padding; None if the smallest image shows there is none."""
     if sizes.device.type == "cpu" and len(sizes) and inside(anchors, sizes.amin(dim=0, keepdim=True)).all():
         return None
     return ~inside(anchors, sizes)
 
 
 def rows(values: Tensor, anchor: Tensor) -> Tensor:
-    """Of values [B, HWA, N] those of the anchors [B, P]: [B, P, N]. A row is copied whole, several times
-    faster than by gather.
-    """
+    """The rows of values [B, HWA, N] of the anchors [B, P]: [B, P, N]. Several times faster than gather."""
     first = torch.arange(values.shape[0], device=anchor.device)[:, None] * values.shape[1]
     found: Tensor = values.flatten(0, 1).index_select(0, (first + anchor).flatten())
     return found.view(*anchor.shape, values.shape[2])

@@ -1,6 +1,4 @@
-"""What happens to a picture before the network: resize, normalise, pad. A property of the model, the same in
-training and answering.
-"""
+"""What happens to an image before the network: resize, normalise, pad. It is the same in training and inference."""
 
 from __future__ import annotations
 
@@ -53,9 +51,7 @@ class Preprocess:
     canvas: tuple[int, int] | None = None
 
     def size(self, height: int, width: int, scale: float | None = None) -> tuple[int, int]:
-        """Height and width after resizing; `scale` overrides the short side (scale jitter), the long limit
-        going along.
-        """
+        """Height and width after resizing; `scale` overrides the short side, and the long limit in proportion."""
         if self.canvas is not None:
             factor = min(self.canvas[0] / height, self.canvas[1] / width)
             return max(1, round(height * factor)), max(1, round(width * factor))
@@ -68,17 +64,16 @@ class Preprocess:
         return resize(image, self.size(image.shape[-2], image.shape[-1], scale), self.resize)
 
     def padded(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """The batch's height and width for pictures of these sizes."""
+        """Height and width of a batch of images of these sizes."""
         if self.canvas is not None:
             return self.canvas
         height, width = (max(side) for side in zip(*sizes, strict=True))
         return round_up(height, self.padding_multiple), round_up(width, self.padding_multiple)
 
     def stack(self, images: Sequence[Tensor], shape: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Pictures [3, h, w] -> a batch [B, 3, H, W] of their kind, padded right and below, and their sizes
-        [B, 2] (height, width).
+        """Images [3, h, w] -> a batch [B, 3, H, W], padded right and below, and sizes [B, 2] (height, width).
 
-        The batch is channels_last, as pictures come from their decoder: rows are copied as they lie.
+        The batch is channels_last, as decoders give images, so whole rows are copied.
         """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         batch = torch.zeros(len(images), *(shape or self.padded(sizes)), 3, dtype=images[0].dtype).permute(
@@ -89,12 +84,9 @@ class Preprocess:
         return batch, torch.tensor(sizes, dtype=torch.float32)
 
     def normalize(self, batch: Tensor, sizes: Tensor) -> Tensor:
-        """[B, 3, H, W] RGB of 0..255 -> float32, channels_last, in the network's order; the padding becomes
-        0, the mean colour.
+        """[B, 3, H, W] RGB of 0..255 -> float32, channels_last, in the network's order; the padding becomes 0.
 
-        (images - mean) / std, in place and by whole rows of memory: by pixels of three colours, each
-        operation into memory of its own, it
-        took 3 to 6 times as long.
+        (images - mean) / std, in place and by whole rows of memory: pixel by pixel it took 3 to 6 times as long.
         """
         mean, std = _statistics(self.pixel_mean, self.pixel_std, batch.device)
         if self.pixel_order == "bgr":
@@ -120,7 +112,7 @@ def with_scale(settings: Settings, scale: int) -> Settings:
 def _statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [3] of bytes; kept, since a copy to a GPU makes the step wait."""
+    """Mean and deviation [3] of bytes; cached, since a copy to a GPU makes the step wait."""
     with torch.inference_mode(False):
         made = [torch.tensor([255 * value for value in values], device=device) for values in (mean, std)]
         return made[0], made[1]

@@ -42,7 +42,7 @@ class ModelInfo:
     category_ids: tuple[int, ...]
     """[K] the ids that the training data used for them."""
     threshold: float = 0.5
-    """The score of best F1 in validation: what pictures use."""
+    """Score of the best F1 in validation, above which detections are drawn."""
     about: dict[str, Any] = field(default_factory=dict)
     """Data, recipe, AP, versions: for people."""
 
