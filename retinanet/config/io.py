@@ -104,7 +104,7 @@ def override(config: Config, settings: Mapping[str, Any], foreign: bool = False)
     for name, (entry, _) in declared(config).items():
         if name in left and entry.metadata.get("foreign") and not foreign:
             raise ConfigError(
-                f"{name} keeps the boxes of imported weights; `retinanet import` sets it, and a training does not"
+                f"{name} keeps the boxes of imported weights; `retinanet import` sets it, training does not"
             )
     changes: dict[str, Any] = {}
     for part in fields(config):

@@ -102,7 +102,7 @@ class NetworkConfig:
     anchor_rounding: bool = setting(False, foreign=True)
     """Anchors of whole pixels, as torchvision's weights expect them."""
     anchor_steps: Literal["stride", "image"] = setting("stride", foreign=True)
-    """Distance of the anchors: the level's stride, or the padded image's side over the map's (torchvision)."""
+    """Distance of the anchors: the level's stride, or the padded image over the map (torchvision)."""
     p6: Literal["c5", "p5"] = setting("c5", foreign=True)
     """What the sixth pyramid level is computed from: C5, as printed, or P5."""
     p7_relu: bool = setting(True, foreign=True)
@@ -159,7 +159,7 @@ class PostprocessConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a file of weights stores of a model: the network, what happens before it and what happens after."""
+    """What a file of weights stores of a model: the network, what comes before it and what comes after."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
@@ -221,7 +221,7 @@ class TrainConfig(DataOptions):
     """How long: 7min, 2h, 300it, 12ep or 1440000im (images shown). None: a length that fits the data."""
     init: str = setting("imagenet", group="run")
     """Where training starts: imagenet (the backbone's weights, through timm), none (from scratch, everything
-    live), or a model: a run, a file or a name of `retinanet models`; its network is taken, class rows by name.
+    live), or a model: a run, a file or a name of `retinanet models`; its network is used, class rows by name.
     """
     batch: int | Literal["auto"] = setting(16, 1, 1 << 30, group="schedule")
     """Images per optimiser step, over all processes; auto: as many as fit in memory, the learning rate going

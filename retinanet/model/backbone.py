@@ -100,7 +100,7 @@ class Backbone(nn.Module):
             self.body.get_parameter(name).requires_grad_(False)
 
     def load_imagenet(self) -> None:
-        """Load timm's ImageNet weights; CheckpointError within seconds without a network and a cached copy."""
+        """Load timm's ImageNet weights; CheckpointError within seconds if they cannot be had."""
         if self.norm == "group":
             raise ConfigError(
                 "ImageNet weights belong to batch norm; use --backbone-norm frozen or batch, or --init none"

@@ -288,7 +288,7 @@ class Criterion:
         self, offsets: Tensor, anchors: Tensor, boxes: Tensor, labels: Tensor, weights: Tensor
     ) -> Tensor:
         positive = (labels >= 0)[..., None]
-        # `where` on the inputs, not on the loss: an unmatched anchor's offsets may be anything, and 0 x inf is NaN
+        # `where` on the inputs, not on the loss: unmatched offsets may be anything, and 0 x inf is NaN
         offsets = torch.where(positive, losses.at_least_float32(offsets), 0)
         if self.box_space == "boxes":
             loss = self.compare_boxes(decode(offsets, anchors), boxes)
@@ -300,6 +300,6 @@ class Criterion:
 
 
 def select_per_image(values: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-    """The `chosen` [B, N] rows of values [B, N, ...], image by image. One gather: its gradient has full size."""
+    """The `chosen` [B, N] rows of values [B, N, ...], by image. One gather: its gradient has full size."""
     parts: tuple[Tensor, ...] = values[chosen].split(chosen.sum(dim=1).tolist())
     return parts

@@ -1,4 +1,4 @@
-"""Folds batch norm with fixed statistics, a factor and a shift of each channel, into the convolution before it."""
+"""Folds batch norm with fixed statistics into the convolution before it."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Postprocess:
     def candidates(
         self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best (anchor, class) pairs: boxes [B, P, 4] in pixels of the batch, logits and labels [B, P]."""
+        """The best pairs of all levels: boxes [B, P, 4] in pixels of the batch, logits and labels [B, P]."""
         levels = [self._candidates(*level, sizes) for level in zip(logits, offsets, anchors, strict=True)]
         x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
         boxes = decode(chosen, bases, self.clip_dwh_below)
@@ -98,7 +98,7 @@ class Postprocess:
     def suppress(
         self, boxes: Tensor, logits: Tensor, labels: Tensor, sizes: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Candidates -> detections of each image, as a call returns; boxes and sizes [B, 2] share their unit."""
+        """Candidates -> detections of each image; boxes and sizes [B, 2] are in the same pixels."""
         alive = (logits > self.logit_threshold) & boxes.isfinite().all(dim=2)
         if self.clip_boxes == "before" and self.empty_boxes == "dropped":
             alive &= area(boxes) > 0
@@ -112,7 +112,7 @@ class Postprocess:
     def _candidates(
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best pairs of a level: logits and labels [B, P], offsets and anchors [B, P, 4]; no Python loop."""
+        """The best pairs of a level: logits and labels [B, P], offsets and anchors [B, P, 4]."""
         _, count, classes = logits.shape
         best = best_class(logits)
         outside = padding(anchors, sizes) if self.filter_padding else None
@@ -151,7 +151,7 @@ def best_class(logits: Tensor) -> Tensor:
 
 
 def padding(anchors: Tensor, sizes: Tensor) -> Tensor | None:
-    """[B, HWA]: whether an anchor is centred in the padding; None if the smallest image shows there is none."""
+    """[B, HWA]: whether an anchor is centred in the padding; None if there is none."""
     if sizes.device.type == "cpu" and len(sizes) and inside(anchors, sizes.amin(dim=0, keepdim=True)).all():
         return None
     return ~inside(anchors, sizes)

@@ -1,4 +1,4 @@
-"""What happens to an image before the network: resize, normalise, pad. It is the same in training and inference."""
+"""What happens to an image before the network: resize, normalise, pad."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Preprocess:
     canvas: tuple[int, int] | None = None
 
     def size(self, height: int, width: int, scale: float | None = None) -> tuple[int, int]:
-        """Height and width after resizing; `scale` overrides the short side, and the long limit in proportion."""
+        """Height and width after resizing; `scale` overrides the short side, the limit in proportion."""
         if self.canvas is not None:
             factor = min(self.canvas[0] / height, self.canvas[1] / width)
             return max(1, round(height * factor)), max(1, round(width * factor))
@@ -84,9 +84,9 @@ class Preprocess:
         return batch, torch.tensor(sizes, dtype=torch.float32)
 
     def normalize(self, batch: Tensor, sizes: Tensor) -> Tensor:
-        """[B, 3, H, W] RGB of 0..255 -> float32, channels_last, in the network's order; the padding becomes 0.
+        """[B, 3, H, W] RGB of 0..255 -> float32, channels_last, in the network's order; padding is 0.
 
-        (images - mean) / std, in place and by whole rows of memory: pixel by pixel it took 3 to 6 times as long.
+        (images - mean) / std, in place and by whole rows: pixel by pixel it took 3 to 6 times as long.
         """
         mean, std = _statistics(self.pixel_mean, self.pixel_std, batch.device)
         if self.pixel_order == "bgr":
