@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from retinanet.config.io import override
+from retinanet.config.io import override, reading
 from retinanet.config.presets import preset
 from retinanet.config.schema import ModelConfig
 from retinanet.data.splits import open_training
@@ -33,7 +33,9 @@ def config_of(**settings):
 def session_of(data, **settings):
     """A state of training before its first step."""
     config = config_of(**settings)
-    return build_state(config, *open_training(data, config), torch.device(config.device))
+    return build_state(
+        config, *open_training(data, config.seed, **reading(config)), torch.device(config.device)
+    )
 
 
 def rows(run):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import retinanet
-from retinanet.config.io import override
+from retinanet.config.io import override, reading
 from retinanet.config.presets import preset
 from retinanet.data.scenes import write_scenes
 from retinanet.data.splits import open_training
@@ -76,7 +76,7 @@ def test_the_largest_batch_runs(tmp_path):
     config = resolve_config(
         override(preset("tiny"), {**SMALL, "device": "cuda", "batch": "auto"}), torch.device("cuda")
     )
-    training, validation = open_training(data, config)
+    training, validation = open_training(data, config.seed, **reading(config))
     fitted = cost.resolve_auto_batch(config, training, validation, torch.device("cuda"))
     assert fitted.batch == 5  # an eighth of the pictures
     run = build_state(fitted, training, validation, torch.device("cuda"))
@@ -91,7 +91,11 @@ def test_an_image_of_four_times_the_area_needs_about_four_times_the_memory(scene
             torch.device("cuda"),
         )
         images.append(
-            cost.measure(build_state(config, *open_training(scenes, config), torch.device("cuda"))).image
+            cost.measure(
+                build_state(
+                    config, *open_training(scenes, config.seed, **reading(config)), torch.device("cuda")
+                )
+            ).image
         )
     assert 2.5 < images[1] / images[0] < 6
 
@@ -101,7 +105,9 @@ def test_a_compiled_step_has_the_losses_of_a_plain_one(scenes):
     for compile in (False, True):
         settings = {**SMALL, "device": "cuda", "compile": compile, "backbone_norm": "group"}
         config = resolve_config(override(preset("tiny"), settings), torch.device("cuda"))
-        run = build_state(config, *open_training(scenes, config), torch.device("cuda"))
+        run = build_state(
+            config, *open_training(scenes, config.seed, **reading(config)), torch.device("cuda")
+        )
         results.append(
             {name: float(value) for name, value in train_step(run, next(run.batches(0, 1)), 1e-3).items()}
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.commands import EvalConfig
-from ..config.io import check, to_json
+from ..config.io import check, reading, to_json
 from ..data.splits import in_model_classes, open_split
 from ..device import describe, pick_workers, versions
 from ..distributed import is_main_process, process_group
@@ -36,15 +36,7 @@ def run(model: str, data: str, config: EvalConfig) -> Metrics:
 
 def _run(model: str, data: str, config: EvalConfig) -> Metrics:
     scoring = model.endswith(".json")
-    dataset = open_split(
-        data,
-        config.split,
-        config.layout,
-        config.images,
-        config.invalid,
-        config.max_pixels,
-        headers=not scoring,
-    )
+    dataset = open_split(data, config.split, headers=not scoring, **reading(config))
     about: dict[str, Any] = {
         "model": model,
         "data": str(data),

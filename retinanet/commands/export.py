@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config.commands import ExportConfig
-from ..config.io import check
+from ..config.io import check, reading
 from ..data.dataset import Dataset
 from ..data.formats.detect import open_dataset
 from ..data.images import read_image
@@ -171,9 +171,7 @@ def scaled(card: ModelInfo, scale: int) -> Any:
 def split_of(config: ExportConfig, detector: Detector) -> Dataset:
     """What AP is measured on."""
     assert config.data is not None
-    data = open_split(
-        config.data, config.split, config.layout, config.images, config.invalid, config.max_pixels
-    )
+    data = open_split(config.data, config.split, **reading(config))
     return in_model_classes(data, detector.names)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..config.commands import PredictConfig
-from ..config.io import check
+from ..config.io import check, reading
 from ..data.dataset import Columns, Dataset
 from ..data.images import read_image
 from ..data.splits import in_model_classes, open_split
@@ -211,10 +211,7 @@ def open_images(sources: Sequence[str], config: PredictConfig, detector: Detecto
     """The images of a data set's split."""
     if len(sources) != 1:
         raise DataError("--split goes with one data set, not with several paths")
-    data = open_split(
-        *(sources[0], config.split, config.layout, config.images, config.invalid, config.max_pixels),
-        need_boxes=False,
-    )
+    data = open_split(sources[0], config.split, need_boxes=False, **reading(config))
     return in_model_classes(data, detector.names)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.commands import ResumeConfig
-from ..config.io import override, to_json
+from ..config.io import override, reading, to_json
 from ..config.presets import PRESETS, default_preset
 from ..config.presets import preset as preset_config
 from ..config.schema import TrainConfig
@@ -91,7 +91,7 @@ def run(
     device = pick_device(config.device)
     with process_group():
         config = resolve_config(config, device)
-        training, validation = open_training(source, config)
+        training, validation = open_training(source, config.seed, **reading(config))
         fallback = f"{Path(source).resolve().stem}-{preset_name or default_preset(config.device)}"
         folder = broadcast_from_main(lambda: new_folder(config.out, fallback))
         with explain_errors(), log_file(folder):
@@ -155,7 +155,7 @@ def resume_run(folder: Path, changes: ResumeConfig) -> Path:
             raise DataError(
                 f"the data set {source} of {folder} is not here; say where it lies now with --data"
             )
-        training, validation = open_training(source, current)
+        training, validation = open_training(source, current.seed, **reading(current))
         for data, known in ((training, "data_hash"), (validation, "validation_hash")):
             if data.fingerprint() != about[known]:
                 raise DataError(

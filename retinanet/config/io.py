@@ -81,6 +81,11 @@ def _contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
                 yield str(error)
 
 
+def reading(config: Any) -> dict[str, Any]:
+    """How a command's data set is read, as `data.splits` takes it."""
+    return {name: getattr(config, name) for name in ("layout", "images", "invalid", "max_pixels")}
+
+
 def _alternatives(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 

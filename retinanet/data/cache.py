@@ -99,7 +99,7 @@ def _packed(dataset: Dataset, key: list[Any]) -> bytes:
 
 
 def _load(cache: Path, key: list[Any]) -> Dataset | None:
-    """The columns in the file's own memory, copied when written to; None where the file is not as we left it."""
+    """The columns in the file's own memory, copied when written to; None where it is not as we left it."""
     try:
         with open(cache, "rb") as stream:
             content = np.asarray(np.memmap(stream, dtype=np.uint8, mode="c"))

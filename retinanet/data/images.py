@@ -67,8 +67,7 @@ WITHOUT_RANGE = {"I": "32-bit or signed integers", "F": "floating point numbers"
 ORIENTATION, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 274, 256, 257, 258, 262  # tags of EXIF and TIFF
 
 MOST_SCANS = 100
-"""Of a JPEG; ordinary ones have about ten. Each scan passes over all pixels, so a small file can take minutes.
-"""
+"""Of a JPEG; ordinary ones have ten. A scan passes over all pixels, so a small file can take minutes."""
 
 JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 
@@ -92,9 +91,9 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | 
     """The image as uint8 [3, H, W], RGB, as shown (after any EXIF rotation); the memory is [H, W, 3].
 
     Grey is repeated over the channels. Alpha is dropped and not blended, since it is not known what a
-    labelling tool shows below it. The first of several frames is taken. 16-bit grey is divided by 257, so that
-    65535 becomes 255; of 16-bit colour the high byte is taken, which differs by at most 1. Images of 32-bit
-    numbers have no agreed range and are refused.
+    labelling tool shows below it. The first of several frames is taken. 16-bit grey is divided by 257, so
+    that 65535 becomes 255; of 16-bit colour the high byte is taken, which differs by at most 1. Images of
+    32-bit numbers have no agreed range and are refused.
 
     content  the file's bytes: no file is opened then, and `path` only names it
     """
@@ -254,9 +253,9 @@ def _rgb(image: Image.Image) -> Pixels:
         grey = (np.minimum(grey, full) * 255 + full // 2) // full
         grey = 255 - grey if inverted else grey
         return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    name, kind = getattr(image, "filename", "the image"), WITHOUT_RANGE.get(image.mode, image.mode)
     raise DataError(
-        f"{getattr(image, 'filename', 'the image')!s}: holds {WITHOUT_RANGE.get(image.mode, image.mode)}, whose "
-        f"range is not agreed on; save it with 8 or 16 bits a channel"
+        f"{name}: holds {kind}, whose range is not agreed on; save it with 8 or 16 bits a channel"
     )
 
 

@@ -5,78 +5,76 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from ..config.schema import TrainConfig
 from ..errors import ConfigError, DataError, unknown_name_error
 from .dataset import Dataset
 from .formats.detect import open_dataset
-from .validate import validate
+from .images import MAX_PIXELS
+from .validate import Invalid, validate
 
 log = logging.getLogger("retinanet")
 
 
-def open_training(source: str | Path, config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """Training and validation split, both validated; without a validation split a seeded tenth of train is
-    held out.
-    """
-    splits = open_dataset(source, config.layout, config.images)
+def open_training(
+    source: str | Path,
+    seed: int,
+    *,
+    layout: str | None = None,
+    images: Path | None = None,
+    invalid: Invalid = "error",
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Dataset, Dataset]:
+    """(train, val), both validated; without a validation split a seeded tenth of train is held out."""
+    splits = open_dataset(source, layout, images)
     name = next((name for name in ("train", "all") if name in splits), None)
     if name is None:
         raise DataError(
             f"{source} has no training split, only {' and '.join(splits)}, which are not for training"
         )
     chosen = {"train": splits[name]} | ({"val": splits["val"]} if "val" in splits else {})
-    checked = {}
-    problems = []
+    checked, errors = {}, []
     for split, data in chosen.items():
         try:
-            checked[split], found = validate(data, config.invalid, max_pixels=config.max_pixels)
+            checked[split], found = validate(data, invalid, max_pixels=max_pixels)
         except DataError as error:
-            problems.append(error)
+            errors.append(error)
             continue
         if found:
-            log.info(
-                "%s: %d problems met with --invalid %s (retinanet check lists them)",
-                split,
-                len(found),
-                config.invalid,
-            )
-    if problems:
-        raise DataError(
-            "\n".join(map(str, problems)), [problem for error in problems for problem in error.problems]
-        )
+            text = "%s: %d problems met with --invalid %s (retinanet check lists them)"
+            log.info(text, split, len(found), invalid)
+    if errors:
+        problems = [problem for error in errors for problem in error.problems]
+        raise DataError("\n".join(map(str, errors)), problems)
     if "val" not in checked:
-        checked["train"], checked["val"] = hold_out(checked["train"], config.seed)
-        log.info(
-            "no validation split: %d images (a tenth, by seed %d) are held out of train",
-            len(checked["val"]),
-            config.seed,
-        )
-        for data in checked.values():
-            if data.crowd.all():
-                raise DataError(
-                    f"{source}: too few boxes to hold some out for validation; give a validation split"
-                )
+        checked["train"], checked["val"] = hold_out(checked["train"], seed)
+        text = "no validation split: %d images (a tenth, by seed %d) are held out of train"
+        log.info(text, len(checked["val"]), seed)
+        if any(data.crowd.all() for data in checked.values()):
+            raise DataError(
+                f"{source}: too few boxes to hold some out for validation; give a validation split"
+            )
     return checked["train"], checked["val"]
 
 
 def open_split(
     path: str | Path,
     split: str | None,
-    layout: str | None,
-    images: Path | None,
-    invalid: str,
-    max_pixels: int,
+    *,
+    layout: str | None = None,
+    images: Path | None = None,
+    invalid: Invalid = "error",
+    max_pixels: int = MAX_PIXELS,
     headers: bool = True,
     need_boxes: bool = True,
 ) -> Dataset:
     """One validated split of a data set: `split`, else val, else a data set that is not split at all.
 
-    ConfigError when that leaves only train: its AP would be taken for what it is not, so it has to be asked
-    for.
+    ConfigError where there is only train: its AP would be taken for what it is not, so a user has to ask
+    for it.
     """
     splits = open_dataset(path, layout, images)
     if split is None:
@@ -86,23 +84,20 @@ def open_split(
                 f"{path} has no validation split; choose one of its splits with --split: {', '.join(splits)}"
             )
         if split == "all":
-            log.info(
-                "%s is not split: all its images are scored, also those that the model may have been "
-                "trained on",
-                path,
-            )
+            text = "%s is not split: all its images are scored, maybe also those of the training"
+            log.info(text, path)
     if split not in splits:
         raise unknown_name_error("split", split, splits)
-    data, problems = validate(splits[split], invalid, headers, max_pixels=max_pixels, need_boxes=need_boxes)  # type: ignore[arg-type]
+    data, problems = validate(
+        splits[split], invalid, headers=headers, max_pixels=max_pixels, need_boxes=need_boxes
+    )
     if problems:
         log.info("%s: %d problems met with --invalid %s", split, len(problems), invalid)
     return data
 
 
 def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
-    """The same data set with the labels of a model that has these classes: classes are matched by name, never
-    by number.
-    """
+    """The same data set with the labels of a model with these classes: matched by name, never by number."""
     if list(data.names) == names:
         return data
     missing = [name for name in data.names if name not in names]
@@ -113,20 +108,16 @@ def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
         )
     position = np.array([names.index(name) for name in data.names], dtype=np.int64)
     ids = dict(zip(data.names, data.category_ids, strict=True))
-    free = max(data.category_ids, default=0)
-    new_ids = []
-    for name in names:  # classes that the data does not have need ids too, that collide with none
-        free += name not in ids
-        new_ids.append(ids.get(name, free))
+    free = count(max(data.category_ids, default=0) + 1)  # for classes that the data does not have
+    new_ids = [ids[name] if name in ids else next(free) for name in names]
     return replace(data, names=tuple(names), category_ids=tuple(new_ids), labels=position[data.labels])
 
 
 def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Dataset, Dataset]:
     """(train, val): a seeded share of the images, at least one, for validation.
 
-    The images are ranked by a hash of the seed and their file, so the choice depends neither on their order
-    nor on a library's version, and
-    images that are added later do not shuffle the rest.
+    The images are ranked by a hash of the seed and their file: neither their order nor a library's version
+    matters, and images that are added later do not shuffle the rest.
     """
     if len(dataset) < 2:
         raise DataError(
@@ -135,6 +126,6 @@ def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Datase
         )
     rank = np.array([hashlib.sha256(f"{seed}:{file}".encode()).hexdigest() for file in dataset.files])
     order = np.argsort(rank, kind="stable")
-    count = min(max(1, round(fraction * len(dataset))), len(dataset) - 1)
-    validation = dataset.subset(np.sort(order[:count]), "val")
-    return dataset.subset(np.sort(order[count:]), "train"), replace(validation, held_out=True)
+    held = min(max(1, round(fraction * len(dataset))), len(dataset) - 1)
+    validation = dataset.subset(np.sort(order[:held]), "val")
+    return dataset.subset(np.sort(order[held:]), "train"), replace(validation, held_out=True)

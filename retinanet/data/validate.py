@@ -1,29 +1,28 @@
-"""Every problem of a data set at once, before the first step: found, told with file and id, and only on
-request dropped or cut.
-"""
+"""Every problem of a data set at once, with file and id, before the first step; dropped or cut on request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from ..errors import DataError, Problem, report, unknown_name_error
+from ..text import many
 from .cache import MISSING, UNREADABLE, read_sizes
 from .dataset import Dataset, Flags, Floats, Integers
 from .images import MAX_PIXELS, read_pixels
 
 Invalid = Literal["error", "drop", "clip"]
 
-CHOICES = ("error", "drop", "clip")
+CHOICES = get_args(Invalid)
 
 TOLERANCE = 1.0
-"""Pixels by which a box may leave the image: the rounding of most tools. Such a box is no problem; it is cut
-at the border.
-"""
+"""Pixels by which a box may leave the image, as most tools round: it is cut at the border, and no problem."""
+
+OUTSIDE = "boxes outside the image"
 
 ADVICE = (
     "Fix the files, or pass --invalid drop to leave these boxes and images out, "
@@ -35,35 +34,30 @@ def validate(
     dataset: Dataset,
     invalid: Invalid = "error",
     headers: bool = True,
+    *,
     deep: bool = False,
     max_pixels: int = MAX_PIXELS,
     need_boxes: bool = True,
 ) -> tuple[Dataset, list[Problem]]:
-    """The data set as it can be used, and everything that is wrong with it, with what the reader could not
-    turn into rows.
+    """The data set as it can be used, and everything that is wrong with it, also what the reader found.
 
     invalid  error  any problem raises DataError, whose `problems` lists all of them
              drop   boxes and images with a problem are left out
              clip   boxes that leave their image are cut at its border; what has no area then, and all other
                     faults, are left out
-    headers  look at the images: are they there, and as large as the annotations say (cached by time and
-             length)
+    headers  look at the images: are they there, and as large as the annotations say (kept by time and length)
     deep     decode every image
 
     Boxes that leave their image by at most one pixel are cut at the border in any case, and sizes that the
-    annotations do not give are
-    filled in. A data set without images, boxes (unless none are needed: `need_boxes`) or images is always
-    an error.
+    annotations do not give are filled in. Without any image or box (unless `need_boxes` is False), or when no
+    image is there, it is always an error.
     """
     if invalid not in CHOICES:
         raise unknown_name_error("--invalid", invalid, CHOICES)
     problems = list(dataset.problems)
     _require_some(dataset, problems, need_boxes)
-    sizes, good_images, measured = (
-        dataset.sizes.copy(),
-        np.ones(len(dataset), dtype=np.bool_),
-        np.ones(len(dataset), dtype=np.bool_),
-    )
+    good_images = np.ones(len(dataset), dtype=np.bool_)
+    sizes, measured = dataset.sizes, good_images.copy()
     for index in _listed_again(dataset):
         problems.append(_image_problem(dataset, "images that are listed twice", index))
         good_images[index] = False
@@ -75,14 +69,13 @@ def validate(
 
     if problems and invalid == "error":
         raise DataError(
-            f"{dataset.source}: {_count(len(problems), 'problem')}\n{report(problems, limit=10)}\n{ADVICE}",
+            f"{dataset.source}: {many(len(problems), 'problem')}\n{report(problems, limit=10)}\n{ADVICE}",
             problems,
         )
     clean = replace(dataset, sizes=sizes)
     if (boxes != dataset.boxes).any():
-        clean = replace(
-            clean, boxes=boxes, areas=np.where(_area_follows(dataset, boxes), _area(boxes), dataset.areas)
-        )
+        areas = np.where(_area_follows(dataset, boxes), _area(boxes), dataset.areas)
+        clean = replace(clean, boxes=boxes, areas=areas)
     clean = clean.keep_boxes(good_boxes)
     if not good_images.all():
         clean = clean.subset(np.flatnonzero(good_images))
@@ -106,12 +99,12 @@ def _image_problem(dataset: Dataset, kind: str, index: int, what: str = "") -> P
     return Problem(kind, dataset.source.name, f"{detail}: {what}" if what else detail)
 
 
-def _listed_again(dataset: Dataset) -> Iterable[int]:
+def _listed_again(dataset: Dataset) -> list[int]:
     """Indices of images whose file an earlier image has already."""
     if len(set(dataset.files.tolist())) == len(dataset):
         return []
     _, first, inverse = np.unique(dataset.files, return_index=True, return_inverse=True)
-    return [int(index) for index in np.flatnonzero(first[inverse] != np.arange(len(dataset)))]
+    return np.flatnonzero(first[inverse] != np.arange(len(dataset))).tolist()
 
 
 def _check_headers(
@@ -121,12 +114,10 @@ def _check_headers(
     in `good`.
     """
     found, failures = read_sizes(dataset.root, dataset.files.tolist())
-    if failures and len(failures) == len(dataset) and all(kind == MISSING for kind, _ in failures.values()):
-        example = dataset.root / str(dataset.files[0])
+    if len(failures) == len(dataset) and all(kind == MISSING for kind, _ in failures.values()):
         raise DataError(
             f"{dataset.source}: none of its {len(dataset)} images was found; the first was looked for at "
-            f"{example}; "
-            "pass the folder of the images with --images",
+            f"{dataset.path(0)}; pass the folder of the images with --images",
             [*problems, *(_image_problem(dataset, MISSING, index) for index in failures)],
         )
     stated, seen = _known(dataset.sizes), _known(found)
@@ -136,15 +127,11 @@ def _check_headers(
         problems.append(_image_problem(dataset, kind, index, reason))
     for index in np.flatnonzero(differs).tolist():
         (height, width), (said_height, said_width) = found[index].tolist(), dataset.sizes[index].tolist()
-        hint = (
-            " (the annotation ignores the EXIF rotation)"
-            if (height, width) == (said_width, said_height)
-            else ""
-        )
-        what = f"the annotation says {said_width} x {said_height}, the image is {width} x {height}{hint}"
-        problems.append(
-            _image_problem(dataset, "images whose size disagrees with the annotation", index, what)
-        )
+        what = f"the annotation says {said_width} x {said_height}, the image is {width} x {height}"
+        if (height, width) == (said_width, said_height):
+            what += " (the annotation ignores the EXIF rotation)"
+        kind = "images whose size disagrees with the annotation"
+        problems.append(_image_problem(dataset, kind, index, what))
     for index in np.flatnonzero(large).tolist():
         what = f"{found[index, 1]} x {found[index, 0]} pixels, the limit is {max_pixels} (--max-pixels)"
         problems.append(_image_problem(dataset, "images above the limit of pixels", index, what))
@@ -176,9 +163,7 @@ def _check_boxes(
     """-> [M, 4] boxes, cut where that is allowed, and [M] which of them can be used."""
     image = dataset.image_of_box()
     known = measured[image] & _known(sizes)[image]
-    border = np.where(
-        known[:, None], np.tile(sizes[image][:, ::-1], 2), np.inf
-    )  # width, height, width, height
+    border = np.where(known[:, None], sizes[image][:, [1, 0, 1, 0]], np.inf)
     origin = np.where(known, 0.0, -np.inf)[:, None]
     finite: Flags = np.asarray(np.isfinite(dataset.boxes).all(axis=1))
     boxes = np.where(finite[:, None], dataset.boxes, 0.0)
@@ -188,15 +173,15 @@ def _check_boxes(
     vanishes = finite & ~flat & ~outside & _flat(cut)  # lies within the pixel of tolerance
     repeated = _repeated(image, dataset.labels, boxes) & finite
 
-    for kind, where in (
-        ("boxes that are not finite", ~finite),
-        ("boxes without area", flat | vanishes),
-        ("boxes outside the image", outside),
-        ("duplicate boxes", repeated),
-    ):
-        problems += [
-            _box_problem(dataset, kind, row, int(image[row]), sizes) for row in np.flatnonzero(where).tolist()
-        ]
+    faults = {
+        "boxes that are not finite": ~finite,
+        "boxes without area": flat | vanishes,
+        OUTSIDE: outside,
+        "duplicate boxes": repeated,
+    }
+    for kind, where in faults.items():
+        for row in np.flatnonzero(where).tolist():
+            problems.append(_box_problem(dataset, kind, row, int(image[row]), sizes))
     usable = finite & ~repeated & ~_flat(cut)
     return cut, usable if clip else usable & ~outside
 
@@ -229,9 +214,8 @@ def _repeated(image: Integers, labels: Integers, boxes: Floats) -> Flags:
     """[M] true for a box that equals an earlier one of the same image and class."""
     keys = (*boxes.T, labels, image)
     suspects = _of_equal_hash(keys)
-    order = suspects[
-        np.lexsort([key[suspects] for key in keys])
-    ]  # stable: equal boxes stay in the order of the file
+    # stable: equal boxes stay in the order of the file
+    order = suspects[np.lexsort([key[suspects] for key in keys])]
     same = np.ones(max(len(order) - 1, 0), dtype=np.bool_)
     for key in keys:
         same &= key[order][1:] == key[order][:-1]
@@ -241,9 +225,7 @@ def _repeated(image: Integers, labels: Integers, boxes: Floats) -> Flags:
 
 
 def _of_equal_hash(keys: Sequence[Floats | Integers]) -> Integers:
-    """Rows that share a hash of all keys with another row: equal ones do. To sort COCO's 860,000 by six keys
-    would take 0.6 s.
-    """
+    """Rows that share a hash of all keys with another row. To sort COCO's 860,000 by six keys takes 0.6 s."""
     mixed = np.zeros(len(keys[0]), dtype=np.uint64)
     for key in keys:
         mixed ^= (key + key.dtype.type(0)).view(np.uint64)  # -0.0 + 0 is 0.0, which it equals
@@ -257,13 +239,7 @@ def _box_problem(dataset: Dataset, kind: str, row: int, index: int, sizes: Integ
     x1, y1, x2, y2 = dataset.boxes[row].tolist()
     xywh = ", ".join(f"{value:.10g}" for value in (x1, y1, x2 - x1, y2 - y1))
     height, width = sizes[index].tolist()
-    size = f" of {width} x {height}" if kind == "boxes outside the image" else ""
-    what = (
-        f"annotation {dataset.annotation_ids[row]}, image {dataset.image_ids[index]} "
-        f"({dataset.files[index]}){size}"
-    )
+    size = f" of {width} x {height}" if kind == OUTSIDE else ""
+    number, name = dataset.image_ids[index], dataset.files[index]
+    what = f"annotation {dataset.annotation_ids[row]}, image {number} ({name}){size}"
     return Problem(kind, dataset.source.name, f"{what}: [x, y, w, h] = [{xywh}]")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

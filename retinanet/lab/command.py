@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.commands import LabConfig
-from ..config.io import from_json
+from ..config.io import from_json, reading
 from ..config.schema import TrainConfig
 from ..data.splits import open_training
 from ..errors import ConfigError
@@ -103,7 +103,7 @@ def cumulated(folder: Path, source: str, lines: Sequence[Line]) -> tuple[str, st
         raise ConfigError("the weights of this seed were not kept; a study keeps those of its first seed")
     detector = load(folder / "rows" / result["key"])
     config = from_json(TrainConfig, result["config"])
-    validation = open_training(source, config)[1]
+    validation = open_training(source, config.seed, **reading(config))[1]
     shares = figures.cumulative_losses(detector, validation, Criterion(**asdict(config.criterion)))
     figures.fig4(shares, folder / "figures")
     told = []

@@ -20,7 +20,7 @@ from typing import Any
 from ..commands.train import resume_run
 from ..commands.train import run as train
 from ..config.commands import LabConfig, ResumeConfig
-from ..config.io import check, flat, override, to_json
+from ..config.io import check, flat, override, reading, to_json
 from ..config.schema import TrainConfig
 from ..data.dataset import Dataset
 from ..data.splits import open_training
@@ -98,9 +98,7 @@ def run(name: str, source: str, config: LabConfig) -> Path:
     results: list[list[dict[str, Any]]] = [[] for _ in rows]
     for seed in seeds:  # all rows of one seed first, so that a study which is stopped has a table
         with quiet():
-            data = open_training(
-                source, replace(study.base, seed=seed)
-            )  # without a validation split the seed draws one
+            data = open_training(source, seed, **reading(study.base))
         for row, kept in zip(rows, results, strict=True):
             kept.append(once(study, row, seed, data))
         about = {
@@ -154,7 +152,7 @@ def begin(source: str, config: LabConfig) -> Study:
     folder = config.train.out or Path("runs") / f"lab-{Path(source).resolve().stem}"
     device = pick_device(base.device)
     base = resolve_config(base, device)
-    training, validation = open_training(source, base)
+    training, validation = open_training(source, base.seed, **reading(base))
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "budgets.json"
     budgets: dict[str, int] = json.loads(known.read_text()) if known.exists() else {}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.io import reading
 from ..config.schema import TrainConfig
 from ..data.dataset import Dataset, Floats, Integers
 from ..data.loader import Batch
@@ -77,7 +78,7 @@ def dry_run(source: str | Path, config: TrainConfig) -> None:
     device = pick_device(config.device)
     with process_group(), explain_errors():
         config = resolve_config(config, device)
-        training, validation = open_training(source, config)
+        training, validation = open_training(source, config.seed, **reading(config))
         config = resolve_auto_batch(config, training, validation, device)
         log.info(
             "%d images to train on, %d to validate on; %s", len(training), len(validation), describe(device)

@@ -11,7 +11,7 @@ import torch
 from helpers import rows
 
 import retinanet
-from retinanet.config.io import override
+from retinanet.config.io import override, reading
 from retinanet.config.presets import preset
 from retinanet.data.sampler import Sampler
 from retinanet.data.scenes import write_scenes
@@ -139,7 +139,7 @@ def test_a_budget_below_one_step_says_so(scenes, tmp_path):
 
 def test_the_probe_leaves_no_trace(scenes):
     config = resolve_config(override(preset("tiny"), SMALL), torch.device("cpu"))
-    session = build_state(config, *open_training(scenes, config), torch.device("cpu"))
+    session = build_state(config, *open_training(scenes, config.seed, **reading(config)), torch.device("cpu"))
     before = {name: value.clone() for name, value in session.model.state_dict().items()}
     plan.probe(session)
     assert all(torch.equal(before[name], value) for name, value in session.model.state_dict().items())
@@ -153,7 +153,7 @@ def test_training_may_look_at_smaller_pictures_than_the_model_answers_for(scenes
     config = resolve_config(
         override(preset("tiny"), {**SMALL, "scale": 96, "train_scale": 64}), torch.device("cpu")
     )
-    session = build_state(config, *open_training(scenes, config), torch.device("cpu"))
+    session = build_state(config, *open_training(scenes, config.seed, **reading(config)), torch.device("cpu"))
     assert next(session.batches(0, 1)).images.shape[-2] == 64
     assert session.detector().preprocess.size(96, 128) == (96, 128)
 
@@ -162,14 +162,14 @@ def test_without_a_validation_split_a_tenth_is_held_out(tmp_path, caplog):
     data = write_scenes(tmp_path / "data", {"train": 20}, size=(64, 64), seed=1, across=(16, 48))
     config = override(preset("tiny"), SMALL)
     with caplog.at_level("INFO", "retinanet"):
-        training, validation = open_training(data, config)
+        training, validation = open_training(data, config.seed, **reading(config))
     assert (len(training), len(validation)) == (18, 2)
     assert not set(training.files) & set(validation.files)
     assert "held out" in caplog.text
 
 
 def test_test_is_never_trained_on_nor_selected_by(scenes):
-    training, validation = open_training(scenes, preset("tiny"))
+    training, validation = open_training(scenes, 0)
     assert (training.split, validation.split) == ("train", "val")
 
 
@@ -181,7 +181,7 @@ def test_problems_of_both_splits_are_listed_at_once(tmp_path):
         index["annotations"][0]["bbox"][2] = 0
         file.write_text(json.dumps(index))
     with pytest.raises(DataError) as caught:
-        open_training(data, preset("tiny"))
+        open_training(data, 0)
     assert len(caught.value.problems) == 2
     assert "--invalid drop" in str(caught.value)
 

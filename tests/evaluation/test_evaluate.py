@@ -94,11 +94,11 @@ def test_metrics_do_not_depend_on_the_batch(trained, scenes):
 @pytest.mark.parametrize("split", ["valid", "tst"])
 def test_an_unknown_split_names_the_known(scenes, split):
     with pytest.raises(ConfigError, match="unknown split"):
-        splits.open_split(scenes, split, None, None, "error", 10**8)
+        splits.open_split(scenes, split)
 
 
 def test_without_a_split_validation_is_meant(scenes):
-    assert splits.open_split(scenes, None, None, None, "error", 10**8).split == "val"
+    assert splits.open_split(scenes, None).split == "val"
 
 
 def test_classes_are_matched_by_name_and_not_by_number(scenes):
@@ -142,7 +142,7 @@ def test_sparse_category_ids_go_in_and_come_out(trained, scenes, tmp_path):
 @pytest.mark.parametrize("normalize", ["step", "image"])
 def test_the_losses_of_a_split_do_not_depend_on_the_batch(trained, scenes, normalize):
     detector, criterion = retinanet.load(trained, device="cpu"), Criterion(normalize=normalize)
-    data = splits.open_split(scenes, "val", None, None, "error", 10**8)
+    data = splits.open_split(scenes, "val")
     one, three = (engine.evaluate(detector, data, batch, criterion=criterion).losses for batch in (1, 3))
     assert one == pytest.approx(three, rel=1e-4)
     assert set(one) == {"class_loss", "box_loss"}

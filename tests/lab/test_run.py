@@ -126,7 +126,7 @@ def test_minutes_become_iterations_once(scenes, tmp_path, monkeypatch):
 
 
 def test_rows_differ_by_what_is_learned_and_by_nothing_else(scenes, tmp_path):
-    data = study.open_training(str(scenes), config(tmp_path).train)
+    data = study.open_training(str(scenes), 0)
     base = config(tmp_path).train
 
     def key(seed=0, iterations=2, **changes):

@@ -8,7 +8,7 @@ import torch
 from helpers import CPU, SMALL, session_of
 
 from retinanet.cli import main
-from retinanet.config.io import override
+from retinanet.config.io import override, reading
 from retinanet.config.presets import preset
 from retinanet.data.scenes import write_scenes
 from retinanet.data.splits import open_training
@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 def fitted(data, **settings):
     config = resolve_config(override(preset("tiny"), {**SMALL, "batch": "auto", **settings}), CPU)
-    return cost.resolve_auto_batch(config, *open_training(data, config), CPU)
+    return cost.resolve_auto_batch(config, *open_training(data, config.seed, **reading(config)), CPU)
 
 
 def test_what_autograd_keeps_is_counted_once_each():

@@ -22,7 +22,10 @@ from ..dataset import NO_TEXT, Columns, Dataset, is_text
 from ..images import is_image
 from .format import SPLITS, Read, split_of, subfolders
 
-HOLDS = "Annotations/*.xml with ImageSets/Main/*.txt, or *.xml beside the images, here or in train/, valid/, test/"
+HOLDS = (
+    "Annotations/*.xml with ImageSets/Main/*.txt, or *.xml beside the images, here or in train/, valid/, "
+    "test/"
+)
 
 Box = tuple[float, float, float, float]
 
@@ -142,7 +145,7 @@ def _text(file: Path) -> str:
 
 
 class _Images:
-    """Finds the image of an XML file, by one listing of the folder: to ask the disk for each suffix is slow."""
+    """Finds the image of an XML file in one listing of the folder: asking for each suffix is slow."""
 
     def __init__(self, folder: Path, top: Path) -> None:
         self.prefix = "" if folder == top else folder.relative_to(top).as_posix() + "/"

@@ -1,5 +1,5 @@
-"""YOLO text files -> columns: a line `class cx cy w h` an object, in fractions of the image, in labels/ beside
-images/. A line with more corners is a polygon, and stands for the box around it.
+"""YOLO text files in labels/ beside images/ -> columns: a line `class cx cy w h` an object, in fractions of
+the image. A line with more corners is a polygon, and stands for the box around it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ HOLDS = "data.yaml, or images/ with labels/, here or in train/, valid/, test/"
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 SLACK = 0.01
-"""How far a fraction may lie outside 0..1 before it is taken for a pixel and refused. `validate` judges the rest.
-"""
+"""How far a fraction may lie outside 0..1; beyond, it is taken for a pixel and refused."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def read_yaml(file: Path) -> YoloFile:
 
 
 def _words(content: dict[str, Any], key: str, file: Path) -> list[str]:
-    """An entry that is a path, or a list of them. Nothing else is quoted: few aliases can stand for gigabytes."""
+    """An entry that is a path, or a list of them. Nothing else is quoted: aliases can stand for gigabytes."""
     entry = content.get(key) or []
     parts: list[Any] = entry if isinstance(entry, list) and key != "path" else [entry] if entry else []
     if not all(isinstance(part, str) and is_text(part) and "\0" not in part for part in parts):
@@ -247,7 +246,7 @@ def _walk(folder: Path, top: Path) -> list[str]:
 
 
 def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
-    """The images of a text file, one a line; relative ones start at the file's folder or at the data folder."""
+    """The images of a text file, one a line; relative ones start at the file's folder or the data folder."""
     found = []
     for number, line in enumerate(_lines(file), start=1):
         name = line.strip().replace("\\", "/")
