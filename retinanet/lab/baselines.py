@@ -1,4 +1,4 @@
-"""The detectors of Table 2 that are trained beside ours: torchvision's SSD and Faster R-CNN."""
+"""The baselines of Table 2, trained beside RetinaNet: torchvision's SSD and Faster R-CNN."""
 
 from __future__ import annotations
 
@@ -8,114 +8,98 @@ import math
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import GroupNorm, freeze_batch_norm_2d
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from ..config.io import from_json
 from ..config.schema import ModelConfig, TrainConfig
 from ..data.augment import Augment
 from ..data.dataset import Dataset
-from ..data.images import MAX_PIXELS, read_image
-from ..data.loader import Batch, evaluation_batches, training_batches
+from ..data.images import read_image
+from ..data.loader import Batch, training_batches
 from ..data.sampler import Sampler, random_seed, repeat_factors
 from ..device import autocast, describe, explain_errors, pick_device
 from ..errors import ConfigError, DivergenceError, unknown_name_error
-from ..evaluation.coco import coco_metrics
-from ..evaluation.results import collect
+from ..evaluation.evaluate import evaluate
+from ..inference.detector import Detector
 from ..model.backbone import Backbone
 from ..model.fuse_bn import freeze_folded
 from ..model.preprocess import Preprocess
 from ..model.retinanet import stride2_conv
-from ..structures import Detections, Targets
+from ..structures import Targets
 from ..training.diagnose import WATCHED, NonFiniteWatch
 from ..training.log import TrainLog, log_file
 from ..training.optim import EMA, build_optimizer, lr_factor, scaled_rate
 from ..training.setup import resolve_config
-from ..weights.checkpoint import load_plain, preprocess_of, save_plain
+from ..weights.checkpoint import load_plain, postprocess_of, preprocess_of, save_plain
 
 log = logging.getLogger("retinanet")
 
+FILE = "baseline.pt"
+"""The weights of a baseline, in the folder of its row."""
 
 FORMAT = 1
 
 
-class Rival:
-    """A rival with what it needs to answer, as `Detector` is for ours.
+@dataclass
+class Runtime:
+    """A baseline that takes the place of network and post-processing in a `Detector`."""
 
-    name        of RIVALS
-    config      backbone, pictures, thresholds
-    names       the K class names
-    """
+    model: nn.Module
+    preprocess: Preprocess
+    device: torch.device
+    precision: str
 
-    def __init__(
-        self,
-        name: str,
-        config: ModelConfig,
-        names: Sequence[str],
-        model: nn.Module,
-        device: torch.device,
-        precision: str = "fp32",
-    ) -> None:
-        self.name, self.config, self.names, self.device, self.precision = (
-            name,
-            config,
-            tuple(names),
-            device,
-            precision,
-        )
-        self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.preprocess: Preprocess = preprocess_of(config)
-
-    def answer(self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[Detections]:
-        """Padded uint8 images [B, 3, H, W], sizes [B, 2] -> detections in pixels of the originals (height,
-        width).
-        """
-        with torch.inference_mode():
-            normalized = self.preprocess.normalize(images.to(self.device), sizes.to(self.device))
-            with autocast(self.precision, self.device):
-                found = self.model(Pictures(normalized, sizes))
-        answers = []
-        for one, size, (height, width) in zip(found, sizes.tolist(), originals, strict=True):
-            limit = torch.tensor([width, height] * 2, dtype=torch.float32)
-            scaled = one["boxes"].float().cpu() * (limit / torch.tensor([size[1], size[0]] * 2))
-            labels = one["labels"].cpu() - BACKGROUND[self.name]
-            answers.append(
-                Detections(torch.minimum(scaled, limit), one["scores"].float().cpu(), labels, self.names)
-            )
-        return answers
-
-    def save(self, path: Path) -> None:
-        """Weights and settings, for `load_rival`."""
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-        settings = {"name": self.name, "model": asdict(self.config), "names": list(self.names)}
-        save_plain(path, {"format": FORMAT, **settings, "weights": weights})
+    def answer(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Padded uint8 images [B, 3, H, W], sizes [B, 2] -> boxes, scores and labels of each."""
+        normalized = self.preprocess.normalize(images.to(self.device), sizes.to(self.device))
+        with autocast(self.precision, self.device):
+            found = self.model(Padded(normalized, sizes))
+        return [(one["boxes"].float(), one["scores"].float(), one["labels"] - 1) for one in found]
 
 
-def load_rival(path: Path, device: str = "auto", precision: str = "fp32") -> Rival:
-    """A rival from the file that `train_rival` left; CheckpointError when there is none."""
+def detector_of(
+    model: nn.Module, config: ModelConfig, names: Sequence[str], device: torch.device, precision: str = "fp32"
+) -> Detector:
+    """The detector with a baseline as its network; its category ids are 1 to K, since no study uses them."""
+    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    preprocess, ids = preprocess_of(config), range(1, len(names) + 1)
+    runtime = Runtime(model, preprocess, device, precision)
+    return Detector(
+        runtime, preprocess, postprocess_of(config), names, ids, device=device, precision=precision
+    )
+
+
+def load_baseline(path: Path, device: str = "auto", precision: str = "fp32") -> Detector:
+    """A baseline from the file that `train_baseline` left; CheckpointError when there is none."""
     content = load_plain(path, FORMAT)
     config = from_json(ModelConfig, content["model"])
-    model = build_rival(content["name"], config, len(content["names"]))
+    model = build_baseline(content["name"], config, len(content["names"]))
     model.load_state_dict(content["weights"])
-    return Rival(content["name"], config, content["names"], model, pick_device(device), precision)
+    return detector_of(model, config, content["names"], pick_device(device), precision)
 
 
 @dataclass
-class Lesson:
-    """What the steps of a rival's training share."""
+class BaselineState:
+    """What the steps of a baseline's training share.
+
+    preprocess  of the training images
+    broken      1 from the first step on whose loss or gradient is not finite, else 0; on the device, where it
+                stops all updates
+    """
 
     name: str
     config: TrainConfig
@@ -124,110 +108,98 @@ class Lesson:
     optimizer: torch.optim.Optimizer
     sampler: Sampler
     preprocess: Preprocess
-    """How training wants its pictures."""
     device: torch.device
     broken: Tensor
-    """1 from the first step on whose loss or gradient is not finite, else 0; on the device, where it stops
-    all updates.
-    """
-
-    @property
-    def shipped(self) -> nn.Module:
-        """The model that is measured: the running average, or the model itself."""
-        return self.average.model if self.average else self.model
 
 
-def train_rival(
+def train_baseline(
     name: str, data: tuple[Dataset, Dataset], config: TrainConfig, iterations: int, folder: Path
 ) -> dict[str, Any]:
-    """Train a rival as `train` trains ours, for so many iterations, and measure it on the validation split.
+    """Train a baseline as `train` trains RetinaNet, for so many iterations, and evaluate it.
 
     data     training and validation split
-    folder   gets metrics.jsonl, plots, log.txt and rival.pt, the weights; what an earlier try left there is
-             overwritten
-    returns  metrics (COCO's twelve), milliseconds a picture (fp32, see `milliseconds`), parameters in
-             millions, iterations, and
-             images_per_second in training, which is the median of the lines of metrics.jsonl
+    folder   gets metrics.jsonl, plots, log.txt and the weights; files of an earlier try are overwritten
+    returns  metrics (COCO's twelve), milliseconds per image (fp32), parameters in millions, iterations, and
+             images_per_second in training, the median of the lines of metrics.jsonl
 
-    The same seed gives the same losses on a CPU. DivergenceError when a loss is not finite, as with ours.
+    The same seed gives the same losses on a CPU. DivergenceError when a loss is not finite.
     """
     training, validation = data
     device = pick_device(config.device)
     config = resolve_config(config, device)
     folder.mkdir(parents=True, exist_ok=True)
     with explain_errors(), log_file(folder):
-        lesson = begin(name, training, config, device)
+        state = setup(name, training, config, device)
         record = TrainLog(folder)
         log.info("%s: %d iterations on %s", name, iterations, describe(device))
         try:
-            learn(lesson, training, iterations, record)
+            train(state, training, iterations, record)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"a step of {name} does not fit in the GPU's memory; lower --batch or --scale, for all rows"
             ) from error
-        rival = Rival(name, config.model, validation.names, lesson.shipped, device, config.precision)
-        rival.save(folder / "rival.pt")
-        metrics = measure(rival, validation, config.workers or 0, config.max_pixels)
+        model = state.average.model if state.average else state.model
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        about = {"name": name, "model": asdict(config.model), "names": list(validation.names)}
+        save_plain(folder / FILE, {"format": FORMAT, **about, "weights": weights})
+        detector = detector_of(model, config.model, validation.names, device, config.precision)
+        found = evaluate(detector, validation, workers=config.workers or 0, max_pixels=config.max_pixels)
+        metrics = found.metrics.numbers
         record.row("val", iterations, **metrics)
         record.plot()
         log.info("%s: AP %.3f in validation", name, metrics["AP"] or 0.0)
-        rival.precision = "fp32"
+        detector = detector_of(model, config.model, validation.names, device)
+        speeds = [row["images_per_second"] for row in record.rows if row["kind"] == "train"]
         return {
             "metrics": metrics,
-            "milliseconds": milliseconds(rival, validation),
-            "parameters": sum(parameter.numel() for parameter in rival.model.parameters()) / 1e6,
+            "milliseconds": timings([detector], validation)[0],
+            "parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
             "iterations": iterations,
-            "images_per_second": statistics.median(
-                row["images_per_second"] for row in record.rows if row["kind"] == "train"
-            ),
+            "images_per_second": statistics.median(speeds),
         }
 
 
-def begin(name: str, training: Dataset, config: TrainConfig, device: torch.device) -> Lesson:
-    """Weights, optimiser and average from the seed, as `new_session` has them."""
+def setup(name: str, training: Dataset, config: TrainConfig, device: torch.device) -> BaselineState:
+    """Weights, optimiser and average from the seed, as `build_state` has them."""
     if config.init_model is not None or not isinstance(config.batch, int):
         raise ConfigError(
-            "rivals start from ImageNet weights or from scratch, with a batch that is a number: no --init, "
-            "no --batch auto"
+            "baselines start from ImageNet weights or from scratch, with a batch that is a number: no --init "
+            "MODEL, no --batch auto"
         )
     torch.manual_seed(config.seed)
-    model = build_rival(name, config.model, len(training.names))
+    model = build_baseline(name, config.model, len(training.names))
     if config.init == "imagenet":
         backbone = model.get_submodule("backbone.body")
         assert isinstance(backbone, Backbone)
         backbone.load_imagenet()
         backbone.freeze()
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    average = EMA(model, copy.deepcopy(model), config.ema) if config.ema else None
-    optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
     preprocess = preprocess_of(config.model, config.train_scale)
     repeats = repeat_factors(training, config.repeat_threshold) if config.repeat_threshold else None
-    sampler = Sampler(training.sizes, config.batch, config.seed, preprocess, repeats)
-    return Lesson(
-        name, config, model, average, optimizer, sampler, preprocess, device, torch.zeros((), device=device)
+    return BaselineState(
+        name=name,
+        config=config,
+        model=model,
+        average=EMA(model, copy.deepcopy(model), config.ema) if config.ema else None,
+        optimizer=build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay),
+        sampler=Sampler(training.sizes, config.batch, config.seed, preprocess, repeats),
+        preprocess=preprocess,
+        device=device,
+        broken=torch.zeros((), device=device),
     )
 
 
-def learn(lesson: Lesson, training: Dataset, iterations: int, record: TrainLog) -> None:
-    """All steps, and a line of metrics.jsonl now and then, where DivergenceError comes up too."""
-    config, watch = lesson.config, NonFiniteWatch(lesson.device)
-    base = scaled_rate(config.lr, lesson.sampler.batch, config.lr_batch, config.optimizer)
-    augment, pin = Augment(config.flip, config.jitter, config.photometric), lesson.device.type == "cuda"
-    pictures = (
-        training,
-        lesson.preprocess,
-        augment,
-        lesson.sampler,
-        0,
-        iterations,
-        config.workers or 0,
-        pin,
-        config.max_pixels,
-    )
+def train(state: BaselineState, training: Dataset, iterations: int, record: TrainLog) -> None:
+    """All steps, with a line of metrics.jsonl now and then; DivergenceError comes with such a line."""
+    config, watch = state.config, NonFiniteWatch(state.device)
+    base = scaled_rate(config.lr, state.sampler.batch, config.lr_batch, config.optimizer)
+    augment, pin = Augment(config.flip, config.jitter, config.photometric), state.device.type == "cuda"
+    loading = (0, iterations, config.workers or 0, pin, config.max_pixels)
+    batches = training_batches(training, state.preprocess, augment, state.sampler, *loading)
     seen, clock = 0, time.perf_counter()
-    for iteration, batch in enumerate(training_batches(*pictures)):
+    for iteration, batch in enumerate(batches):
         rate = base * lr_factor(iteration, iterations, config.warmup, config.schedule)
-        numbers = step(lesson, batch, iteration, rate)
+        numbers = step(state, batch, iteration, rate)
         watch.note(iteration, numbers)
         seen, done = seen + len(batch), iteration + 1
         if done % config.log_every and done < iterations:
@@ -237,151 +209,92 @@ def learn(lesson: Lesson, training: Dataset, iterations: int, record: TrainLog) 
         record.row("train", done, **values, lr=rate, images_per_second=speed)
         log.info("%d/%d  loss %.3f  lr %.2g  %.1f images/s", done, iterations, values["loss"], rate, speed)
         if watch.seen():
-            wrong = [
-                name
-                for name, value in zip(WATCHED, watch.values.tolist(), strict=True)
-                if not math.isfinite(value)
-            ]
-            raise DivergenceError(
-                f"{lesson.name}, iteration {int(watch.first) + 1}: {' and '.join(wrong)} not finite"
-            )
+            found = zip(WATCHED, watch.values.tolist(), strict=True)
+            wrong = " and ".join(name for name, value in found if not math.isfinite(value))
+            raise DivergenceError(f"{state.name}, iteration {int(watch.first) + 1}: {wrong} not finite")
         seen, clock = 0, time.perf_counter()
 
 
-def step(lesson: Lesson, batch: Batch, iteration: int, rate: float) -> dict[str, Tensor]:
-    """One optimiser step on the sum of the rival's losses; what it draws follows from the seed and the
-    iteration.
-    """
-    config, model = lesson.config, lesson.model
-    for group in lesson.optimizer.param_groups:
+def step(state: BaselineState, batch: Batch, iteration: int, rate: float) -> dict[str, Tensor]:
+    """One optimiser step on the sum of the losses; its random samples follow from seed and iteration."""
+    config, model = state.config, state.model
+    for group in state.optimizer.param_groups:
         group["lr"] = rate
     sizes = batch.targets.sizes
-    batch = batch.to(lesson.device)
-    images = lesson.preprocess.normalize(batch.images, batch.targets.sizes)
-    torch.manual_seed(
-        random_seed(config.seed, iteration, 2)
-    )  # the samples of Faster R-CNN come from torch's own generator
-    with autocast(config.precision, lesson.device):
-        losses = model(Pictures(images, sizes), truth(batch.targets, BACKGROUND[lesson.name]))
+    batch = batch.to(state.device)
+    images = state.preprocess.normalize(batch.images, batch.targets.sizes)
+    torch.manual_seed(random_seed(config.seed, iteration, 2))  # Faster R-CNN samples by torch's own generator
+    with autocast(config.precision, state.device):
+        losses = model(Padded(images, sizes), as_torchvision(batch.targets))
     boxes = torch.stack([loss for name, loss in losses.items() if "box" in name]).sum()
-    classes = torch.stack(
-        [loss for name, loss in losses.items() if "box" not in name]
-    ).sum()  # and objectness
-    lesson.optimizer.zero_grad(set_to_none=True)
+    classes = torch.stack([loss for name, loss in losses.items() if "box" not in name]).sum()
+    state.optimizer.zero_grad(set_to_none=True)
     (classes + boxes).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if config.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.max_grad_norm, norm)
-    lesson.broken = torch.maximum(lesson.broken, (~torch.isfinite(norm + classes + boxes)).float())
-    lesson.optimizer.found_inf = lesson.broken  # type: ignore[attr-defined]
-    lesson.optimizer.step()
-    if lesson.average is not None:
-        lesson.average.update()
+    state.broken = torch.maximum(state.broken, (~torch.isfinite(norm + classes + boxes)).float())
+    state.optimizer.found_inf = state.broken  # type: ignore[attr-defined]
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update()
     parts = {"loss": classes + boxes, "class_loss": classes, "box_loss": boxes, "gradient_norm": norm}
     return {name: value.detach() for name, value in parts.items()}
 
 
-def truth(targets: Targets, background: int) -> list[dict[str, Tensor]]:
-    """What torchvision calls the targets: per picture boxes [G, 4] and labels [G], beginning at
-    `background`.
-    """
+def as_torchvision(targets: Targets) -> list[dict[str, Tensor]]:
+    """Per image boxes [G, 4] and labels [G] as torchvision wants them: 0 is the background, no padding."""
     real = targets.labels >= 0
     rows = zip(targets.boxes, targets.labels, real, strict=True)
-    return [{"boxes": boxes[mask], "labels": labels[mask] + background} for boxes, labels, mask in rows]
+    return [{"boxes": boxes[mask], "labels": labels[mask] + 1} for boxes, labels, mask in rows]
 
 
-def measure(
-    rival: Rival, data: Dataset, workers: int = 0, max_pixels: int = MAX_PIXELS
-) -> dict[str, float | None]:
-    """COCO's twelve numbers of a rival's answers for every picture of `data`."""
-    answers: dict[int, Detections] = {}
-    for batch in evaluation_batches(
-        data, rival.preprocess, 8, workers, rival.device.type == "cuda", max_pixels
-    ):
-        indices = batch.indices.tolist()
-        originals = [(int(height), int(width)) for height, width in data.sizes[indices]]
-        answers |= zip(indices, rival.answer(batch.images, batch.targets.sizes, originals), strict=True)
-    return coco_metrics(data, collect(data, [answers[index] for index in range(len(data))])).numbers
-
-
-class Answering(Protocol):
-    """What can be timed: our `Detector`, or a `Rival`."""
-
-    preprocess: Preprocess
-    device: torch.device
-
-    def answer(self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[Detections]:
-        """A padded batch -> its detections."""
-
-
-def milliseconds(detector: Answering, data: Dataset, pictures: int = 10) -> float:
-    """Time for one picture of `data`, see `timings`."""
-    return timings([detector], data, pictures)[0]
-
-
-def timings(detectors: Sequence[Answering], data: Dataset, pictures: int = 10) -> list[float]:
-    """Median milliseconds a picture of each detector, batch 1, taking turns so that a busy machine slows all
+def timings(detectors: Sequence[Detector], data: Dataset, images: int = 10) -> list[float]:
+    """Median milliseconds per image of each detector, batch 1, taking turns so that a busy machine slows all
     of them alike.
 
-    From the decoded and resized picture in memory to boxes in its own pixels: normalising, the network,
-    choosing the answers. Each
-    picture is answered once before it is timed; a data set of fewer than `pictures` is gone through several
-    times.
+    The time is that from the resized image in memory to boxes in its own pixels: normalising, the network,
+    post-processing. Each image runs once before it is timed. A data set of fewer than `images` images is gone
+    through several times.
     """
-    chosen = range(min(pictures, len(data)))
-    images = [read_image(data.path(index)) for index in chosen]
+    chosen = range(min(images, len(data)))
+    decoded = [read_image(data.path(index)) for index in chosen]
     times: list[list[float]] = [[] for _ in detectors]
-    for lap in range(1 + -(-pictures // len(chosen))):
-        for image in images:
+    for lap in range(1 + -(-images // len(chosen))):
+        for image in decoded:
+            original = [(image.shape[1], image.shape[2])]
             for detector, kept in zip(detectors, times, strict=True):
                 prepared, sizes = detector.preprocess.stack([detector.preprocess.resized(image)])
                 clock = time.perf_counter()
-                detector.answer(
-                    prepared, sizes, [(image.shape[1], image.shape[2])]
-                )  # on the CPU in the end: it waits for the device
+                detector.answer(prepared, sizes, original)  # ends on the CPU, so it waits for the device
                 if lap:
                     kept.append(1000 * (time.perf_counter() - clock))
     return [statistics.median(kept) for kept in times]
 
 
-SSD_SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
-"""Sides of SSD300's default boxes by level, in sides of the padded picture (torchvision's, for COCO); the
-last serves the sixth level.
-"""
-
-SSD_RATIOS = ([2], [2, 3], [2, 3], [2, 3], [2], [2])
-
-SSD_EXTRA = (512, 256, 256)
-"""Widths of the maps at 1/64, 1/128 and 1/256."""
-
-
-class Pictures(ImageList):
-    """A padded and normalised batch [B, 3, H, W] in the place of a list of pictures; `sizes` [B, 2] are
-    theirs without the padding.
+class Padded(ImageList):
+    """A padded and normalised batch [B, 3, H, W] in the place of torchvision's list of images; `sizes` [B, 2]
+    are those without the padding.
     """
 
     def __init__(self, images: Tensor, sizes: Tensor) -> None:
         super().__init__(images, [(int(height), int(width)) for height, width in sizes.tolist()])
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (
-            image[:, :height, :width]
-            for image, (height, width) in zip(self.tensors, self.image_sizes, strict=True)
-        )
+        for image, (height, width) in zip(self.tensors, self.image_sizes, strict=True):
+            yield image[:, :height, :width]
 
 
 class Untouched(nn.Module):
-    """In the place of torchvision's transform: `Pictures` are resized, normalised and padded, and answers
-    stay in their pixels.
-    """
+    """In the place of torchvision's transform: `Padded` images need none, and boxes stay in their pixels."""
 
-    def forward(self, pictures: Pictures, targets: Any = None) -> tuple[Pictures, Any]:
+    def forward(self, images: Padded, targets: Any = None) -> tuple[Padded, Any]:
         """Both as they are."""
-        return pictures, targets
+        return images, targets
 
-    def postprocess(self, answers: Any, sizes: Any, originals: Any) -> Any:
-        """The answers as they are; `Rival.answer` knows the originals."""
-        return answers
+    def postprocess(self, detections: Any, sizes: Any, originals: Any) -> Any:
+        """The detections as they are; `Detector` knows the originals."""
+        return detections
 
 
 class FinerBackbone(Backbone):
@@ -395,17 +308,11 @@ class FinerBackbone(Backbone):
         quarters = [i for i, level in enumerate(info.info) if level["reduction"] == 4]
         if not quarters:
             raise ConfigError(
-                f"backbone {name!r} has no map at 1/4 of the picture, where the pyramid of Faster R-CNN "
-                f"begins"
+                f"backbone {name!r} has no map at 1/4 of the image, where the pyramid of Faster R-CNN begins"
             )
         layers: dict[str, Any] = {"norm_layer": GroupNorm} if norm == "group" else {}
-        body = timm.create_model(
-            name,
-            features_only=True,
-            out_indices=[quarters[-1], *info.out_indices],
-            pretrained=False,
-            **layers,
-        )
+        indices = [quarters[-1], *info.out_indices]
+        body = timm.create_model(name, features_only=True, out_indices=indices, pretrained=False, **layers)
         body = freeze_batch_norm_2d(body) if norm == "frozen" else body
         for layer in body.modules():
             if hasattr(layer, "running_var"):
@@ -420,8 +327,8 @@ class FinerBackbone(Backbone):
 
 
 class Maps(nn.Module):
-    """images [B, 3, H, W] -> the maps that a head sees, by name: those of `body`, through `neck`;
-    `out_channels` tells their width.
+    """images [B, 3, H, W] -> the maps that a head sees: those of `body`, through `neck`; `out_channels` is
+    their width.
     """
 
     def __init__(self, body: Backbone, neck: nn.Module, out_channels: int | list[int]) -> None:
@@ -430,19 +337,13 @@ class Maps(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Finest first, named "0", "1", ... as torchvision's RoI pooling expects them."""
-        maps: dict[str, Tensor] = self.neck(
-            OrderedDict((str(i), level) for i, level in enumerate(self.body(images)))
-        )
+        maps: dict[str, Tensor] = self.neck(numbered(self.body(images)))
         return maps
 
 
-class P6P7(LastLevelP6P7):
-    """torchvision's, always on C5, with the care of `halved`."""
-
-    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        """P3..P5, C3..C5 and the names of the levels -> P3..P7 and theirs."""
-        p6 = stride2_conv(self.p6, c[-1])
-        return [*p, p6, stride2_conv(self.p7, F.relu(p6))], [*names, "p6", "p7"]
+def numbered(levels: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+    """Maps by the names "0", "1", ..."""
+    return OrderedDict((str(i), level) for i, level in enumerate(levels))
 
 
 class Coarser(nn.Module):
@@ -468,109 +369,72 @@ class Coarser(nn.Module):
         levels = list(maps.values())
         for narrow, halve in zip(self.narrow, self.halve, strict=True):
             levels.append(F.relu(stride2_conv(halve, F.relu(narrow(levels[-1])))))
-        return OrderedDict((str(i), level) for i, level in enumerate(levels))
+        return numbered(levels)
 
 
 def faster_rcnn_fpn(config: ModelConfig, classes: int) -> nn.Module:
-    """Faster R-CNN on P2..P6. As in the FPN paper: anchors of one size a level, twice as many pixels from
-    level to level.
+    """Faster R-CNN on P2..P6. As in the FPN paper each level has anchors of one size, which doubles from
+    level to level; 32 px are on P2, where RetinaNet has them on P3.
     """
-    body = FinerBackbone(
-        config.network.backbone,
-        config.network.backbone_norm,
-        config.network.backbone_eps,
-        config.network.backbone_stride,
-    )
-    neck = FeaturePyramidNetwork(body.channels, config.network.channels, LastLevelMaxPool())
-    # 32 px on P2 where ours are 32 px on P3
-    anchors = AnchorGenerator(
-        tuple((config.network.anchor_size * 8 * 2**level,) for level in range(5)),
-        (config.network.anchor_ratios,) * 5,
-    )
-    answers = {
-        "box_score_thresh": config.postprocess.score_threshold,
-        "box_detections_per_img": config.postprocess.max_detections,
-    }
+    net, post = config.network, config.postprocess
+    body = FinerBackbone(net.backbone, net.backbone_norm, net.backbone_eps, net.backbone_stride)
+    neck = FeaturePyramidNetwork(body.channels, net.channels, LastLevelMaxPool())
+    sizes = tuple((net.anchor_size * 8 * 2**level,) for level in range(5))
     model: nn.Module = FasterRCNN(
-        Maps(body, neck, config.network.channels), classes + 1, rpn_anchor_generator=anchors, **answers
+        Maps(body, neck, net.channels),
+        classes + 1,
+        rpn_anchor_generator=AnchorGenerator(sizes, (net.anchor_ratios,) * 5),
+        box_score_thresh=post.score_threshold,
+        box_detections_per_img=post.max_detections,
     )
     return model
+
+
+SSD_SCALES = [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05]
+"""Sides of SSD300's default boxes by level, in sides of the padded image (torchvision's, for COCO); the last
+serves the sixth level."""
+
+SSD_RATIOS = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
+
+SSD_EXTRA = (512, 256, 256)
+"""Widths of the maps at 1/64, 1/128 and 1/256."""
 
 
 def ssd(config: ModelConfig, classes: int) -> nn.Module:
-    """SSD on C3..C5 and three coarser maps, with the default boxes of SSD300: shares of the padded picture,
+    """SSD on C3..C5 and three coarser maps, with the default boxes of SSD300: shares of the padded image,
     whatever `anchor_size` is.
     """
-    body = Backbone(
-        config.network.backbone,
-        config.network.backbone_norm,
-        config.network.backbone_eps,
-        config.network.backbone_stride,
-    )
-    maps = Maps(body, Coarser(body.channels[-1]), [*body.channels, *SSD_EXTRA])
-    boxes = DefaultBoxGenerator(list(SSD_RATIOS), scales=list(SSD_SCALES))
-    answers = {
-        "score_thresh": config.postprocess.score_threshold,
-        "detections_per_img": config.postprocess.max_detections,
-    }
+    net, post, scale = config.network, config.postprocess, config.preprocess.scale
+    body = Backbone(net.backbone, net.backbone_norm, net.backbone_eps, net.backbone_stride)
     model: nn.Module = SSD(
-        maps, boxes, (config.preprocess.scale, config.preprocess.scale), classes + 1, **answers
+        Maps(body, Coarser(body.channels[-1]), [*body.channels, *SSD_EXTRA]),
+        DefaultBoxGenerator(SSD_RATIOS, scales=SSD_SCALES),
+        (scale, scale),
+        classes + 1,
+        score_thresh=post.score_threshold,
+        detections_per_img=post.max_detections,
     )
     return model
 
 
-def retinanet_torchvision(config: ModelConfig, classes: int) -> nn.Module:
-    """torchvision's own RetinaNet on P3..P7: four convolutions a subnet, L1, each picture divided by its own
-    positives.
-    """
-    body = Backbone(
-        config.network.backbone,
-        config.network.backbone_norm,
-        config.network.backbone_eps,
-        config.network.backbone_stride,
-    )
-    neck = FeaturePyramidNetwork(
-        body.channels, config.network.channels, P6P7(body.channels[-1], config.network.channels)
-    )
-    sizes = tuple(
-        tuple(config.network.anchor_size * 8 * 2**level * scale for scale in config.network.anchor_scales)
-        for level in range(5)
-    )
-    anchors = AnchorGenerator(sizes, (config.network.anchor_ratios,) * 5)
-    answers = {
-        "score_thresh": config.postprocess.score_threshold,
-        "detections_per_img": config.postprocess.max_detections,
-    }
-    # its head is all sigmoids, so that the labels 0..K-1 need no background class
-    model: nn.Module = RetinaNet(
-        Maps(body, neck, config.network.channels), classes, anchor_generator=anchors, **answers
-    )
-    return model
-
-
-RIVALS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
-    "faster_rcnn_fpn": faster_rcnn_fpn,
-    "ssd": ssd,
-    "retinanet_torchvision": retinanet_torchvision,
+BASELINES = {
+    "faster_rcnn_fpn": (faster_rcnn_fpn, ("rpn.head", "roi_heads.box_predictor")),
+    "ssd": (ssd, ("head",)),
 }
-
-BACKGROUND = {"faster_rcnn_fpn": 1, "ssd": 1, "retinanet_torchvision": 0}
-"""How many labels the background takes before the classes."""
+"""Name -> what builds it from config and number of classes, and the names of its heads."""
 
 
-def build_rival(name: str, config: ModelConfig, classes: int) -> nn.Module:
-    """A rival with fresh weights that takes `Pictures` and answers in their pixels; ConfigError for an
-    unknown name.
-    """
-    if name not in RIVALS:
-        raise unknown_name_error("rival", name, RIVALS)
-    model = RIVALS[name](config, classes)
+def build_baseline(name: str, config: ModelConfig, classes: int) -> nn.Module:
+    """A baseline with fresh weights that takes `Padded` images; ConfigError for an unknown name."""
+    if name not in BASELINES:
+        raise unknown_name_error("baseline", name, BASELINES)
+    build, heads = BASELINES[name]
+    model = build(config, classes)
     model.transform = Untouched()
-    heads = ("rpn.head", "roi_heads.box_predictor") if name == "faster_rcnn_fpn" else ("head",)
-    for part in map(model.get_submodule, ("backbone", *heads)):
-        # torchvision makes anchors in the number format of the maps and boxes in that of the offsets: bf16
-        # would round them to 2 px
-        part.register_forward_hook(in_fp32)
+    for part in ("backbone", *heads):
+        # torchvision makes anchors in the type of the maps and boxes in that of the offsets: bf16 would round
+        # them to 2 px
+        model.get_submodule(part).register_forward_hook(in_fp32)
     return model
 
 

@@ -17,20 +17,20 @@ Value = float | str | None
 
 @dataclass(frozen=True)
 class Table:
-    """One printed table."""
+    """One printed table.
+
+    source   where it is printed
+    where    what all its rows share: the backbone, the scale (short side in pixels), the split of COCO
+    columns  [C] those before AP say which experiment the row is
+    rows     [R, C] in the order of the paper
+    """
 
     name: str
     title: str
     source: str
-    """Where it is printed."""
     where: Mapping[str, str | int]
-    """What all its rows share, as far as they do: the backbone, the scale (short side in pixels) and the
-    split of COCO.
-    """
     columns: tuple[str, ...]
-    """[C] AP, AP50 ... are answers; what stands before them says which experiment the row is."""
     rows: tuple[tuple[Value, ...], ...]
-    """[R, C] in the order of the paper."""
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,7 @@ FACTS = (
     Fact(
         "training",
         "SGD, 16 images on 8 GPUs, 90k iterations, lr 0.01 divided by 10 at 60k and 80k, momentum 0.9, "
-        "weight decay 0.0001, "
-        "horizontal flips only; 10 to 35 hours",
+        "weight decay 0.0001, horizontal flips only; 10 to 35 hours",
         "Lin et al. 2017, Sec. 4.1",
     ),
     Fact(
@@ -222,10 +221,9 @@ FACTS = (
 
 
 def ap(table: str, **columns: Value) -> float | None:
-    """The printed AP, in percent, of the row that has these values, such as ap("table1b", gamma=2,
-    alpha=0.25); None when no row has.
+    """The printed AP, in percent, of the row with these values: ap("table1b", gamma=2, alpha=0.25).
 
-    ConfigError for an unknown table or column, and where several rows have them.
+    None when no row has them; ConfigError for an unknown table or column, and for several such rows.
     """
     if table not in TABLES:
         raise unknown_name_error("table", table, TABLES)
@@ -247,16 +245,10 @@ def speed_points() -> list[tuple[str, str, float, float]]:
     """(series, label, milliseconds on an M40, AP in percent) of all detectors that have a time: Table 1e, and
     the sentence of Sec. 5.2.
     """
-    rows = [dict(zip(TABLE_1E.columns, row, strict=True)) for row in TABLE_1E.rows]
-    points = [
-        (
-            f"RetinaNet-{row['depth']}",
-            str(row["scale"]),
-            float(row["milliseconds"] or 0),
-            float(row["AP"] or 0),
-        )
-        for row in rows
-    ]
+    points = []
+    for row in TABLE_1E.rows:
+        depth, scale, score, milliseconds = row[0], row[1], row[2], row[-1]
+        points.append((f"RetinaNet-{depth}", str(scale), float(milliseconds or 0), float(score or 0)))
     faster = ap("table2", method="Faster R-CNN w FPN")
     assert faster is not None
     return [*points, ("Faster R-CNN w FPN", "", FASTER_RCNN_MILLISECONDS, faster)]

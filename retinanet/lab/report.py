@@ -26,12 +26,10 @@ FIGURES = ("fig1", "fig2", "fig4", "fig5", "fig6", "fig7", "prior", "hinge")
 
 INTRODUCTION = (
     "The experiments of Lin, Goyal, Girshick, He and Dollar, Focal Loss for Dense Object Detection (2017), "
-    "repeated. AP is COCO's, in "
-    "percent; the paper's is for COCO and its own training length, so what can be compared is the order of "
-    "the rows, not their height. "
-    "Differences are paired by seed; a conclusion holds, or does not, where the whole 95 % interval lies on "
-    "one side of 0. A training that "
-    "diverged counts as AP 0 and is not repeated."
+    "repeated. AP is COCO's, in percent. The paper's is for COCO and its own training length, so only the "
+    "order of the rows can be compared, not their height. Differences are paired by seed. A conclusion "
+    "holds, or does not, where the whole 95 % interval lies on one side of 0. A training that diverged "
+    "counts as AP 0 and is not repeated."
 )
 
 
@@ -46,8 +44,9 @@ def run(folder: Path) -> Path:
             f"{folder} holds no results of retinanet lab; run an experiment with --out {folder} first"
         )
     parts = [part(folder, name) for name in tables] + [figure(folder, name) for name in figures]
+    sources = sorted({json.loads((folder / f"{name}.json").read_text())["data"] for name in tables})
     title = (
-        f"Focal loss, studied on {data(folder, tables)}" if tables else "Focal loss: the figures of formulas"
+        f"Focal loss, studied on {' and '.join(sources)}" if tables else "Focal loss: the figures of formulas"
     )
     intro = f"{INTRODUCTION} retinanet {__version__}."
     body = "\n".join(f"<section><h2>{escape(one['title'])}</h2>{one['html']}</section>" for one in parts)
@@ -59,43 +58,30 @@ def run(folder: Path) -> Path:
     return page
 
 
-def data(folder: Path, tables: list[str]) -> str:
-    """The names of the data sets, for a title."""
-    return " and ".join(
-        sorted({json.loads((folder / f"{name}.json").read_text())["data"] for name in tables})
-    )
-
-
 def part(folder: Path, name: str) -> dict[str, str]:
     """A table with its conditions, its verdicts and the machine."""
     content, lines = read(folder / f"{name}.json")
-    head, rows = table(content, lines)
+    head, rows = table(lines)
     about = f"{conditions(content, lines)}; {content['machine']}."
     found = [str(verdict) for verdict in verdicts(name, lines)]
     cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     html = f"<p>{escape(about)}</p><table><thead><tr>{top}</tr></thead><tbody>{cells}</tbody></table>"
     html += "".join(f"<p>{escape(line)}.</p>" for line in found)
-    drawn = markdown.table(
-        [markdown.escaped(cell) for cell in head], [[markdown.escaped(cell) for cell in row] for row in rows]
-    )
-    return {
-        "title": f"{label(name)}: {content['title']}",
-        "html": html,
-        "markdown": "\n\n".join(
-            [markdown.escaped(about), drawn, *(f"- {markdown.escaped(line)}." for line in found)]
-        ),
-    }
+    safe = markdown.escaped
+    drawn = markdown.table([*map(safe, head)], [[*map(safe, row)] for row in rows])
+    text = "\n\n".join([safe(about), drawn, *(f"- {safe(line)}." for line in found)])
+    return {"title": f"{label(name)}: {content['title']}", "html": html, "markdown": text}
 
 
 def figure(folder: Path, name: str) -> dict[str, str]:
     """A figure with its caption, embedded in the page and linked from the Markdown."""
     about: dict[str, Any] = json.loads((folder / "figures" / f"{name}.json").read_text())
-    picture = base64.b64encode((folder / "figures" / f"{name}.svg").read_bytes()).decode()
+    image = base64.b64encode((folder / "figures" / f"{name}.svg").read_bytes()).decode()
     caption, title = escape(about["caption"]), escape(about["title"])
     return {
         "title": f"{label(name)}: {about['title']}",
-        "html": f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{picture}" '
+        "html": f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{image}" '
         f"/>\n<figcaption>{caption}</figcaption></figure>",
         "markdown": f"![{markdown.escaped(about['title'])}](figures/{name}.png)\n\n"
         f"{markdown.escaped(about['caption'])}",

@@ -1,6 +1,4 @@
-"""The paper's tables as data: what changes from row to row, and what the paper concludes. Nothing here knows
-how to train.
-"""
+"""The paper's tables as data: what changes from row to row, and what the paper concludes."""
 
 from __future__ import annotations
 
@@ -15,62 +13,68 @@ DEEPER = {"resnet18": "resnet34", "resnet34": "resnet50", "resnet50": "resnet101
 """The two depths of Table 1e, and what they are for another backbone."""
 
 NO_PRIOR = 0.5
-"""pi of a last bias of 0: every anchor first says "object" with this probability."""
+"""pi of a last bias of 0: every anchor starts with this probability of each class."""
+
+Values = Mapping[str, Any]
+"""What a row is called by: the columns of the paper's table, or some of them."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training of an experiment."""
+    """One training of an experiment.
 
-    values: Mapping[str, Any]
-    """What the row is called by: the columns of the paper's table."""
+    values    the row's columns in the paper's table
+    changes   settings of `TrainConfig` and its parts, by name, that differ from the base
+    baseline  another detector than ours, a key of `lab.baselines.BASELINES`
+    group     of the rows of one group only the best counts, by mean AP in validation
+    printed   columns by which the paper's table knows the row; None: `values`
+    """
+
+    values: Values
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of `TrainConfig` and its parts, by name, that differ from the base."""
-    rival: str | None = None
-    """Another detector than ours (`lab.rivals`)."""
+    baseline: str | None = None
     group: str = ""
-    """Of rows of one group only the best counts, by mean AP in validation."""
-    printed: Mapping[str, Any] | None = None
-    """Columns by which the paper's table knows the row. None: `values`."""
+    printed: Values | None = None
 
     @property
     def name(self) -> str:
         """gamma 2, alpha 0.25; columns that are empty are left out."""
-        told = {
-            key: f"{value:g}" if isinstance(value, float) else str(value)
-            for key, value in self.values.items()
-            if value is not None
-        }
-        return ", ".join(f"{key} {value}" for key, value in told.items())
+        return ", ".join(f"{key} {cell(value)}" for key, value in self.values.items() if value is not None)
+
+
+def cell(value: Any) -> str:
+    """A value of a row as text."""
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper concludes, as a difference of AP: `high` beats every row of `low`. Rows are given by
-    their values.
+    """What the paper concludes: the AP of `high` is above that of every row of `low`; or all rows of `fails`
+    diverge or learn nothing, while `control` trains.
     """
 
     text: str
-    high: Mapping[str, Any] = field(default_factory=dict)
-    low: tuple[Mapping[str, Any], ...] = ()
-    fails: tuple[Mapping[str, Any], ...] = ()
-    """Instead: these rows diverge or learn nothing ..."""
-    control: Mapping[str, Any] = field(default_factory=dict)
-    """... while this one trains."""
+    high: Values = field(default_factory=dict)
+    low: tuple[Values, ...] = ()
+    fails: tuple[Values, ...] = ()
+    control: Values = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table: its rows, made for a base configuration, and its claims."""
+    """A table: its rows and its claims.
+
+    rows   (base, source of the alphas: paper or search) -> the rows
+    timed  whether milliseconds per image belong to the result
+    """
 
     title: str
     rows: Callable[[TrainConfig, str], list[Row]]
-    """From the base and the source of the alphas (`paper` or `search`)."""
-    claims: tuple[Claim, ...]
-    paper: str | None = None
-    """The printed table in `lab.paper`."""
+    claims: tuple[Claim, ...] = ()
     timed: bool = False
-    """Whether milliseconds per picture belong to the result."""
+
+
+CE = {"loss": "cross_entropy", "alpha": None}
 
 
 def balanced(alpha: float) -> dict[str, Any]:
@@ -97,17 +101,18 @@ PAPERS_ALPHA = {0.0: 0.75, 0.1: 0.75, 0.2: 0.75, 0.5: 0.5, 1.0: 0.25, 2.0: 0.25,
 
 
 def table1b(base: TrainConfig, alphas: str) -> list[Row]:
-    """The focal loss with every gamma, each with its alpha."""
-    if alphas == "paper":
-        return [
-            Row({"gamma": gamma, "alpha": alpha}, focal(gamma, alpha))
-            for gamma, alpha in PAPERS_ALPHA.items()
-        ]
-    grid = [(gamma, alpha) for gamma in PAPERS_ALPHA for alpha in (0.25, 0.5, 0.75)]
-    return [
-        Row({"gamma": gamma, "alpha": alpha}, focal(gamma, alpha), group=f"gamma {gamma:g}")
-        for gamma, alpha in grid
-    ]
+    """The focal loss with every gamma, each with its alpha in the paper, or with several to choose from."""
+    rows = []
+    for gamma, printed in PAPERS_ALPHA.items():
+        for alpha in (printed,) if alphas == "paper" else (0.25, 0.5, 0.75):
+            group = "" if alphas == "paper" else f"gamma {gamma:g}"
+            rows.append(Row({"gamma": gamma, "alpha": alpha}, focal(gamma, alpha), group=group))
+    return rows
+
+
+def anchors_of(scales: int, ratios: int) -> dict[str, int]:
+    """The columns of a row of Table 1c."""
+    return {"scales": scales, "aspect_ratios": ratios}
 
 
 def table1c(base: TrainConfig, alphas: str) -> list[Row]:
@@ -116,8 +121,16 @@ def table1c(base: TrainConfig, alphas: str) -> list[Row]:
     for scales, ratios in ((1, 1), (2, 1), (3, 1), (1, 3), (2, 3), (3, 3), (4, 3)):
         steps = tuple(2 ** (step / scales) for step in range(scales))
         shape = {"anchor_scales": steps, "anchor_ratios": (0.5, 1.0, 2.0) if ratios == 3 else (1.0,)}
-        rows.append(Row({"scales": scales, "aspect_ratios": ratios}, shape))
+        rows.append(Row(anchors_of(scales, ratios), shape))
     return rows
+
+
+MINED: tuple[dict[str, Any], ...] = tuple(
+    {"method": method, "batch_size": size, "nms_threshold": threshold}
+    for method, thresholds in (("OHEM", (0.7, 0.5)), ("OHEM 1:3", (0.5,)))
+    for threshold in thresholds
+    for size in (128, 256, 512)
+)
 
 
 def table1d(base: TrainConfig, alphas: str) -> list[Row]:
@@ -125,21 +138,13 @@ def table1d(base: TrainConfig, alphas: str) -> list[Row]:
     print.
     """
     rows = []
-    for kind, method, thresholds in (("ohem", "OHEM", (0.7, 0.5)), ("ohem-1:3", "OHEM 1:3", (0.5,))):
-        for threshold in thresholds:
-            for size in (128, 256, 512):
-                values = {"method": method, "batch_size": size, "nms_threshold": threshold}
-                rows.append(Row(values, CE | {"mining": kind, "mining_batch": size, "mining_nms": threshold}))
-    rows.append(
-        Row(
-            {"method": "random 1:3", "batch_size": 256, "nms_threshold": None},
-            CE | {"mining": "random", "mining_batch": 256},
-        )
-    )
+    for row in MINED:
+        mining = {"OHEM": "ohem", "OHEM 1:3": "ohem-1:3"}[row["method"]]
+        changes = {"mining": mining, "mining_batch": row["batch_size"], "mining_nms": row["nms_threshold"]}
+        rows.append(Row(row, CE | changes))
+    values = {"method": "random 1:3", "batch_size": 256, "nms_threshold": None}
+    rows.append(Row(values, CE | {"mining": "random", "mining_batch": 256}))
     return [*rows, Row({"method": "FL", "batch_size": None, "nms_threshold": None}, focal(2.0, 0.25))]
-
-
-CE = {"loss": "cross_entropy", "alpha": None}
 
 
 def table1e(base: TrainConfig, alphas: str) -> list[Row]:
@@ -153,11 +158,9 @@ def table1e(base: TrainConfig, alphas: str) -> list[Row]:
     for depth, backbone, papers in (("shallower", shallow, 50), ("deeper", DEEPER[shallow], 101)):
         for sixths in (4, 5, 6, 7, 8):
             scale = max(32, round(base.model.preprocess.scale * sixths / 6 / 8) * 8)
-            size = {"scale": scale, "train_scale": None, "max_side": None}
+            changes = {"backbone": backbone, "scale": scale, "train_scale": None, "max_side": None}
             values = {"backbone": backbone, "depth": depth, "scale": scale, "sixths": sixths}
-            rows.append(
-                Row(values, {"backbone": backbone, **size}, printed={"depth": papers, "scale": 100 * sixths})
-            )
+            rows.append(Row(values, changes, printed={"depth": papers, "scale": 100 * sixths}))
     return rows
 
 
@@ -165,8 +168,8 @@ def table2(base: TrainConfig, alphas: str) -> list[Row]:
     """Beside a two-stage and another one-stage detector, on the same backbone."""
     return [
         Row({"method": "RetinaNet"}, printed={"method": "RetinaNet", "backbone": "ResNet-101-FPN"}),
-        Row({"method": "Faster R-CNN w FPN"}, rival="faster_rcnn_fpn"),
-        Row({"method": "SSD"}, rival="ssd", printed={"method": "SSD513"}),
+        Row({"method": "Faster R-CNN w FPN"}, baseline="faster_rcnn_fpn"),
+        Row({"method": "SSD"}, baseline="ssd", printed={"method": "SSD513"}),
     ]
 
 
@@ -182,46 +185,42 @@ def table3(base: TrainConfig, alphas: str) -> list[Row]:
 
 def prior(base: TrainConfig, alphas: str) -> list[Row]:
     """The initialisation of Sec. 3.3 and 4.1: with a last bias of 0, and with pi over two decades."""
-    rows = [
-        Row({"loss": "CE", "pi": pi}, CE | {"prior": pi}) for pi in (NO_PRIOR, 0.1, 0.03, 0.01, 0.003, 0.001)
-    ]
+    entropy = (NO_PRIOR, 0.1, 0.03, 0.01, 0.003, 0.001)
+    rows = [Row({"loss": "CE", "pi": pi}, CE | {"prior": pi}) for pi in entropy]
     return rows + [Row({"loss": "FL", "pi": pi}, focal(2.0, 0.25) | {"prior": pi}) for pi in (NO_PRIOR, 0.01)]
+
+
+HINGES = tuple({"loss": "hinge", "alpha": alpha} for alpha in (None, 0.25, 0.75))
 
 
 def hinge(base: TrainConfig, alphas: str) -> list[Row]:
     """Sec. 5.1: the hinge loss on p_t, plain and balanced."""
-    rows = [
-        Row({"loss": "hinge", "alpha": alpha}, {"loss": "hinge", "alpha": alpha, "margin": 0.5})
-        for alpha in (None, 0.25, 0.75)
-    ]
+    rows = [Row(values, {**values, "margin": 0.5}) for values in HINGES]
     return [*rows, Row({"loss": "FL", "alpha": 0.25}, focal(2.0, 0.25))]
 
 
 def pyramid(base: TrainConfig, alphas: str) -> list[Row]:
-    """Where objects of all sizes are found: on five levels with a top-down path, or less. One map may give as
-    many answers as five.
+    """Objects of all sizes on five levels with a top-down path, or with less; one map may have as many
+    detections as five levels.
     """
     from ..model.retinanet import NECKS  # torch, which a list of the tables does not need
 
     wide = {"topk_candidates": 5 * base.model.postprocess.topk_candidates}
     return [
-        Row({"pyramid": name}, {"pyramid": name, **(wide if name in ("single", "finest") else {})})
+        Row({"pyramid": name}, {"pyramid": name} | (wide if name in ("single", "finest") else {}))
         for name in NECKS
     ]
 
 
 def fig7(base: TrainConfig, alphas: str) -> list[Row]:
     """FL* over gamma and beta, and cross entropy to compare with."""
-    grid = [
-        Row({"gamma": gamma, "beta": beta}, star(gamma, beta))
-        for gamma in (1.0, 2.0, 4.0)
-        for beta in (0.0, 1.0, 2.0)
-    ]
-    return [*grid, Row({"gamma": 0.0, "beta": None}, balanced(0.75))]
+    grid = [(gamma, beta) for gamma in (1.0, 2.0, 4.0) for beta in (0.0, 1.0, 2.0)]
+    rows = [Row({"gamma": gamma, "beta": beta}, star(gamma, beta)) for gamma, beta in grid]
+    return [*rows, Row({"gamma": 0.0, "beta": None}, balanced(0.75))]
 
 
 def fig4(base: TrainConfig, alphas: str) -> list[Row]:
-    """The one model whose losses are looked at."""
+    """The one model whose losses are examined."""
     return [Row({"loss": "FL", "gamma": 2.0}, focal(2.0, 0.25))]
 
 
@@ -238,99 +237,72 @@ EXPERIMENTS = {
             ),
             Claim("too large an alpha hurts: 0.75 beats 0.999", {"alpha": 0.75}, ({"alpha": 0.999},)),
         ),
-        "table1a",
     ),
     "table1b": Experiment(
         "Varying gamma for the focal loss",
         table1b,
-        (
-            Claim(
-                "the focal loss beats cross entropy: gamma 2 over gamma 0", {"gamma": 2.0}, ({"gamma": 0.0},)
-            ),
-            Claim("a larger gamma is better up to 2: gamma 2 over 0.5", {"gamma": 2.0}, ({"gamma": 0.5},)),
-            Claim("and then worse: gamma 2 over 5", {"gamma": 2.0}, ({"gamma": 5.0},)),
+        tuple(
+            Claim(text, {"gamma": 2.0}, ({"gamma": gamma},))
+            for gamma, text in (
+                (0.0, "the focal loss beats cross entropy: gamma 2 over gamma 0"),
+                (0.5, "a larger gamma is better up to 2: gamma 2 over 0.5"),
+                (5.0, "and then worse: gamma 2 over 5"),
+            )
         ),
-        "table1b",
     ),
     "table1c": Experiment(
         "Varying the scales and aspect ratios of the anchors",
         table1c,
         (
-            Claim(
-                "more anchors help: 3 x 3 over 1 x 1",
-                {"scales": 3, "aspect_ratios": 3},
-                ({"scales": 1, "aspect_ratios": 1},),
-            ),
-            Claim(
-                "up to 6 or 9: 2 x 3 over 4 x 3",
-                {"scales": 2, "aspect_ratios": 3},
-                ({"scales": 4, "aspect_ratios": 3},),
-            ),
+            Claim("more anchors help: 3 x 3 over 1 x 1", anchors_of(3, 3), (anchors_of(1, 1),)),
+            Claim("up to 6 or 9: 2 x 3 over 4 x 3", anchors_of(2, 3), (anchors_of(4, 3),)),
         ),
-        "table1c",
     ),
     "table1d": Experiment(
         "The focal loss against hard example mining",
         table1d,
-        (
+        tuple(
             Claim(
-                "the focal loss beats every OHEM",
+                f"the focal loss beats every {method}",
                 {"method": "FL"},
-                tuple(
-                    {"method": "OHEM", "batch_size": size, "nms_threshold": nms}
-                    for size in (128, 256, 512)
-                    for nms in (0.7, 0.5)
-                ),
-            ),
-            Claim(
-                "the focal loss beats every OHEM 1:3",
-                {"method": "FL"},
-                tuple({"method": "OHEM 1:3", "batch_size": size} for size in (128, 256, 512)),
-            ),
+                tuple(row for row in MINED if row["method"] == method),
+            )
+            for method in ("OHEM", "OHEM 1:3")
         ),
-        "table1d",
     ),
     "table1e": Experiment(
         "Accuracy and speed by depth and image scale",
         table1e,
         tuple(
             Claim(
-                f"larger pictures are better: 8/6 of the scale over 4/6, on the {depth} backbone",
+                f"larger images are better: 8/6 of the scale over 4/6, on the {depth} backbone",
                 {"depth": depth, "sixths": 8},
                 ({"depth": depth, "sixths": 4},),
             )
             for depth in ("shallower", "deeper")
         ),
-        "table1e",
         timed=True,
     ),
     "table2": Experiment(
         "RetinaNet beside a two-stage and another one-stage detector",
         table2,
-        (
-            Claim(
-                "RetinaNet beats the two-stage detector",
-                {"method": "RetinaNet"},
-                ({"method": "Faster R-CNN w FPN"},),
-            ),
-            Claim("RetinaNet beats the one-stage detector", {"method": "RetinaNet"}, ({"method": "SSD"},)),
+        tuple(
+            Claim(f"RetinaNet beats the {kind} detector", {"method": "RetinaNet"}, ({"method": method},))
+            for kind, method in (("two-stage", "Faster R-CNN w FPN"), ("one-stage", "SSD"))
         ),
-        "table2",
         timed=True,
     ),
     "table3": Experiment(
         "FL and FL* against cross entropy",
         table3,
-        (
-            Claim("FL beats cross entropy", {"loss": "FL"}, ({"loss": "CE"},)),
-            Claim(
-                "FL* beats cross entropy (gamma 2, beta 1)", {"loss": "FL*", "gamma": 2.0}, ({"loss": "CE"},)
-            ),
-            Claim(
-                "FL* beats cross entropy (gamma 4, beta 0)", {"loss": "FL*", "gamma": 4.0}, ({"loss": "CE"},)
-            ),
+        tuple(
+            Claim(f"{text} cross entropy{setting}", values, ({"loss": "CE"},))
+            for text, setting, values in (
+                ("FL beats", "", {"loss": "FL"}),
+                ("FL* beats", " (gamma 2, beta 1)", {"loss": "FL*", "gamma": 2.0}),
+                ("FL* beats", " (gamma 4, beta 0)", {"loss": "FL*", "gamma": 4.0}),
+            )
         ),
-        "table3",
     ),
     "prior": Experiment(
         "The prior pi of the initialisation",
@@ -352,16 +324,8 @@ EXPERIMENTS = {
         "The hinge loss on p_t",
         hinge,
         (
-            Claim(
-                "it gives no meaningful result",
-                fails=tuple({"loss": "hinge", "alpha": alpha} for alpha in (None, 0.25, 0.75)),
-                control={"loss": "FL"},
-            ),
-            Claim(
-                "the focal loss beats it",
-                {"loss": "FL"},
-                tuple({"loss": "hinge", "alpha": alpha} for alpha in (None, 0.25, 0.75)),
-            ),
+            Claim("it gives no meaningful result", fails=HINGES, control={"loss": "FL"}),
+            Claim("the focal loss beats it", {"loss": "FL"}, HINGES),
         ),
     ),
     "pyramid": Experiment(
@@ -375,7 +339,7 @@ EXPERIMENTS = {
             ),
         ),
     ),
-    "fig4": Experiment("Cumulative losses of a trained model", fig4, ()),
+    "fig4": Experiment("Cumulative losses of a trained model", fig4),
     "fig7": Experiment(
         "FL* over a grid of gamma and beta",
         fig7,

@@ -11,32 +11,13 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..text import aligned
-from .tables import EXPERIMENTS, Claim
+from .tables import EXPERIMENTS, Claim, Values, cell
 
 T_975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-)
-"""97.5 % points of Student's t for 1 to 19 degrees of freedom; the last is kept for more, where it is a
-little too wide.
-"""
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
+)  # fmt: skip
+"""97.5 % points of Student's t for 1 to 19 degrees of freedom; for more the last one serves."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +58,22 @@ HOLDS, CONTRADICTED, OPEN = "holds here", "does not hold here", "cannot tell"
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table over its seeds."""
+    """A row of a table over its seeds.
 
-    values: Mapping[str, Any]
+    values        the row's columns in the paper's table
+    results       of each training: seed, state, metrics, ...
+    paper         AP as printed, in percent
+    group         of the rows of one group only the best counts
+    milliseconds  of an image, where rows were timed together
+    chosen        False: another alpha of the same gamma was better in validation
+    """
+
+    values: Values
     results: Sequence[Mapping[str, Any]]
     paper: float | None
-    """AP as printed, in percent."""
     group: str = ""
     milliseconds: float | None = None
-    """Of a picture, where rows were timed together."""
     chosen: bool = True
-    """False: another alpha of the same gamma was better in validation."""
 
     @property
     def scores(self) -> dict[int, float]:
@@ -103,16 +89,14 @@ class Line:
         """A number in percent over the seeds."""
         return mean([100 * (result["metrics"].get(metric) or 0.0) for result in self.results])
 
-    def fits(self, values: Mapping[str, Any]) -> bool:
+    def fits(self, values: Values) -> bool:
         """Whether a claim means this row."""
-        return self.chosen and all(
-            name in self.values and self.values[name] == value for name, value in values.items()
-        )
+        return self.chosen and values.items() <= self.values.items()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A conclusion of the paper, and whether the intervals here bear it out."""
+    """A conclusion of the paper, and whether the intervals here support it."""
 
     text: str
     word: str
@@ -132,47 +116,36 @@ def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
         ]
         if not all(line.results for line in lines):
             raise ValueError("a row without results")
-        best: dict[str, int] = {}
-        for place, line in enumerate(lines):
-            if line.group and (
-                line.group not in best or line.average().value > lines[best[line.group]].average().value
-            ):
-                best[line.group] = place
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        best: dict[str, Line] = {}
+        for line in lines:
+            if line.group not in best or line.average().value > best[line.group].average().value:
+                best[line.group] = line
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is no result of retinanet lab ({type(error).__name__}: {error})"
         ) from error
-    return content, [
-        replace(line, chosen=not line.group or best[line.group] == place) for place, line in enumerate(lines)
-    ]
+    return content, [replace(line, chosen=not line.group or best[line.group] is line) for line in lines]
 
 
 def verdicts(name: str, lines: Sequence[Line]) -> list[Verdict]:
     """All that the paper concludes from this table."""
-    return [
-        failing(claim, lines) if claim.fails else beating(claim, lines) for claim in EXPERIMENTS[name].claims
-    ]
+    claims = EXPERIMENTS[name].claims
+    return [failing(claim, lines) if claim.fails else beating(claim, lines) for claim in claims]
 
 
 def beating(claim: Claim, lines: Sequence[Line]) -> Verdict:
-    """Whether `high` beats every row of `low`: each difference is paired by seed, and its 95 % interval must
-    lie on one side of 0.
+    """Whether `high` beats every row of `low`: the 95 % interval of each difference, which is paired by seed,
+    must lie on one side of 0.
     """
-    signs, told = [], []
+    signs, reasons = [], []
     for low in claim.low:
         difference = paired(scores(claim.high, lines), scores(low, lines))
-        if difference is None:
-            signs.append(0)
-            continue
-        signs.append(difference.sign)
-        told.append(
-            (
-                difference.value,
-                f"{shown(difference, '+.1f')} AP" + ("" if len(claim.low) == 1 else f" over {words(low)}"),
-            )
-        )
-    word = HOLDS if signs and min(signs) == 1 else CONTRADICTED if -1 in signs else OPEN
-    return Verdict(claim.text, word, min(told)[1] if told else "not all rows were run")
+        signs.append(0 if difference is None else difference.sign)
+        if difference is not None:
+            over = "" if len(claim.low) == 1 else f" over {words(low)}"
+            reasons.append((difference.value, f"{shown(difference, '+.1f')} AP{over}"))
+    word = HOLDS if min(signs) == 1 else CONTRADICTED if -1 in signs else OPEN
+    return Verdict(claim.text, word, min(reasons)[1] if reasons else "not all rows were run")
 
 
 def failing(claim: Claim, lines: Sequence[Line]) -> Verdict:
@@ -183,35 +156,34 @@ def failing(claim: Claim, lines: Sequence[Line]) -> Verdict:
     control = [line for line in lines if line.fits(claim.control)]
     states = [state for line in meant for state in line.failed]
     total = sum(len(line.results) for line in meant)
-    told = f"{states.count('diverged')} diverged and {states.count('stalled')} stalled of {total} trainings"
+    counts = f"{states.count('diverged')} diverged and {states.count('stalled')} stalled of {total} trainings"
     if not meant or not control or any(line.failed for line in control):
-        return Verdict(claim.text, OPEN, f"{told}, but neither did {words(claim.control)} train")
+        return Verdict(claim.text, OPEN, f"{counts}, but {words(claim.control)} did not train either")
     if len(meant[0].results) < 2:
-        return Verdict(claim.text, OPEN, f"{told}, at one seed")
+        return Verdict(claim.text, OPEN, f"{counts}, at one seed")
     word = HOLDS if len(states) == total else OPEN if states else CONTRADICTED
-    return Verdict(
-        claim.text, word, f"{told}; the best row reaches AP {max(line.average().value for line in meant):.1f}"
-    )
+    best = max(line.average().value for line in meant)
+    return Verdict(claim.text, word, f"{counts}; the best row reaches AP {best:.1f}")
 
 
-def scores(values: Mapping[str, Any], lines: Sequence[Line]) -> dict[int, float]:
+def scores(values: Values, lines: Sequence[Line]) -> dict[int, float]:
     """AP by seed of the one row that is meant; nothing where it was not run."""
     meant = [line.scores for line in lines if line.fits(values)]
     return meant[0] if len(meant) == 1 else {}
 
 
-def table(content: Mapping[str, Any], lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells, as text: what the rows are, ours with the half width of the 95 % interval, the paper's
-    AP.
+def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells, as text: the rows' columns, our numbers with the half width of the 95 % interval, the
+    paper's AP.
     """
     names = list(lines[0].values)
     timed = any(line.milliseconds is not None for line in lines)
     head = [*names, "AP", "AP50", "AP75", *(["ms"] if timed else []), "paper's AP", "remarks"]
     rows = []
     for line in lines:
-        cells = [shown_value(line.values[name]) for name in names]
+        cells = [cell(line.values[name]) for name in names]
         cells += [shown(line.average(metric)) for metric in ("AP", "AP50", "AP75")]
-        cells += [f"{line.milliseconds:.0f}" if line.milliseconds is not None else "-"] if timed else []
+        cells += ["-" if line.milliseconds is None else f"{line.milliseconds:.0f}"] if timed else []
         remarks = [f"{line.failed.count(state)} x {state}" for state in sorted(set(line.failed))]
         remarks += [] if line.chosen else ["not its best alpha"]
         rows.append([*cells, "-" if line.paper is None else f"{line.paper:.1f}", ", ".join(remarks)])
@@ -220,26 +192,15 @@ def table(content: Mapping[str, Any], lines: Sequence[Line]) -> tuple[list[str],
 
 def text(content: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """The table and the verdicts for a terminal."""
-    head, rows = table(content, lines)
-    return "\n".join(
-        [
-            f"{content['title']}, {conditions(content, lines)}",
-            "",
-            aligned([head, *rows], left=None),
-            "",
-            *map(str, verdicts(content["name"], lines)),
-        ]
-    )
+    head, rows = table(lines)
+    title, found = f"{content['title']}, {conditions(content, lines)}", verdicts(content["name"], lines)
+    return "\n".join([title, "", aligned([head, *rows], left=None), "", *map(str, found)])
 
 
 def conditions(content: Mapping[str, Any], lines: Sequence[Line]) -> str:
-    """On what, for how long, how often."""
+    """On what data, for how long, how often."""
     seeds = max(len(line.results) for line in lines)
-    often = (
-        f"{seeds} seeds, with 95 % intervals"
-        if seeds > 1
-        else "one seed, so nothing can be told from differences"
-    )
+    often = f"{seeds} seeds, with 95 % intervals" if seeds > 1 else "one seed, so differences prove nothing"
     return f"{content['data']}: {content['iterations']} iterations a row, {often}"
 
 
@@ -248,10 +209,6 @@ def shown(value: Mean, form: str = ".1f") -> str:
     return f"{value.value:{form}}" + ("" if value.half is None else f" +- {value.half:.1f}")
 
 
-def shown_value(value: Any) -> str:
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def words(values: Mapping[str, Any]) -> str:
+def words(values: Values) -> str:
     """gamma 2, beta 0."""
-    return ", ".join(f"{name} {shown_value(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {cell(value)}" for name, value in values.items())
