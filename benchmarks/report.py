@@ -18,13 +18,12 @@ HEAD = """# Speed
 
 This page compares the speed of this package with torchvision's. `python benchmarks/report.py` writes it.
 
-Each script runs both sides in one process, and the sides take turns. The tables give ratios. The speed of the
-machine changes from hour to hour, so do not compare seconds of different tables. Above each table stands the
-script that measured it. `benchmarks/README.md` says how to run the scripts and how they deal with noise.
+Each script runs both sides in one process, and the sides take turns. The tables give ratios. The speed of the machine
+changes from hour to hour, so do not compare seconds of different tables. The command above a table measured it.
+`benchmarks/README.md` says how the scripts deal with noise.
 
-Missed targets stay in the tables. Most of the time of a training step and of an inference goes into convolutions.
-torchvision runs the same convolutions. Some tables give the share of a matrix product's arithmetic a second. There
-1.00 means that the processor can do no more.
+Missed targets stay in the tables. Training and inference spend most of their time in convolutions, which torchvision
+runs too. "Arithmetic a second" is compared with a matrix product: at 1.00 the processor can do no more.
 """
 PICTURES = {"growth": "![Seconds and bytes of a training step, beside the expected slopes](growth.svg)\n"}
 Line = tuple[str, str, str]
@@ -166,6 +165,7 @@ def prediction(found: dict[str, Any]) -> list[Line]:
     )
     for precision, parts in found["cold"].items():
         listed = ", ".join(f"{name} {spent:.1f} s" for name, spent in list(parts.items())[1:])
+        listed = listed.replace("picture", "image")
         lines.append(
             (
                 f"`retinanet predict` from the start, {precision}",
@@ -304,7 +304,7 @@ def growth(found: dict[str, Any]) -> list[Line]:
         for kind in ("seconds", "bytes"):
             lines.append(
                 (
-                    f"{kind} of a training step grow with the {by} as the power",
+                    f"{kind}: exponent of the {by}",
                     "at most 1",
                     f"{powers[kind]:.2f}",
                 )
@@ -353,12 +353,12 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[Line]]]] = {
     "postprocessing": ("From the network's output to detections", postprocessing),
     "training_step": ("A training step", training_step),
     "prediction": ("From a file on disk to boxes", prediction),
-    "predicting": ("A folder of images, answered and drawn", predicting),
+    "predicting": ("A folder of images, predicted and drawn", predicting),
     "exporting": ("Exported files", exporting),
     "serving": ("The server under load", serving),
     "loading": ("Data", loading),
     "precision": ("What bf16 costs", precision),
-    "growth": ("Growth", growth),
+    "growth": ("Growth of a training step", growth),
     "train_bccd": ("A complete run on blood cells", whole_run),
     "train_dice": ("A complete run on dice", whole_run),
     "gpu": ("On a GPU", gpu),
