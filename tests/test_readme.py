@@ -27,6 +27,7 @@ from retinanet.config.presets import preset
 from retinanet.data.formats.detect import FORMATS
 from retinanet.lab.tables import EXPERIMENTS, FORMULAS
 from retinanet.model.criterion import ASSIGNERS
+from retinanet.model.retinanet import NECKS
 from retinanet.ops.fused import CLASS_LOSSES
 from retinanet.ops.losses import BOX_LOSSES
 
@@ -98,7 +99,7 @@ def test_there_are_commands_to_test():
 )
 def test_the_python_of_the_documentation_runs(block):
     with ExitStack() as stack:
-        for choices in (CLASS_LOSSES, BOX_LOSSES, ASSIGNERS, FORMATS):  # which docs/extending.md adds to
+        for choices in (CLASS_LOSSES, BOX_LOSSES, ASSIGNERS, NECKS, FORMATS):  # docs/extending.md adds to them
             stack.enter_context(patch.dict(choices))
         exec(compile(block, "documentation", "exec"), {})
 
