@@ -99,7 +99,13 @@ def test_there_are_commands_to_test():
 )
 def test_the_python_of_the_documentation_runs(block):
     with ExitStack() as stack:
-        for choices in (CLASS_LOSSES, BOX_LOSSES, ASSIGNERS, NECKS, FORMATS):  # docs/extending.md adds to them
+        for choices in (
+            CLASS_LOSSES,
+            BOX_LOSSES,
+            ASSIGNERS,
+            NECKS,
+            FORMATS,
+        ):  # docs/extending.md adds to them
             stack.enter_context(patch.dict(choices))
         exec(compile(block, "documentation", "exec"), {})
 
