@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
-class RetinaNetError(ValueError):
+class RetinaNetError(Exception):
     """The base of all errors that a user can cause and repair. The message says what to do.
+
+    A wrong setting, data set or file is a ValueError too.
 
     Example:
         >>> try:
@@ -18,7 +20,7 @@ class RetinaNetError(ValueError):
     """
 
 
-class ConfigError(RetinaNetError):
+class ConfigError(RetinaNetError, ValueError):
     """A setting, preset, class or file name that is unknown or out of its range.
 
     Example:
@@ -27,7 +29,7 @@ class ConfigError(RetinaNetError):
     """
 
 
-class DataError(RetinaNetError):
+class DataError(RetinaNetError, ValueError):
     """A data set or image that cannot be used as it is.
 
     Args:
@@ -43,7 +45,7 @@ class DataError(RetinaNetError):
         self.problems = list(problems)
 
 
-class CheckpointError(RetinaNetError):
+class CheckpointError(RetinaNetError, ValueError):
     """A checkpoint that is missing, truncated, or of an unknown kind. No code of it was executed.
 
     Example:
@@ -98,6 +100,11 @@ def report(problems: Iterable[Problem], limit: int | None = None) -> str:
 def unknown_name_error(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """The error for an unknown name, with the nearest known ones."""
     choices = sorted(known)
-    near = difflib.get_close_matches(str(name), choices, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of: {', '.join(choices)}"
-    return ConfigError(f"unknown {kind} {name!r}; {hint}")
+    hint = nearest(name, choices) or f"; choose one of: {', '.join(choices)}"
+    return ConfigError(f"unknown {kind} {name!r}{hint}")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """'; did you mean ...?' for the end of a message; empty where no known name is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=3)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

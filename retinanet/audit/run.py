@@ -142,7 +142,7 @@ def criterion_of(model: str, data: Dataset) -> tuple[Criterion, dict[str, Any]]:
     if file.is_file():
         try:
             config = from_json(TrainConfig, json.loads(file.read_text())["config"])
-        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
                 f"{file} cannot be read ({error}); was the run made by another version?"
             ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,9 +10,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from ..errors import ConfigError, unknown_name_error
+from ..errors import ConfigError, nearest, unknown_name_error
 
 Config = TypeVar("Config")
+
+OPEN = 1e-9
+"""A limit of OPEN or 1 - OPEN stands for an end that is excluded: above 0, below 1."""
 
 
 def check(config: Any) -> None:
@@ -44,9 +46,7 @@ def _faults(config: Any) -> Iterator[str]:
         kinds = _alternatives(hints[name])
         words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
         several = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), None)
-        span = ""
-        if low is not None:
-            span = f" at least {low:g}" if high is None else f" between {low:g} and {high:g}"
+        span = _span(low, high)
         if (value is None and NoneType in kinds) or value in words:
             continue
         if several and several[0] is not str:
@@ -88,6 +88,18 @@ def reading(config: Any) -> dict[str, Any]:
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _span(low: float | None, high: float | None) -> str:
+    """The range of a number in words; a bound within OPEN of 0 or 1 is excluded."""
+    if low is None:
+        return ""
+    lower = " above 0" if low == OPEN else f" at least {low:g}"
+    if high is None or high == math.inf:
+        return lower
+    if high == 1 - OPEN:
+        return f"{lower} and below 1"
+    return f"{lower} and at most {high:g}" if low == OPEN else f" between {low:g} and {high:g}"
 
 
 def _number(value: object) -> bool:
@@ -190,8 +202,7 @@ def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
     known = {entry.name for entry in fields(kind)}
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
     hints = get_type_hints(kind)
     found = {name: _from_json(hints[name], value) for name, value in values.items()}
     wrong = [

@@ -11,7 +11,7 @@ import torch
 from ..config.io import limits
 from ..config.schema import PreprocessConfig
 from ..device import gpu_number, pick_device
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, nearest
 from ..model.retinanet import RetinaNet
 from ..weights.checkpoint import ModelInfo, build, load_model, postprocess_of, preprocess_of
 from ..weights.transfer import Pretrained
@@ -119,9 +119,9 @@ def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int
     return sorted(set(scales))
 
 
-def resolve_weights(model: str | Path) -> Path:
+def resolve_weights(model: str | Path, also: Sequence[str] = ()) -> Path:
     """The file of weights that a run folder, a path, a published name or hf:OWNER/NAME means; what is on the
-    disk always wins.
+    disk always wins. `also` are words that may have been meant.
     """
     path = Path(model)
     if path.is_dir():
@@ -130,13 +130,13 @@ def resolve_weights(model: str | Path) -> Path:
         return path / "model.safetensors"
     if path.exists():
         return path
-    from ..weights.hub import resolve  # an annex: only a published name needs it
+    from ..weights.hub import KNOWN, resolve  # an annex: only a published name needs it
 
     found = resolve(model)
     if found is None:
         raise CheckpointError(
             f"no model {str(model)!r}: neither a run folder nor a file of weights, nor a name of `retinanet "
-            f"models`"
+            f"models`{nearest(model, (*also, *KNOWN))}"
         )
     return found
 
@@ -159,6 +159,6 @@ def load_checkpoint(path: Path) -> tuple[RetinaNet, ModelInfo]:
 
 def read_pretrained(source: str | Path) -> Pretrained:
     """The model that `--init` names, read and converted once: for its settings, then for its weights."""
-    path = resolve_weights(source)
+    path = resolve_weights(source, ("imagenet", "none"))
     model, info = load_checkpoint(path)
     return Pretrained(str(path), model.state_dict(), info)

@@ -93,7 +93,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
         about = json.loads(path.read_text())
         config = from_json(TrainConfig, about["config"])
         about["iterations"], about["validate_every"] = int(about["iterations"]), int(about["validate_every"])
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); was the run made by another version?") from error
     if (folder / "metrics.json").exists():
         raise ConfigError(

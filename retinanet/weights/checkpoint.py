@@ -154,9 +154,9 @@ def parse_info(path: Path, text: str) -> ModelInfo:
         model = from_json(ModelConfig, values["model"])
         check(model)
         return ModelInfo(model, tuple(names), tuple(ids), threshold, dict(values["about"]))
+    except CheckpointError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         reason = error if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: its description cannot be read ({reason})") from error
 
@@ -176,16 +176,14 @@ def load_plain(path: Path, format: int) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickles' protocols: they are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or "format" not in content:
-            raise CheckpointError(f"{path} is not a file of retinanet")
-    except CheckpointError:
-        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:  # a broken or foreign file makes torch raise anything
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}); is it truncated, or another program's?"
         ) from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise CheckpointError(f"{path} is not a file of retinanet")
     if content["format"] != format:
         raise CheckpointError(
             f"{path} has format {content['format']!r}; this version of retinanet reads format {format}"

@@ -406,7 +406,7 @@ def test_the_flags_are_those_of_eval_and_predict():
     ("wrong", "reason"),
     [
         ({"tiles": 8}, "between 32 and 65536, not 8"),
-        ({"tiles": 64, "overlap": 1.0}, "overlap must be between 0 and 1, not 1"),
+        ({"tiles": 64, "overlap": 1.0}, "overlap must be at least 0 and below 1, not 1"),
         ({"tiles": 64, "overlap": -0.1}, "not -0.1"),
         ({"tiles": 64, "overlap": float("nan")}, "not nan"),
         ({"tiles": 64, "scales": (64, 96)}, "either tiles or several scales"),

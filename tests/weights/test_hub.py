@@ -20,7 +20,7 @@ from retinanet import download as online
 from retinanet.cli import main
 from retinanet.commands.train import start_config
 from retinanet.errors import CheckpointError, ConfigError
-from retinanet.inference.load import resolve_weights
+from retinanet.inference.load import read_pretrained, resolve_weights
 from retinanet.weights import hub
 from retinanet.weights.checkpoint import ModelInfo, build, read_weights
 from retinanet.weights.foreign.projects import COCO
@@ -324,6 +324,8 @@ def test_a_slip_in_a_name_is_told_with_its_neighbours():
         resolve_weights("torchvision/retinanet_resnet50_v2")
     with pytest.raises(CheckpointError, match="nor a name of `retinanet models`"):
         resolve_weights("nowhere")
+    with pytest.raises(CheckpointError, match="did you mean 'imagenet'"):
+        read_pretrained("imagnet")
 
 
 def test_a_training_starts_from_a_published_name(server, publish, scenes, tmp_path):

@@ -345,6 +345,20 @@ def test_no_hostile_pickle_has_anything_run(path, tmp_path, form):
         assert not canary.exists(), name
 
 
+@pytest.mark.parametrize("state", ["function", "class"])
+def test_a_pickle_cannot_set_attributes_of_what_it_names(path, state):
+    evil = b"}" + text("evil") + b"K\x01s"
+    named = {
+        "function": b"ctorch._utils\n_rebuild_tensor_v2\n" + evil + b"b.",
+        "class": b"ctorch.storage\nUntypedStorage\nN" + evil + b"\x86b.",
+    }
+    for form in FORMS:
+        with contextlib.suppress(CheckpointError):
+            read(path, wrapped(form, b"\x80\x02" + named[state]))
+    for known in (torch._utils._rebuild_tensor_v2, torch.UntypedStorage, *KNOWN.values()):
+        assert not hasattr(known, "evil")
+
+
 def test_a_placeholder_swallows_arguments_state_items_and_attributes(path):
     for data in (
         b"\x80\x02ca.b\nC\n)\x81}b(NNe(NNu.",

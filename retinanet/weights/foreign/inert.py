@@ -1,11 +1,11 @@
-"""Pickles read without importing what they name: tensors, arrays and plain values, and placeholders for all
-else.
-"""
+"""Pickles read without importing what they name: tensors, arrays, plain values, and placeholders for the rest."""
 
 from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ def placeholder(name: str) -> type[Placeholder]:
 
 
 class Dtype:
-    """A dtype of numpy; its state, which comes later, says the byte order. numpy's own takes any state, even
-    one that crashes the process.
+    """A dtype of numpy; its state says the byte order. numpy's own takes any state, even one that crashes the
+    process.
     """
 
     def __init__(self, code: str, *_: Any) -> None:
@@ -52,15 +52,22 @@ class Dtype:
 
 
 class Array:
-    """An array of numpy; its state, which comes later, ends in (shape, dtype, whether the first axis is the
-    fastest, bytes).
-    """
+    """An array of numpy; its state ends in (shape, dtype, whether the first axis is the fastest, bytes)."""
 
     value: Any = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         shape, dtype, fortran, data = state[-4:]
         self.value = dtype.array(data, shape, "F" if fortran else "C")
+
+
+class UntypedStorage:
+    """Stands for torch's: of a storage's class torch.load asks its dtype alone."""
+
+    dtype = torch.uint8
+
+    def __setstate__(self, state: Any) -> None:
+        """So that a pickle cannot set attributes of the class: it would have to call this without `self`."""
 
 
 def item(array: Any) -> Any:
@@ -80,7 +87,7 @@ KNOWN: dict[str, Any] = {
     "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order: dtype.array(data, shape, order),
     **{f"torch._utils._rebuild_{kind}": getattr(torch._utils, f"_rebuild_{kind}") for kind in REBUILD},
     "torch._tensor._rebuild_from_type_v2": lambda maker, _kind, arguments, _state: maker(*arguments),
-    "torch.storage.UntypedStorage": torch.UntypedStorage,
+    "torch.storage.UntypedStorage": UntypedStorage,
     **{str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)},
 }
 """All that a pickle can call or name: what makes arrays and tensors of bytes."""
@@ -90,5 +97,7 @@ class Unpickler(pickle.Unpickler):
     """Imports nothing: a name is one of KNOWN or a placeholder."""
 
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("__builtin__", "builtins").replace("numpy._core", "numpy.core")
-        return KNOWN.get(f"{module}.{name}") or placeholder(f"{module}.{name}")
+        name = f"{module.replace('__builtin__', 'builtins').replace('numpy._core', 'numpy.core')}.{name}"
+        known = KNOWN.get(name) or placeholder(name)
+        # a pickle may set attributes of what it names, so each function is wrapped anew
+        return partial(known) if isinstance(known, FunctionType) else known
