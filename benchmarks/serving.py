@@ -48,7 +48,7 @@ import retinanet
 from retinanet.config.presets import preset
 from retinanet.data.images import image_size
 from retinanet.data.scenes import scene
-from retinanet.inference.detector import Detector, as_picture, prepare
+from retinanet.inference.detector import Detector, as_image
 from retinanet.weights.checkpoint import ModelInfo, build, save_model
 
 BARE_SECONDS = 10.0
@@ -312,12 +312,9 @@ def saturate(
     """The bare detector and the server in turns, a minute of load at a time; the server's memory
     meanwhile.
     """
-    pictures = [
-        prepare(0, as_picture(file), detector.scales)
-        for file in (load.files * options.max_batch)[: options.max_batch]
-    ]
-    batch = detector.preprocess.stack([one[1][0] for one in pictures])
-    originals = [one[2] for one in pictures]
+    pictures = [as_image(file) for file in (load.files * options.max_batch)[: options.max_batch]]
+    batch = detector.preprocess.stack([detector.preprocess.resized(one) for one in pictures])
+    originals = [(one.shape[1], one.shape[2]) for one in pictures]
     pieces = max(1, round(options.minutes))
     seconds = 60 * options.minutes / pieces
     short = min(BARE_SECONDS, seconds / 5)
@@ -325,7 +322,7 @@ def saturate(
     slices = []
 
     def bare() -> tuple[float, float, float]:
-        alone, _ = pace(lambda: len(detector.answer(*batch, originals)), short)
+        alone, _ = pace(lambda: len(detector.predict_batch(*batch, originals)), short)
         return alone, *pace(lambda: len(detector.predict(list(load.files), options.max_batch)), short)
 
     before = bare()

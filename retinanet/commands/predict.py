@@ -30,7 +30,7 @@ from ..inference.detector import Detector
 from ..inference.load import load, resolve_weights
 from ..inference.shards import PICTURES, OutputFolder, block_size, blocks_of
 from ..inference.sources import find_files
-from ..inference.tiles import Tiled, check_tiles, in_tiles
+from ..inference.tiles import check_tiles, in_tiles
 from ..inference.video import check_videos, keep_videos, not_ours, show_videos
 from ..structures import Detections
 from ..text import progress_bar
@@ -95,7 +95,7 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     return (only_videos or store(detector, data, threshold, config, folder)) and good
 
 
-def show(detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig) -> bool:
+def show(detector: Detector, data: Dataset, threshold: float, config: PredictConfig) -> bool:
     """Print the detections for this process's blocks; true when every image of these could be read."""
     blocks = blocks_of(len(data))[rank() :: world()]
     failed = 0
@@ -119,7 +119,7 @@ def show(detector: Detector | Tiled, data: Dataset, threshold: float, config: Pr
 
 
 def store(
-    detector: Detector | Tiled, data: Dataset, threshold: float, config: PredictConfig, folder: OutputFolder
+    detector: Detector, data: Dataset, threshold: float, config: PredictConfig, folder: OutputFolder
 ) -> bool:
     """Predict for this process's blocks that are not done yet, and merge them all when none is missing."""
     names = image_names(data.files.tolist()) if config.save_images else None
@@ -193,7 +193,7 @@ class Drawing:
 
 
 def answers(
-    detector: Detector | Tiled,
+    detector: Detector,
     data: Dataset,
     block: range,
     config: PredictConfig,
@@ -201,13 +201,13 @@ def answers(
 ) -> Iterator[tuple[int, Detections | DataError, Tensor | None]]:
     """(index, detections, decoded image if wanted and kept) of the images of a block, as they come."""
     paths = [data.path(index) for index in block]
-    for position, answer, *image in detector.stream(
-        paths, config.batch, config.workers, config.max_pixels, with_images=with_images
+    for position, *found in detector.stream_with_images(
+        paths, config.batch, config.workers, config.max_pixels, with_images
     ):
-        yield block[position], answer, image[0] if with_images else None
+        yield block[position], *found
 
 
-def open_images(sources: Sequence[str], config: PredictConfig, detector: Detector | Tiled) -> Dataset:
+def open_images(sources: Sequence[str], config: PredictConfig, detector: Detector) -> Dataset:
     """The images of a data set's split."""
     if len(sources) != 1:
         raise DataError("--split goes with one data set, not with several paths")
@@ -215,7 +215,7 @@ def open_images(sources: Sequence[str], config: PredictConfig, detector: Detecto
     return in_model_classes(data, detector.names)
 
 
-def as_dataset(paths: Sequence[Path], detector: Detector | Tiled) -> Dataset:
+def as_dataset(paths: Sequence[Path], detector: Detector) -> Dataset:
     """Loose images as a data set without boxes, with ids 1..N."""
     columns = Columns()
     for number, path in enumerate(paths, 1):

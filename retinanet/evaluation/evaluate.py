@@ -1,4 +1,4 @@
-"""How good a detector is on a data set: one pass for answers, losses and COCO AP."""
+"""How good a detector is on a data set: one pass for detections, losses and COCO AP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 
@@ -14,6 +14,7 @@ from ..data.dataset import Dataset
 from ..data.images import MAX_PIXELS
 from ..data.loader import evaluation_batches
 from ..data.sampler import evaluation_entries
+from ..data.validate import validate
 from ..distributed import all_gather, broadcast_from_main, rank, world
 from ..errors import DataError
 from ..files import write_atomically
@@ -23,14 +24,19 @@ from ..structures import Detections
 from .coco import Metrics, coco_metrics
 from .results import Results, collect, merge, write_results
 
-if TYPE_CHECKING:
-    from ..inference.tiles import Tiled
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a split, the answers behind them, and the losses of the split (empty without a
-    criterion).
+    """How good a detector is on a data set.
+
+    Attributes:
+        metrics: The COCO numbers, per class too, and curves.
+        results: The detections behind them.
+        losses: The losses of the whole data set; empty without a criterion.
+
+    Example:
+        >>> evaluation = retinanet.evaluate("runs/cells", "data/cells")
+        >>> evaluation.metrics["AP"], evaluation.metrics.per_class[0].AP50
     """
 
     metrics: Metrics
@@ -39,85 +45,109 @@ class Evaluation:
 
 
 def evaluate(
-    detector: Detector | Tiled,
-    data: Dataset,
+    model: Detector | str | Path,
+    data: Dataset | str | Path,
     batch: int = 8,
     workers: int = 0,
+    *,
+    split: str | None = None,
     criterion: Criterion | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Run the detector over every picture of `data` (whose sizes are known, see `validate`) and score its
-    answers.
+    """Run a detector over a data set and measure COCO AP.
 
-    All answers are used; no display threshold has any part in it. The losses are those of the whole split,
-    divided by all its positives.
-    Several processes share the batches; the first computes the metrics, and all get the same Evaluation. A
-    detector of several scales,
-    or in tiles, has no losses.
+    All detections are used; no display threshold plays a part. Several processes share the batches; the first
+    computes the metrics, and all get the same Evaluation.
+
+    Args:
+        model: A detector, or anything that `retinanet.load` opens.
+        data: A data set, or the path of one. Its classes are matched with the model's by name.
+        batch: Images per batch.
+        workers: Loader processes.
+        split: Which split of a path; None: val, or a data set that is not split.
+        criterion: Gives the losses too, divided by the positives of the whole data set; not for a detector of
+            several scales or in tiles.
+        max_pixels: Larger images are refused.
+        progress: Called with the number of images that are done.
+
+    Raises:
+        DataError: The data set has a fault, or classes that the model does not know.
+
+    Example:
+        >>> retinanet.evaluate("runs/cells", "data/cells", split="test").metrics["AP"]
     """
+    if isinstance(model, (str, Path)):
+        from ..inference.load import load
+
+        model = load(model)
+    detector, data = model, _opened(data, split, model.names, max_pixels)
     answers: dict[int, Detections] = {}
     totals: dict[str, float] = {"positives": 0.0}
-    pin = detector.device.type == "cuda"
-    if detector.tiled or len(detector.scales) > 1:
-        assert criterion is None, "the losses are those of whole pictures at one scale"
+    if detector.tiling is not None or len(detector.scales) > 1:
+        assert criterion is None, "the losses are those of whole images at one scale"
         for index, answer in predict_multi_view(detector, data, batch, workers, max_pixels):
             answers[index] = answer
             if progress is not None:
                 progress(len(answers) * world())
         return scored(data, answers, totals, ())
-    detector = cast(Detector, detector)
+    pin = detector.device.type == "cuda"
+    batches = evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world())
     with torch.inference_mode():
-        for loaded in evaluation_batches(
-            data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world()
-        ):
+        for loaded in batches:
             indices, sizes = loaded.indices.tolist(), loaded.targets.sizes
             originals = [(int(height), int(width)) for height, width in data.sizes[indices]]
             if criterion is None:
-                answers |= zip(indices, detector.answer(loaded.images, sizes, originals), strict=True)
+                found = detector.predict_batch(loaded.images, sizes, originals)
             else:
                 logits, offsets, normalized = detector.forward(loaded.images, sizes)
-                answers |= zip(
-                    indices, detector.select(logits, offsets, normalized, sizes, originals), strict=True
-                )
+                found = detector.select(logits, offsets, normalized, sizes, originals)
                 anchors = detector.model.anchors(normalized)
                 matched = criterion.match(anchors, loaded.targets.to(detector.device))
                 one = torch.ones((), device=detector.device)  # sums, divided in the end
                 for name, value in criterion(logits, offsets, anchors, matched, one, len(data)).items():
                     totals[name] = totals.get(name, 0.0) + float(value)
                 totals["positives"] += float(matched.positives.sum())
+            answers |= zip(indices, found, strict=True)
             if progress is not None:
                 progress(len(answers) * world())
     return scored(data, answers, totals, criterion.shared if criterion is not None else ())
 
 
+def _opened(data: Dataset | str | Path, split: str | None, names: list[str], max_pixels: int) -> Dataset:
+    """The data set, validated, with the labels of a model that has these classes."""
+    from ..data.splits import in_model_classes, open_split  # only needed where a user names a path
+
+    if not isinstance(data, Dataset):
+        data = open_split(data, split, None, None, "error", max_pixels)
+    elif not data.sizes.all():  # not validated yet: the annotations do not give the sizes of the images
+        data, _ = validate(data, max_pixels=max_pixels)
+    return in_model_classes(data, names)
+
+
 def predict_multi_view(
-    detector: Detector | Tiled, data: Dataset, batch: int, workers: int, max_pixels: int
+    detector: Detector, data: Dataset, batch: int, workers: int, max_pixels: int
 ) -> Iterator[tuple[int, Detections]]:
-    """(index, answer) of this process's pictures, in batches that do not depend on the number of
-    processes.
-    """
-    if detector.tiled:  # the tiles of `batch` images are gathered, then it begins anew
+    """(index, detections) of this process's images, in batches that do not depend on the number of
+    processes."""
+    if detector.tiling is not None:  # the tiles of `batch` images are gathered, then it begins anew
         indices = [index for index in range(len(data)) if index // batch % world() == rank()]
     else:
-        entries = evaluation_entries(
-            data.sizes, batch, detector.preprocess, rank(), world(), detector.scales[1:]
-        )
+        others = detector.scales[1:]
+        entries = evaluation_entries(data.sizes, batch, detector.preprocess, rank(), world(), others)
         indices = [index for entry in entries for index in entry.indices]
-    for position, answer in detector.stream(
-        [data.path(index) for index in indices], batch, workers, max_pixels
-    ):
-        if isinstance(answer, DataError):
-            raise answer
-        yield indices[position], answer
+    paths = [data.path(index) for index in indices]
+    for position, found in detector.stream(paths, batch, workers, max_pixels):
+        if isinstance(found, DataError):
+            raise found
+        yield indices[position], found
 
 
 def scored(
     data: Dataset, answers: dict[int, Detections], totals: dict[str, float], shared: tuple[str, ...]
 ) -> Evaluation:
-    """What all processes found together: answers by index, sums of losses and positives; the `shared` losses
-    are divided by the latter.
-    """
+    """What all processes found together: detections by index, sums of losses and positives; the `shared`
+    losses are divided by the positives."""
     mine = collect(data, [answers[index] for index in sorted(answers)], sorted(answers))
     parts = all_gather((mine, totals))
     results = merge([part for part, _ in parts])

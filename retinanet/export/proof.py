@@ -168,7 +168,9 @@ def compared(name: str, batch: int, source: Detector, exported: Detector, pictur
         images, sizes = source.preprocess.stack([source.preprocess.resized(picture) for picture in shown])
         originals = [(picture.shape[1], picture.shape[2]) for picture in shown]
         for one, other in zip(
-            source.answer(images, sizes, originals), exported.answer(images, sizes, originals), strict=True
+            source.predict_batch(images, sizes, originals),
+            exported.predict_batch(images, sizes, originals),
+            strict=True,
         ):
             add(case, one, other, source)
     return case
@@ -255,7 +257,7 @@ def timed(source: Detector, exported: Detector, picture: Tensor, batch: int) -> 
     for round_ in range(ROUNDS + 1):
         for name, detector in (("source", source), ("exported", exported)):
             start = time.perf_counter()
-            detector.answer(images, sizes, originals)
+            detector.predict_batch(images, sizes, originals)
             if round_:
                 spent[name].append((time.perf_counter() - start) / batch)
     return {name: median(seconds) for name, seconds in spent.items()}

@@ -1,18 +1,17 @@
-"""A trained model with its preprocessing, its answers and its class names: what a user holds in the hand."""
+"""A trained model with its preprocessing, postprocessing and class names."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.images import MAX_PIXELS, from_pillow, read_image
 from ..device import autocast, pick_workers
@@ -23,25 +22,41 @@ from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
 from ..structures import Detections
 
+if TYPE_CHECKING:
+    from ..data.dataset import Dataset
+    from ..evaluation.evaluate import Evaluation
+    from .tiles import Tiling
+
 T = TypeVar("T")
 
-Picture = str | Path | np.ndarray | Tensor | Any
-
-Prepared = tuple[int, list[Tensor], tuple[int, int]]
-"""A picture's position, the picture [3, h, w] at each scale, its original height and width."""
-
 KEPT = 1 << 28
-"""Bytes of decoded images that `stream` keeps for its caller while they wait for their batch; one image may
-have a quarter.
-"""
+"""Bytes of decoded images that `stream_with_images` keeps for its caller while they wait for their batch; one
+image may have a quarter."""
 
 
 class Runtime(Protocol):
-    """An exported file that takes the place of network and post-processing; see `inference.runtimes`."""
+    """An exported file that replaces network and postprocessing; see `inference.runtimes`."""
 
-    def answer(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes, scores and labels of each image of a batch, as `Postprocess` has them."""
+    def run(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes, scores and labels of each image of a batch, as `Postprocess` returns them."""
         ...
+
+
+class Part(NamedTuple):
+    """A whole image or one of its tiles, resized for the network."""
+
+    index: int
+    """Position of the image in its list."""
+    count: int
+    """How many parts the image has."""
+    box: tuple[int, int, int, int]
+    """Left, top, right and bottom in the image."""
+    image_size: tuple[int, int]
+    """Height and width of the image."""
+    scaled: list[Tensor]
+    """[3, h, w] uint8 at each scale."""
+    image: Tensor | None = None
+    """The decoded image, with its first part, if the caller wants it."""
 
 
 class Detector:
@@ -55,6 +70,7 @@ class Detector:
         network: The inference copy of `model`: batch norm fused, bf16 if requested. It does not follow later
             changes of `model`.
         scales: One preprocessing for each scale at which the network runs; usually `preprocess` alone.
+        tiling: How large images are cut into tiles; None: they are not. See `inference.tiles.in_tiles`.
         runtime: An exported file that replaces the network; then there is no `model`.
 
     Example:
@@ -62,9 +78,6 @@ class Detector:
         >>> detections = detector.predict("slide.jpg")
         >>> detections.above(detector.threshold)
     """
-
-    tiled: ClassVar[bool] = False
-    """Whether images are cut into tiles, as `inference.tiles.Tiled` does."""
 
     def __init__(
         self,
@@ -87,6 +100,7 @@ class Detector:
         self.scales = (preprocess, *others)
         self.names, self.category_ids, self.threshold = list(names), list(category_ids), threshold
         self.precision = precision
+        self.tiling: Tiling | None = None
 
     @overload
     def predict(self, images: str | Path, batch: int = 8) -> Detections: ...
@@ -98,8 +112,8 @@ class Detector:
         Args:
             images: A path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in
                 0..1; a Pillow image; a list of these; an array [B, H, W, 3] or tensor [B, 3, H, W].
-            batch: Images per batch. The images of a batch have one padded shape, so the detections of an
-                image do not depend on the others.
+            batch: Images (or tiles) per batch. The images of a batch have one padded shape, so the detections
+                of an image do not depend on the others.
 
         Returns:
             Everything above the model's own score threshold, best first; a list for several images.
@@ -107,94 +121,128 @@ class Detector:
         Raises:
             DataError: An image cannot be read.
         """
-        found: Detections | list[Detections] = one_or_several(
-            images,
-            lambda images: self._in_batches((prepare(*image, self.scales) for image in images), batch),
+        stacked = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
+        several = stacked or isinstance(images, (list, tuple))
+        parts = (
+            part
+            for index, image in enumerate(map(as_image, images if several else [images]))
+            for part in parts_of(index, image, self.scales, self.tiling)
         )
-        return found
+        found = dict(self._in_batches(parts, batch))
+        return [found[index] for index in range(len(found))] if several else found[0]
 
-    @overload
     def stream(
         self, paths: Sequence[Path], batch: int = 8, workers: int | None = None, max_pixels: int = MAX_PIXELS
-    ) -> Iterator[tuple[int, Detections | DataError]]: ...
-    @overload
-    def stream(
-        self,
-        paths: Sequence[Path],
-        batch: int = 8,
-        workers: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-        *,
-        with_images: bool,
-    ) -> Iterator[Any]: ...
-    def stream(
-        self,
-        paths: Sequence[Path],
-        batch: int = 8,
-        workers: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-        *,
-        with_images: bool = False,
-    ) -> Iterator[Any]:
-        """(position in `paths`, detections) as they come, not in order; an image that cannot be read gives
-        its error and hurts no other.
+    ) -> Iterator[tuple[int, Detections | DataError]]:
+        """(position in `paths`, detections) as they come, not in order.
 
-        with_images   a third value: the decoded image [3, H, W], or None where it is too large to be kept
+        An image that cannot be read gives its error and does not affect the others.
         """
-        loader: DataLoader[Any] = DataLoader(
-            _Images(paths, self.scales, max_pixels, with_images),
-            batch_size=None,
-            num_workers=pick_workers(workers, self.device),
-        )
+        for index, found, _ in self.stream_with_images(paths, batch, workers, max_pixels, keep=False):
+            yield index, found
+
+    def stream_with_images(
+        self,
+        paths: Sequence[Path],
+        batch: int = 8,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        keep: bool = True,
+    ) -> Iterator[tuple[int, Detections | DataError, Tensor | None]]:
+        """As `stream`, with the decoded image [3, H, W]; None where it is too large to be kept."""
         failed: list[tuple[int, DataError]] = []
         images: dict[int, Tensor] = {}
 
-        def prepared() -> Iterator[Prepared]:
-            for index, scaled, size, image in loader:
-                if isinstance(scaled, str):
-                    failed.append((index, DataError(scaled)))
-                else:
-                    keep_image(images, index, image)
-                    yield index, scaled, size
+        def readable() -> Iterator[Part]:
+            for part in self._load(paths, pick_workers(workers, self.device), max_pixels, keep):
+                if not isinstance(part, Part):
+                    failed.append((part[0], DataError(part[1])))
+                    continue
+                image = part.image
+                if image is not None and sum(one.nbytes for one in images.values()) + image.nbytes <= KEPT:
+                    images[part.index] = image
+                yield part._replace(image=None)
 
-        for index, found in itertools.chain(self._in_batches(prepared(), batch), failed):
-            yield (index, found, images.pop(index, None)) if with_images else (index, found)
+        for index, found in itertools.chain(self._in_batches(readable(), batch), failed):
+            yield index, found, images.pop(index, None)
 
-    def _in_batches(self, prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[int, Detections]]:
-        def shapes(entry: Prepared) -> Hashable:
-            return tuple(self.preprocess.padded([(image.shape[1], image.shape[2])]) for image in entry[1])
+    def _load(
+        self, paths: Sequence[Path], workers: int, max_pixels: int, keep: bool
+    ) -> Iterator[Part | tuple[int, str]]:
+        """The parts of all images in their order, for any number of loader processes.
 
-        for group in gather(prepared, shapes, batch):
-            yield from self._run(group)
-
-    def _run(self, group: list[Prepared]) -> Iterator[tuple[int, Detections]]:
-        indices, images, originals = zip(*group, strict=True)
-        batches = [self.preprocess.stack(scale) for scale in zip(*images, strict=True)]
-        answers = (
-            self.answer(*batches[0], originals) if len(batches) == 1 else self.merged(batches, originals)
-        )
-        yield from zip(indices, answers, strict=True)
-
-    def answer(self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[Detections]:
-        """A padded uint8 batch [B, 3, H, W] of resized pictures, sizes [B, 2] -> detections in pixels of the
-        originals (height, width).
+        The processes take turns, image by image. Each holds one decoded image and sends its parts one by one.
         """
+        turns = max(1, min(workers, len(paths)))
+        sources: list[Iterator[Part | tuple[int, str]]] = []
+        for first in range(turns):
+            positions = range(first, len(paths), turns)
+            parts = _Parts(paths, positions, self.scales, self.tiling, max_pixels, keep)
+            loader = DataLoader(parts, batch_size=None, num_workers=min(workers, 1), collate_fn=_as_it_is)
+            sources.append(iter(loader))
+        for index in range(len(paths)):
+            part = next(sources[index % turns])
+            yield part
+            if isinstance(part, Part):
+                yield from itertools.islice(sources[index % turns], part.count - 1)
+
+    def _in_batches(self, parts: Iterable[Part], batch: int) -> Iterator[tuple[int, Detections]]:
+        """Run the network over batches of one padded shape; give an image when all its parts are done."""
+
+        def shapes(part: Part) -> Hashable:
+            return tuple(self.preprocess.padded([(one.shape[1], one.shape[2])]) for one in part.scaled)
+
+        done: dict[int, list[tuple[Part, Detections]]] = {}
+        rounds: Iterable[tuple[Any, Iterable[Part]]] = [(0, parts)]
+        if self.tiling is not None:
+            # what is left is run after every `batch` images: nothing depends on what comes after these
+            rounds = itertools.groupby(parts, key=lambda part: part.index // max(1, batch))
+        for _, some in rounds:
+            for group in gather(some, shapes, batch):
+                for part, found in zip(group, self._run(group), strict=True):
+                    pieces = done.setdefault(part.index, [])
+                    pieces.append((part._replace(scaled=[]), found))
+                    if len(pieces) == part.count:
+                        yield part.index, self._merge(done.pop(part.index))
+
+    def _run(self, group: list[Part]) -> list[Detections]:
+        """The detections of parts of one padded shape, each in pixels of its own part."""
+        sizes = [(bottom - top, right - left) for left, top, right, bottom in (part.box for part in group)]
+        batches = [
+            self.preprocess.stack(scale) for scale in zip(*(part.scaled for part in group), strict=True)
+        ]
+        return (
+            self.predict_batch(*batches[0], sizes) if len(batches) == 1 else self._multi_scale(batches, sizes)
+        )
+
+    def _merge(self, pieces: list[tuple[Part, Detections]]) -> Detections:
+        """The detections of one image from those of its parts."""
+        if self.tiling is None or len(pieces) == 1:
+            return pieces[0][1]
+        pieces.sort(key=lambda piece: piece[0].box)  # whichever was run first
+        parts, found = zip(*pieces, strict=True)
+        threshold = self.postprocess.nms_threshold
+        return self.tiling.merge([part.box for part in parts], found, parts[0].image_size, threshold)
+
+    def predict_batch(
+        self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """A padded uint8 batch [B, 3, H, W] of resized images, sizes [B, 2] -> detections in pixels of the
+        originals (height, width)."""
         with torch.inference_mode():
             if self.runtime is not None:
-                return self.in_originals(self.runtime.answer(images, sizes), sizes, originals)
+                return self._rescale(self.runtime.run(images, sizes), sizes, originals)
             logits, offsets, normalized = self.forward(images, sizes)
             return self.select(logits, offsets, normalized, sizes, originals)
 
-    def merged(
+    def _multi_scale(
         self, batches: Sequence[tuple[Tensor, Tensor]], originals: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """One answer for each picture from several scales: of every scale the batch and sizes that `answer`
-        takes.
+        """The detections of each image from several scales; `batches`: images and sizes of every scale.
 
-        An image pyramid (Lin et al. 2017, "Feature Pyramid Networks", Fig. 1a).
-        The candidates of all scales go through one NMS, in pixels of the originals, with the scores that they
-        have. With an NMS for each
-        scale and another over what these leave, a box could go because of one that goes itself.
+        An image pyramid (Lin et al. 2017, "Feature Pyramid Networks", Fig. 1a). The candidates of all scales
+        go through one NMS, in pixels of the originals, with the scores that they have. With an NMS for each
+        scale and another over what these leave, a box that is itself suppressed could suppress another.
         """
         limits = torch.tensor(originals, dtype=torch.float32, device=self.device)  # [B, 2] height, width
         parts = []
@@ -216,9 +264,7 @@ class Detector:
         ]
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """The network's logits and offsets per level for a padded uint8 batch, and the normalised
-        pictures.
-        """
+        """Logits and offsets per level for a padded uint8 batch, and the normalised images."""
         normalized = self.preprocess.normalize(images.to(self.device), sizes.to(self.device))
         with autocast(self.precision, self.device):
             logits, offsets = self.network(normalized)
@@ -232,59 +278,92 @@ class Detector:
         sizes: Tensor,
         originals: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        """The answers for a batch, in pixels of the originals."""
+        """The detections of a batch that went through `forward`, in pixels of the originals."""
         found = self.postprocess(logits, offsets, self.model.anchors(normalized), sizes.to(self.device))
-        return self.in_originals(found, sizes, originals)
+        return self._rescale(found, sizes, originals)
 
-    def in_originals(
+    def _rescale(
         self,
         found: Sequence[tuple[Tensor, Tensor, Tensor]],
         sizes: Tensor,
         originals: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        """Boxes, scores and labels of each picture of a batch, in pixels of the originals."""
-        answers = []
+        """Boxes, scores and labels in pixels of the resized images -> detections in pixels of the originals."""
+        detections = []
         for (boxes, scores, labels), size, (height, width) in zip(
             found, sizes.tolist(), originals, strict=True
         ):
             limit = torch.tensor([width, height] * 2, dtype=torch.float32)
-            # both sides of the picture were rounded to whole pixels, so each has its own factor
+            # both sides of the image were rounded to whole pixels, so each has its own factor
             scaled = boxes.cpu() * (limit / torch.tensor([size[1], size[0]] * 2))
-            answers.append(Detections(torch.minimum(scaled, limit), scores.cpu(), labels.cpu(), self.names))
-        return answers
+            detections.append(
+                Detections(torch.minimum(scaled, limit), scores.cpu(), labels.cpu(), self.names)
+            )
+        return detections
+
+    def evaluate(self, data: Dataset | str | Path, split: str | None = None, batch: int = 8) -> Evaluation:
+        """Measure COCO AP on a data set; see `retinanet.evaluate`.
+
+        Args:
+            data: A data set, or the path of one.
+            split: Which split of a path; None: val, or a data set that is not split.
+            batch: Images per batch.
+
+        Example:
+            >>> detector.evaluate("data/cells").metrics["AP50"]
+        """
+        from ..evaluation.evaluate import evaluate
+
+        return evaluate(self, data, split=split, batch=batch)
 
 
-class _Images(TorchDataset[Any]):
-    """What `prepare` gives and the image if it is wanted, or (position, reason, size, None) for an image that
-    cannot be read.
-    """
+class _Parts(IterableDataset[Any]):
+    """The parts of some images, or (position, reason) of an image that cannot be read."""
 
     def __init__(
-        self, paths: Sequence[Path], scales: Sequence[Preprocess], max_pixels: int, with_images: bool
+        self,
+        paths: Sequence[Path],
+        positions: range,
+        scales: Sequence[Preprocess],
+        tiling: Tiling | None,
+        max_pixels: int,
+        keep: bool,
     ) -> None:
-        self.paths, self.scales = list(paths), scales
-        self.max_pixels, self.with_images = max_pixels, with_images
+        self.paths, self.positions, self.scales, self.tiling = list(paths), positions, scales, tiling
+        self.max_pixels, self.keep = max_pixels, keep
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def __iter__(self) -> Iterator[Part | tuple[int, str]]:
+        for index in self.positions:
+            try:
+                image = read_image(self.paths[index], self.max_pixels)
+            except DataError as error:
+                yield index, str(error)
+                continue
+            # a huge image would fill the memory that the processes share
+            kept = image if self.keep and image.nbytes <= KEPT // 4 else None
+            for part in parts_of(index, image, self.scales, self.tiling):
+                yield part._replace(image=kept)
+                kept = None
+            del image  # before the next is decoded
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        try:
-            image = read_image(self.paths[index], self.max_pixels)
-        except DataError as error:
-            return index, str(error), (0, 0), None
-        return *prepare(index, image, self.scales), image if self.with_images and may_send(image) else None
+
+def _as_it_is(part: Any) -> Any:
+    """Keeps the loader from turning tuples into lists of tensors."""
+    return part
 
 
-def may_send(image: Tensor) -> bool:
-    """Whether a loader's process sends this image along: a huge one would fill the memory they share."""
-    return image.nbytes <= KEPT // 4
-
-
-def keep_image(images: dict[int, Tensor], index: int, image: Tensor | None) -> None:
-    """Put a decoded image with those that wait for their batch, unless they are many already."""
-    if image is not None and sum(other.nbytes for other in images.values()) + image.nbytes <= KEPT:
-        images[index] = image
+def parts_of(
+    index: int, image: Tensor, scales: Sequence[Preprocess], tiling: Tiling | None = None
+) -> Iterator[Part]:
+    """An image [3, H, W] in parts, one by one: all tiles of a huge image, resized, may be larger than it."""
+    height, width = image.shape[1:]
+    boxes = [(0, 0, width, height)] if tiling is None else tiling.grid(height, width)
+    for left, top, right, bottom in boxes:
+        part = image[:, top:bottom, left:right]
+        if part.shape != image.shape:
+            part = part.clone()  # a view that is sent to another process takes the whole image along
+        scaled = [one.resized(part) for one in scales]
+        yield Part(index, len(boxes), (left, top, right, bottom), (height, width), scaled)
 
 
 def gather(entries: Iterable[T], shape: Callable[[T], Hashable], batch: int) -> Iterator[list[T]]:
@@ -301,26 +380,8 @@ def gather(entries: Iterable[T], shape: Callable[[T], Hashable], batch: int) -> 
     yield from waiting.values()
 
 
-def one_or_several(
-    images: Any, answer: Callable[[Iterator[tuple[int, Tensor]]], Iterable[tuple[int, Any]]]
-) -> Any:
-    """What `answer` finds in an image, or in each of several, which are read one by one: a thousand need not
-    fit in memory.
-    """
-    several = isinstance(images, (list, tuple)) or (
-        isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
-    )
-    found = dict(answer(enumerate(map(as_picture, images if several else [images]))))
-    return [found[index] for index in range(len(found))] if several else found[0]
-
-
-def prepare(index: int, picture: Tensor, scales: Sequence[Preprocess]) -> Prepared:
-    """A picture [3, H, W] uint8 at every scale."""
-    return index, [one.resized(picture) for one in scales], (picture.shape[1], picture.shape[2])
-
-
-def as_picture(image: Picture) -> Tensor:
-    """Whatever a user calls a picture -> uint8 [3, H, W] RGB."""
+def as_image(image: Any) -> Tensor:
+    """An image in any form that `Detector.predict` takes -> uint8 [3, H, W] RGB."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
@@ -333,7 +394,7 @@ def as_picture(image: Picture) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     if not isinstance(image, Tensor):
         raise DataError(
-            f"a picture is a path, an array, a tensor or a Pillow image, not {type(image).__name__}"
+            f"an image is a path, an array, a tensor or a Pillow image, not {type(image).__name__}"
         )
     if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         raise DataError(f"a tensor must be [3, H, W], not {list(image.shape)}")
@@ -341,9 +402,9 @@ def as_picture(image: Picture) -> Tensor:
         low, high = float(image.min()), float(image.max())
         if not (low >= 0 and high <= 1):
             raise DataError(
-                f"a float picture must lie in 0..1, not {low:.3g}..{high:.3g}; give uint8 for 0..255"
+                f"a float image must lie in 0..1, not {low:.3g}..{high:.3g}; give uint8 for 0..255"
             )
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
-        raise DataError(f"a picture must be uint8, or float in 0..1, not {image.dtype}")
+        raise DataError(f"an image must be uint8, or float in 0..1, not {image.dtype}")
     return image.expand(3, -1, -1).cpu()

@@ -39,7 +39,7 @@ class ExportedModel:
     size: tuple[int, int] | None
     """The only height and width that it takes; None: any multiples of the padding."""
 
-    def answer(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def run(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Boxes, scores and labels of each picture of a batch, as `Postprocess` has them."""
         boxes, scores, labels, counts = self.call(images.contiguous(), sizes.contiguous())
         pictures = zip(boxes, scores, labels, counts.tolist(), strict=True)

@@ -34,7 +34,6 @@ from ..text import progress_bar
 from ..view.draw import draw
 from .detector import Detector
 from .sources import is_video
-from .tiles import Tiled
 from .video_io import Frame, VideoReader, VideoWriter, pyav
 
 log = logging.getLogger("retinanet")
@@ -78,9 +77,7 @@ def not_ours(videos: Sequence[Path], out: Path | None) -> list[Path]:
     return [file for file in videos if not ours(file)]
 
 
-def show_videos(
-    detector: Detector | Tiled, videos: Sequence[Path], threshold: float, config: PredictConfig
-) -> bool:
+def show_videos(detector: Detector, videos: Sequence[Path], threshold: float, config: PredictConfig) -> bool:
     """Print how many objects of each class the frames of this process's videos hold; true when all could be
     read to their ends.
     """
@@ -106,7 +103,7 @@ def show_videos(
 
 
 def keep_videos(
-    detector: Detector | Tiled,
+    detector: Detector,
     videos: Mapping[str, Path],
     threshold: float,
     config: PredictConfig,
@@ -146,7 +143,7 @@ def keep_videos(
 
 
 def predict_video(
-    detector: Detector | Tiled,
+    detector: Detector,
     clip: VideoReader,
     name: str,
     threshold: float,
@@ -211,7 +208,7 @@ def predict_video(
     _told(clip)
 
 
-def stream(detector: Detector | Tiled, batches: Iterator[Batch], size: int, use: Use) -> None:
+def stream(detector: Detector, batches: Iterator[Batch], size: int, use: Use) -> None:
     """Decode, answer and use what was found, a batch each at the same time and in order; at most four are
     held, however long the video.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data.images import read_image
 from ..errors import DataError
-from ..inference.detector import Detector, prepare
+from ..inference.detector import Detector
 from ..structures import Detections
 from .metrics import Metrics
 
@@ -153,8 +153,10 @@ class Batcher:
         shape: Shape | None = None
         try:
             if not job.future.cancelled():
-                _, (job.image,), job.original = prepare(
-                    0, decode(job.name, job.content, self.max_pixels), self.detector.scales[:1]
+                image = decode(job.name, job.content, self.max_pixels)
+                job.image, job.original = (
+                    self.detector.preprocess.resized(image),
+                    (image.shape[1], image.shape[2]),
                 )
                 shape = self.detector.preprocess.padded([(job.image.shape[1], job.image.shape[2])])
         except BaseException as problem:  # whatever it is, the future must hear of it
@@ -218,9 +220,8 @@ class Batcher:
         start = time.perf_counter()
         try:
             images = [job.image for job in batch if job.image is not None]
-            found = self.detector.answer(
-                *self.detector.preprocess.stack(images), [job.original for job in batch]
-            )
+            originals = [job.original for job in batch]
+            found = self.detector.predict_batch(*self.detector.preprocess.stack(images), originals)
         except Exception as error:
             log.exception("the detector failed on %s", ", ".join(repr(job.name) for job in batch))
             return error.with_traceback(

@@ -17,7 +17,6 @@ import torch
 from ..config.commands import ServeConfig
 from ..config.io import check
 from ..errors import ConfigError
-from ..inference.detector import prepare
 from ..inference.load import load
 
 log = logging.getLogger("retinanet")
@@ -60,10 +59,7 @@ def run(model: str, config: ServeConfig) -> None:
         )
     with listen(config.host, config.port) as door:
         detector = load(model, config.device, config.precision, config.scale)
-        blank = prepare(0, torch.zeros(3, 64, 64, dtype=torch.uint8), detector.scales[:1])
-        detector.answer(
-            *detector.preprocess.stack(blank[1]), [blank[2]]
-        )  # the first picture takes longer than the others
+        detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))  # the first takes longer than the others
         app = create_app(detector, config)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         logging.getLogger("python_multipart").setLevel(

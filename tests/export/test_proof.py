@@ -121,7 +121,7 @@ def test_a_file_that_takes_the_first_pictures_size_for_all_is_found_out():
         def __init__(self, first):
             self.first = first
 
-        def answer(self, images, sizes, originals):
+        def predict_batch(self, images, sizes, originals):
             seen = sizes[:1].expand_as(sizes) if self.first else sizes
             return [
                 Detections(torch.tensor([[0, 0, w, h]]), torch.tensor([0.9]), torch.tensor([0]), ["a"])

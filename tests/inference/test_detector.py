@@ -62,10 +62,10 @@ def test_a_stream_of_files_equals_prediction_in_memory(detector, pictures):
 
 def test_a_stream_gives_the_decoded_images_out_as_long_as_they_are_few(detector, pictures, monkeypatch):
     expected = [read_image(path) for path in pictures]
-    for index, _, image in detector.stream(pictures, batch=2, workers=0, with_images=True):
+    for index, _, image in detector.stream_with_images(pictures, batch=2, workers=0):
         assert torch.equal(image, expected[index])
     monkeypatch.setattr("retinanet.inference.detector.KEPT", 4 * max(image.nbytes for image in expected))
-    kept = [image for _, _, image in detector.stream(pictures * 3, 100, workers=0, with_images=True)]
+    kept = [image for _, _, image in detector.stream_with_images(pictures * 3, 100, workers=0)]
     assert 4 <= sum(image is not None for image in kept) < len(kept)
 
 

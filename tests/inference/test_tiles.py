@@ -20,7 +20,8 @@ from retinanet.data.formats.coco import read_coco
 from retinanet.data.scenes import scene
 from retinanet.errors import ConfigError, DataError
 from retinanet.evaluation import evaluate
-from retinanet.inference.tiles import Tiled, crop_tiles, in_tiles, merge, tile_grid, tile_offsets
+from retinanet.inference.detector import Detector, parts_of
+from retinanet.inference.tiles import Tiling, in_tiles, tile_offsets
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.structures import Detections
@@ -35,7 +36,7 @@ class AsItIs(Preprocess):
         return height, width
 
 
-class Stub:
+class Stub(Detector):
     """Answers the coloured rectangles that it sees: red is the object, green its class, blue its score in
     hundredths.
 
@@ -44,12 +45,12 @@ class Stub:
 
     def __init__(self, blind=10**6):
         self.preprocess, self.postprocess, self.blind = AsItIs(padding_multiple=1), Postprocess(), blind
-        self.scales = (self.preprocess,)
+        self.scales, self.tiling = (self.preprocess,), None
         self.names, self.category_ids, self.threshold = NAMES, [1, 2, 3], 0.5
         self.device, self.precision = torch.device("cpu"), "fp32"
         self.batches = []
 
-    def answer(self, images, sizes, originals):
+    def predict_batch(self, images, sizes, originals):
         self.batches.append([tuple(original) for original in originals])
         return [
             self.look(image[:, :height, :width])
@@ -112,7 +113,7 @@ def test_tiles_cover_a_side_evenly_and_overlap_as_was_asked(length, size, overla
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(32, 100), st.sampled_from([0.0, 0.1, 0.25, 0.5]))
 def test_every_pixel_lies_in_a_tile_and_every_tile_in_the_picture(height, width, size, overlap):
-    whole, *tiles = tile_grid(height, width, size, overlap)
+    whole, *tiles = Tiling(size, overlap).grid(height, width)
     assert whole == (0, 0, width, height)
     assert bool(tiles) == (max(height, width) > size)
     seen = np.zeros((height, width), dtype=int)
@@ -144,7 +145,7 @@ def scattered(draw):
 def test_whatever_seams_cut_is_found_once_and_whole(case, blind):
     height, width, size, overlap, boxes, labels, scores = case
     stub = Stub(size if blind else 10**6)
-    answer = Tiled(stub, size, overlap).predict(painted(height, width, boxes, labels, scores))
+    answer = in_tiles(stub, size, overlap).predict(painted(height, width, boxes, labels, scores))
     expected = sorted(zip((score / 100 for score in scores), labels, boxes, strict=True))
     rows = zip(
         answer.scores.tolist(), answer.labels.tolist(), map(tuple, answer.boxes.int().tolist()), strict=True
@@ -154,18 +155,20 @@ def test_whatever_seams_cut_is_found_once_and_whole(case, blind):
 
 
 def test_without_overlap_an_object_on_a_seam_is_found_in_two_pieces():
-    answer = Tiled(Stub(blind=64), 64, 0.0).predict(painted(64, 128, [(50, 10, 70, 20)]))
+    answer = in_tiles(Stub(blind=64), 64, 0.0).predict(painted(64, 128, [(50, 10, 70, 20)]))
     assert answer.boxes.tolist() == [[50, 10, 64, 20], [64, 10, 70, 20]]
 
 
-TILES = tile_grid(100, 175, 100, 0.25)
+TILES = Tiling(100, 0.25).grid(100, 175)
 """The whole, then tiles of 100 that begin at 0 and at 75: the seams are at 75 and at 100."""
 
 
 def of_both(left=(), right=(), whole=(), threshold=0.5):
     """Merged answers of the two tiles and of the whole; boxes in pixels of the picture."""
     moved = [(score, label, [x1 - 75, y1, x2 - 75, y2]) for score, label, (x1, y1, x2, y2) in right]
-    answer = merge(TILES, [found(*whole), found(*left), found(*moved)], (100, 175), 100, 0.25, threshold)
+    answer = Tiling(100, 0.25).merge(
+        TILES, [found(*whole), found(*left), found(*moved)], (100, 175), threshold
+    )
     return [
         (round(score, 2), NAMES.index(name), [round(side) for side in box]) for name, score, box in answer
     ]
@@ -232,7 +235,7 @@ def test_boxes_of_two_tiles_suppress_each_other_within_their_class_at_the_models
 
 
 def test_an_object_across_five_tiles_is_one_box():
-    answer = Tiled(Stub(blind=64), 64, 0.25).predict(painted(64, 250, [(5, 20, 245, 40)]))
+    answer = in_tiles(Stub(blind=64), 64, 0.25).predict(painted(64, 250, [(5, 20, 245, 40)]))
     assert answer.boxes.tolist() == [[5, 20, 245, 40]]
 
 
@@ -240,25 +243,25 @@ def test_all_that_is_left_is_kept_also_more_than_the_detector_gives_for_a_look()
     stub = Stub()
     stub.postprocess = Postprocess(max_detections=1)
     boxes = [(x, y, x + 4, y + 4) for x in range(2, 120, 8) for y in range(2, 60, 8)]
-    assert len(Tiled(stub, 32).predict(painted(64, 128, boxes))) == len(boxes) == 120
+    assert len(in_tiles(stub, 32).predict(painted(64, 128, boxes))) == len(boxes) == 120
 
 
 def test_a_tile_is_prepared_like_a_picture_of_its_own():
     picture = torch.from_numpy(scene(1, (96, 128), (16, 64)).image).permute(2, 0, 1)
     for kind in ("antialias", "plain", "opencv", "pillow"):
         preprocess = Preprocess(50, resize=kind)
-        for look in crop_tiles(3, picture, 64, 0.25, preprocess):
-            left, top, right, bottom = look.place
+        for look in parts_of(3, picture, [preprocess], Tiling(64, 0.25)):
+            left, top, right, bottom = look.box
             alone = picture[:, top:bottom, left:right].permute(1, 2, 0).contiguous().permute(2, 0, 1)
-            assert torch.equal(look.image, preprocess.resized(alone))
-            assert (look.position, look.looks, look.picture) == (3, 7, (96, 128))
+            assert torch.equal(look.scaled[0], preprocess.resized(alone))
+            assert (look.index, look.count, look.image_size) == (3, 7, (96, 128))
 
 
 def test_a_tile_that_needs_no_resizing_does_not_hold_the_picture():
     """A view would be sent to another process with all of the picture."""
     picture = torch.zeros(3, 500, 500, dtype=torch.uint8)
-    _, *tiles = crop_tiles(0, picture, 64, 0.25, Preprocess(64))
-    assert {look.image.untyped_storage().nbytes() for look in tiles} == {3 * 64 * 64}
+    _, *tiles = parts_of(0, picture, [Preprocess(64)], Tiling(64, 0.25))
+    assert {look.scaled[0].untyped_storage().nbytes() for look in tiles} == {3 * 64 * 64}
 
 
 def test_tiles_of_several_pictures_share_batches_and_few_exist_at_a_time(monkeypatch):
@@ -271,15 +274,15 @@ def test_tiles_of_several_pictures_share_batches_and_few_exist_at_a_time(monkeyp
 
     monkeypatch.setattr(AsItIs, "resized", counted)
     stub = Stub()
-    answer = stub.answer
+    answer = stub.predict_batch
 
     def answered(images, sizes, originals):
         most[0] = max(most[0], made[0] - sum(map(len, stub.batches)))
         return answer(images, sizes, originals)
 
-    stub.answer = answered
+    stub.predict_batch = answered
     pictures = [painted(64, 64 + 80 * (number % 2), [(50, 10, 70, 20)]) for number in range(5)]
-    answers = Tiled(stub, 64).predict(pictures, batch=3)
+    answers = in_tiles(stub, 64).predict(pictures, batch=3)
     assert [one.boxes.tolist() for one in answers] == [[[50, 10, 64, 20]], [[50, 10, 70, 20]]] * 2 + [
         [[50, 10, 64, 20]]
     ]
@@ -297,11 +300,11 @@ def test_answers_do_not_depend_on_batch_neighbours_or_order():
         pictures.append(
             painted(130, 150, [(x, y, x + 25, y + 18) for x, y in corners], scores=[50, 50, 60, 50])
         )
-    alone = [Tiled(Stub(), 64).predict(picture) for picture in pictures]
-    assert all(map(equal, Tiled(Stub(), 64).predict(pictures, batch=4), alone))
-    assert all(map(equal, Tiled(Stub(), 64).predict(pictures[::-1], batch=5)[::-1], alone))
+    alone = [in_tiles(Stub(), 64).predict(picture) for picture in pictures]
+    assert all(map(equal, in_tiles(Stub(), 64).predict(pictures, batch=4), alone))
+    assert all(map(equal, in_tiles(Stub(), 64).predict(pictures[::-1], batch=5)[::-1], alone))
     with pytest.raises(ConfigError, match="batch"):
-        Tiled(Stub(), 64).predict(pictures, batch=0)
+        in_tiles(Stub(), 64).predict(pictures, batch=0)
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +325,9 @@ def files(tmp_path_factory):
 
 
 def test_a_picture_no_larger_than_a_tile_is_answered_as_ever(detector, files):
-    assert all(map(equal, Tiled(detector, 200).predict(files), detector.predict(files)))
+    assert all(map(equal, in_tiles(detector, 200).predict(files), detector.predict(files)))
     assert in_tiles(detector, None) is detector
-    assert len(Tiled(detector, 64).predict(files[0])) > len(detector.predict(files[0]))
+    assert len(in_tiles(detector, 64).predict(files[0])) > len(detector.predict(files[0]))
 
 
 def test_a_stream_of_files_gives_the_same_for_any_number_of_loaders_and_names_the_broken(
@@ -332,7 +335,7 @@ def test_a_stream_of_files_gives_the_same_for_any_number_of_loaders_and_names_th
 ):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8\xff nothing")
-    tiled = Tiled(detector, 64)
+    tiled = in_tiles(detector, 64)
     paths = [files[0], bad, *files[1:]]
     single = dict(tiled.stream(paths, batch=2, workers=0))
     several = dict(tiled.stream(paths, batch=2, workers=3))
@@ -351,7 +354,7 @@ def test_processes_share_an_evaluation_in_the_batches_of_one(scenes, monkeypatch
         monkeypatch.setattr(evaluate, "rank", lambda: rank)
         monkeypatch.setattr(evaluate, "world", lambda: world)
         stub = Stub(blind=0)
-        found = dict(evaluate.predict_multi_view(Tiled(stub, 50), data, 2, 0, 10**8))
+        found = dict(evaluate.predict_multi_view(in_tiles(stub, 50), data, 2, 0, 10**8))
         return list(found), sorted(stub.batches)
 
     (whole, batches), *shares = answers(0, 1), answers(0, 2), answers(1, 2)
@@ -367,7 +370,7 @@ def test_the_verb_eval_scores_what_prediction_in_tiles_answers(trained, detector
     assert (written["config"]["tiles"], written["config"]["overlap"]) == (64, 0.5)
     data = read_coco(scenes / "annotations" / "test.json")
     counted = []
-    tiled = Tiled(detector, 64)
+    tiled = in_tiles(detector, 64)
     evaluation = evaluate.evaluate(tiled, data, 2, progress=counted.append)
     assert len(evaluation.results) == sum(
         map(len, tiled.predict([data.path(index) for index in range(3)], batch=2))
@@ -422,4 +425,4 @@ def test_tiles_without_meaning_are_refused_before_anything_is_read(wrong, reason
 
 def test_a_detector_of_several_scales_is_not_wrapped():
     with pytest.raises(ConfigError, match="either tiles or several scales"):
-        Tiled(SimpleNamespace(scales=(1, 2)), 64)
+        in_tiles(SimpleNamespace(scales=(1, 2)), 64)

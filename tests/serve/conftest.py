@@ -36,7 +36,7 @@ class Colours:
         self.go = threading.Event()
         self.go.set()
 
-    def answer(self, images, sizes, originals):
+    def predict_batch(self, images, sizes, originals):
         self.waiting = True
         assert self.go.wait(20)
         self.batches.append(len(images))

@@ -83,7 +83,7 @@ def test_the_detector_computes_with_all_threads_and_each_decoder_with_one(
 
         return noted
 
-    monkeypatch.setattr(colours, "answer", note("detector", colours.answer))
+    monkeypatch.setattr(colours, "predict_batch", note("detector", colours.predict_batch))
     monkeypatch.setattr("retinanet.serve.batching.decode", note("decoders", decode))
     torch.set_num_threads(3)
     try:
@@ -205,7 +205,7 @@ def test_what_fails_through_no_fault_of_the_picture_is_logged_and_not_the_pictur
     place = (
         "PIL.ImageFile.ImageFile.load"
         if isinstance(error, MemoryError)
-        else "retinanet.serve.batching.prepare"
+        else "retinanet.model.preprocess.Preprocess.resized"
     )
     monkeypatch.setattr(place, fail)
     told = batcher().submit([("a.png", picture())])[0].exception(20)
