@@ -174,7 +174,7 @@ def answering(options: argparse.Namespace, batch: int) -> dict[str, Any]:
 
     sides: dict[str, Callable[[], object]] = {"torchvision": torchvision}
     for name, detector in detectors.items():
-        sides[name] = partial(detector.answer, pictures, sizes, originals)
+        sides[name] = partial(detector.predict_batch, pictures, sizes, originals)
     seconds = take_turns(sides, options.repeats, device)
     wait(device)
     speeds = {f"{name}, images a second": batch / median(times) for name, times in seconds.items()}

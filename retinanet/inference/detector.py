@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.images import MAX_PIXELS, from_pillow, read_image
-from ..device import autocast, pick_workers
+from ..device import autocast
 from ..errors import ConfigError, DataError
 from ..model.fuse_bn import fused_copy
 from ..model.postprocess import Postprocess
@@ -29,34 +28,30 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KEPT = 1 << 28
-"""Bytes of decoded images that `stream_with_images` keeps for its caller while they wait for their batch; one
-image may have a quarter."""
+Outputs = tuple[list[Tensor], list[Tensor], Tensor]
+"""Logits and offsets per level, and the normalised images."""
+
+Found = tuple[Tensor, Tensor, Tensor]
+"""Boxes, scores and labels of an image, in pixels of the resized image."""
 
 
 class Runtime(Protocol):
     """An exported file that replaces network and postprocessing; see `inference.runtimes`."""
 
-    def run(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes, scores and labels of each image of a batch, as `Postprocess` returns them."""
+    def run(self, images: Tensor, sizes: Tensor) -> list[Found]:
+        """The detections of each image of a batch, as `Postprocess` returns them."""
         ...
 
 
 class Part(NamedTuple):
     """A whole image or one of its tiles, resized for the network."""
 
-    index: int
-    """Position of the image in its list."""
-    count: int
-    """How many parts the image has."""
-    box: tuple[int, int, int, int]
-    """Left, top, right and bottom in the image."""
-    image_size: tuple[int, int]
-    """Height and width of the image."""
-    scaled: list[Tensor]
-    """[3, h, w] uint8 at each scale."""
-    image: Tensor | None = None
-    """The decoded image, with its first part, if the caller wants it."""
+    position: int  # of the image in its list
+    total: int  # how many parts the image has
+    box: tuple[int, int, int, int]  # left, top, right and bottom in the image
+    image_size: tuple[int, int]  # height and width of the image
+    scaled: list[Tensor]  # [3, h, w] uint8 at each scale
+    image: Tensor | None = None  # the decoded image, with its first part, if the caller wants it
 
 
 class Detector:
@@ -128,7 +123,7 @@ class Detector:
             for index, image in enumerate(map(as_image, images if several else [images]))
             for part in parts_of(index, image, self.scales, self.tiling)
         )
-        found = dict(self._in_batches(parts, batch))
+        found = dict(self.in_batches(parts, batch))
         return [found[index] for index in range(len(found))] if several else found[0]
 
     def stream(
@@ -138,91 +133,45 @@ class Detector:
 
         An image that cannot be read gives its error and does not affect the others.
         """
-        for index, found, _ in self.stream_with_images(paths, batch, workers, max_pixels, keep=False):
+        from .stream import stream_with_images
+
+        for index, found, _ in stream_with_images(self, paths, batch, workers, max_pixels, keep=False):
             yield index, found
 
-    def stream_with_images(
-        self,
-        paths: Sequence[Path],
-        batch: int = 8,
-        workers: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-        keep: bool = True,
-    ) -> Iterator[tuple[int, Detections | DataError, Tensor | None]]:
-        """As `stream`, with the decoded image [3, H, W]; None where it is too large to be kept."""
-        failed: list[tuple[int, DataError]] = []
-        images: dict[int, Tensor] = {}
-
-        def readable() -> Iterator[Part]:
-            for part in self._load(paths, pick_workers(workers, self.device), max_pixels, keep):
-                if not isinstance(part, Part):
-                    failed.append((part[0], DataError(part[1])))
-                    continue
-                image = part.image
-                if image is not None and sum(one.nbytes for one in images.values()) + image.nbytes <= KEPT:
-                    images[part.index] = image
-                yield part._replace(image=None)
-
-        for index, found in itertools.chain(self._in_batches(readable(), batch), failed):
-            yield index, found, images.pop(index, None)
-
-    def _load(
-        self, paths: Sequence[Path], workers: int, max_pixels: int, keep: bool
-    ) -> Iterator[Part | tuple[int, str]]:
-        """The parts of all images in their order, for any number of loader processes.
-
-        The processes take turns, image by image. Each holds one decoded image and sends its parts one by one.
-        """
-        turns = max(1, min(workers, len(paths)))
-        sources: list[Iterator[Part | tuple[int, str]]] = []
-        for first in range(turns):
-            positions = range(first, len(paths), turns)
-            parts = _Parts(paths, positions, self.scales, self.tiling, max_pixels, keep)
-            loader = DataLoader(parts, batch_size=None, num_workers=min(workers, 1), collate_fn=_as_it_is)
-            sources.append(iter(loader))
-        for index in range(len(paths)):
-            part = next(sources[index % turns])
-            yield part
-            if isinstance(part, Part):
-                yield from itertools.islice(sources[index % turns], part.count - 1)
-
-    def _in_batches(self, parts: Iterable[Part], batch: int) -> Iterator[tuple[int, Detections]]:
+    def in_batches(self, parts: Iterable[Part], batch: int) -> Iterator[tuple[int, Detections]]:
         """Run the network over batches of one padded shape; give an image when all its parts are done."""
 
         def shapes(part: Part) -> Hashable:
             return tuple(self.preprocess.padded([(one.shape[1], one.shape[2])]) for one in part.scaled)
 
-        done: dict[int, list[tuple[Part, Detections]]] = {}
+        done: dict[int, list[tuple[tuple[int, int, int, int], Detections]]] = {}
         rounds: Iterable[tuple[Any, Iterable[Part]]] = [(0, parts)]
         if self.tiling is not None:
             # what is left is run after every `batch` images: nothing depends on what comes after these
-            rounds = itertools.groupby(parts, key=lambda part: part.index // max(1, batch))
+            rounds = itertools.groupby(parts, key=lambda part: part.position // max(1, batch))
         for _, some in rounds:
             for group in gather(some, shapes, batch):
                 for part, found in zip(group, self._run(group), strict=True):
-                    pieces = done.setdefault(part.index, [])
-                    pieces.append((part._replace(scaled=[]), found))
-                    if len(pieces) == part.count:
-                        yield part.index, self._merge(done.pop(part.index))
+                    pieces = done.setdefault(part.position, [])
+                    pieces.append((part.box, found))
+                    if len(pieces) == part.total:
+                        yield part.position, self._merge(done.pop(part.position), part.image_size)
 
     def _run(self, group: list[Part]) -> list[Detections]:
         """The detections of parts of one padded shape, each in pixels of its own part."""
         sizes = [(bottom - top, right - left) for left, top, right, bottom in (part.box for part in group)]
-        batches = [
-            self.preprocess.stack(scale) for scale in zip(*(part.scaled for part in group), strict=True)
-        ]
-        return (
-            self.predict_batch(*batches[0], sizes) if len(batches) == 1 else self._multi_scale(batches, sizes)
-        )
+        scales = zip(*(part.scaled for part in group), strict=True)
+        batches = [self.preprocess.stack(scale) for scale in scales]
+        if len(batches) > 1:
+            return self._multi_scale(batches, sizes)
+        return self.predict_batch(*batches[0], sizes)
 
-    def _merge(self, pieces: list[tuple[Part, Detections]]) -> Detections:
-        """The detections of one image from those of its parts."""
+    def _merge(self, pieces: list[tuple[Any, Detections]], image_size: tuple[int, int]) -> Detections:
+        """The detections of one image from those of its parts, (box, detections)."""
         if self.tiling is None or len(pieces) == 1:
             return pieces[0][1]
-        pieces.sort(key=lambda piece: piece[0].box)  # whichever was run first
-        parts, found = zip(*pieces, strict=True)
-        threshold = self.postprocess.nms_threshold
-        return self.tiling.merge([part.box for part in parts], found, parts[0].image_size, threshold)
+        boxes, found = zip(*sorted(pieces, key=lambda piece: piece[0]), strict=True)
+        return self.tiling.merge(boxes, found, image_size, self.postprocess.nms_threshold)
 
     def predict_batch(
         self, images: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]]
@@ -232,8 +181,7 @@ class Detector:
         with torch.inference_mode():
             if self.runtime is not None:
                 return self._rescale(self.runtime.run(images, sizes), sizes, originals)
-            logits, offsets, normalized = self.forward(images, sizes)
-            return self.select(logits, offsets, normalized, sizes, originals)
+            return self.select(self.forward(images, sizes), sizes, originals)
 
     def _multi_scale(
         self, batches: Sequence[tuple[Tensor, Tensor]], originals: Sequence[tuple[int, int]]
@@ -263,7 +211,7 @@ class Detector:
             for (boxes, scores, labels), corner in zip(found, corners, strict=True)
         ]
 
-    def forward(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor) -> Outputs:
         """Logits and offsets per level for a padded uint8 batch, and the normalised images."""
         normalized = self.preprocess.normalize(images.to(self.device), sizes.to(self.device))
         with autocast(self.precision, self.device):
@@ -271,43 +219,27 @@ class Detector:
         return logits, offsets, normalized
 
     def select(
-        self,
-        logits: list[Tensor],
-        offsets: list[Tensor],
-        normalized: Tensor,
-        sizes: Tensor,
-        originals: Sequence[tuple[int, int]],
+        self, outputs: Outputs, sizes: Tensor, originals: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """The detections of a batch that went through `forward`, in pixels of the originals."""
+        """What `forward` returns for a batch -> detections in pixels of the originals."""
+        logits, offsets, normalized = outputs
         found = self.postprocess(logits, offsets, self.model.anchors(normalized), sizes.to(self.device))
         return self._rescale(found, sizes, originals)
 
     def _rescale(
-        self,
-        found: Sequence[tuple[Tensor, Tensor, Tensor]],
-        sizes: Tensor,
-        originals: Sequence[tuple[int, int]],
+        self, found: Sequence[Found], sizes: Tensor, originals: Sequence[tuple[int, int]]
     ) -> list[Detections]:
         """Boxes, scores and labels in pixels of the resized images -> detections in pixels of the originals."""
         detections = []
-        for (boxes, scores, labels), size, (height, width) in zip(
-            found, sizes.tolist(), originals, strict=True
-        ):
-            limit = torch.tensor([width, height] * 2, dtype=torch.float32)
+        for (boxes, scores, labels), size, original in zip(found, sizes.tolist(), originals, strict=True):
             # both sides of the image were rounded to whole pixels, so each has its own factor
-            scaled = boxes.cpu() * (limit / torch.tensor([size[1], size[0]] * 2))
-            detections.append(
-                Detections(torch.minimum(scaled, limit), scores.cpu(), labels.cpu(), self.names)
-            )
+            limit = torch.tensor(original[::-1] * 2, dtype=torch.float32)
+            scaled = torch.minimum(boxes.cpu() * (limit / torch.tensor(size[::-1] * 2)), limit)
+            detections.append(Detections(scaled, scores.cpu(), labels.cpu(), self.names))
         return detections
 
     def evaluate(self, data: Dataset | str | Path, split: str | None = None, batch: int = 8) -> Evaluation:
-        """Measure COCO AP on a data set; see `retinanet.evaluate`.
-
-        Args:
-            data: A data set, or the path of one.
-            split: Which split of a path; None: val, or a data set that is not split.
-            batch: Images per batch.
+        """Measure COCO AP on a data set, or on a split of the one at a path; see `retinanet.evaluate`.
 
         Example:
             >>> detector.evaluate("data/cells").metrics["AP50"]
@@ -315,41 +247,6 @@ class Detector:
         from ..evaluation.evaluate import evaluate
 
         return evaluate(self, data, split=split, batch=batch)
-
-
-class _Parts(IterableDataset[Any]):
-    """The parts of some images, or (position, reason) of an image that cannot be read."""
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        positions: range,
-        scales: Sequence[Preprocess],
-        tiling: Tiling | None,
-        max_pixels: int,
-        keep: bool,
-    ) -> None:
-        self.paths, self.positions, self.scales, self.tiling = list(paths), positions, scales, tiling
-        self.max_pixels, self.keep = max_pixels, keep
-
-    def __iter__(self) -> Iterator[Part | tuple[int, str]]:
-        for index in self.positions:
-            try:
-                image = read_image(self.paths[index], self.max_pixels)
-            except DataError as error:
-                yield index, str(error)
-                continue
-            # a huge image would fill the memory that the processes share
-            kept = image if self.keep and image.nbytes <= KEPT // 4 else None
-            for part in parts_of(index, image, self.scales, self.tiling):
-                yield part._replace(image=kept)
-                kept = None
-            del image  # before the next is decoded
-
-
-def _as_it_is(part: Any) -> Any:
-    """Keeps the loader from turning tuples into lists of tensors."""
-    return part
 
 
 def parts_of(
@@ -407,4 +304,5 @@ def as_image(image: Any) -> Tensor:
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise DataError(f"an image must be uint8, or float in 0..1, not {image.dtype}")
-    return image.expand(3, -1, -1).cpu()
+    pixels: Tensor = image.expand(3, -1, -1).cpu()
+    return pixels

@@ -63,7 +63,7 @@ class Runtime:
     device: torch.device
     precision: str
 
-    def answer(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def run(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Padded uint8 images [B, 3, H, W], sizes [B, 2] -> boxes, scores and labels of each."""
         normalized = self.preprocess.normalize(images.to(self.device), sizes.to(self.device))
         with autocast(self.precision, self.device):

@@ -146,3 +146,19 @@ def test_the_losses_of_a_split_do_not_depend_on_the_batch(trained, scenes, norma
     one, three = (engine.evaluate(detector, data, batch, criterion=criterion).losses for batch in (1, 3))
     assert one == pytest.approx(three, rel=1e-4)
     assert set(one) == {"class_loss", "box_loss"}
+
+
+def test_a_detector_evaluates_itself_on_a_path_and_on_a_data_set(trained, scenes):
+    detector = retinanet.load(trained, device="cpu")
+    detector.postprocess = Postprocess(score_threshold=0.001)
+    evaluation = detector.evaluate(scenes, split="test", batch=2)
+    assert len(evaluation.results) > 0
+    data = retinanet.open_dataset(scenes)["test"]
+    unmeasured = replace(data, sizes=np.zeros_like(data.sizes))
+    for again in (retinanet.evaluate(detector, data, 2), retinanet.evaluate(detector, unmeasured, 2)):
+        assert again.metrics.numbers == evaluation.metrics.numbers
+    assert retinanet.evaluate(str(trained), scenes).metrics.images == len(
+        retinanet.open_dataset(scenes)["val"]
+    )
+    with pytest.raises(DataError, match="classes that the model does not know"):
+        detector.evaluate(replace(data, names=("unknown", *data.names[1:])))

@@ -10,6 +10,7 @@ import retinanet
 from retinanet.data.images import read_image
 from retinanet.data.scenes import scene
 from retinanet.errors import CheckpointError, ConfigError, DataError
+from retinanet.inference.stream import stream_with_images
 from retinanet.model.postprocess import Postprocess
 
 
@@ -62,10 +63,10 @@ def test_a_stream_of_files_equals_prediction_in_memory(detector, pictures):
 
 def test_a_stream_gives_the_decoded_images_out_as_long_as_they_are_few(detector, pictures, monkeypatch):
     expected = [read_image(path) for path in pictures]
-    for index, _, image in detector.stream_with_images(pictures, batch=2, workers=0):
+    for index, _, image in stream_with_images(detector, pictures, batch=2, workers=0):
         assert torch.equal(image, expected[index])
-    monkeypatch.setattr("retinanet.inference.detector.KEPT", 4 * max(image.nbytes for image in expected))
-    kept = [image for _, _, image in detector.stream_with_images(pictures * 3, 100, workers=0)]
+    monkeypatch.setattr("retinanet.inference.stream.KEPT", 4 * max(image.nbytes for image in expected))
+    kept = [image for _, _, image in stream_with_images(detector, pictures * 3, 100, workers=0)]
     assert 4 <= sum(image is not None for image in kept) < len(kept)
 
 

@@ -254,7 +254,7 @@ def test_a_tile_is_prepared_like_a_picture_of_its_own():
             left, top, right, bottom = look.box
             alone = picture[:, top:bottom, left:right].permute(1, 2, 0).contiguous().permute(2, 0, 1)
             assert torch.equal(look.scaled[0], preprocess.resized(alone))
-            assert (look.index, look.count, look.image_size) == (3, 7, (96, 128))
+            assert (look.position, look.total, look.image_size) == (3, 7, (96, 128))
 
 
 def test_a_tile_that_needs_no_resizing_does_not_hold_the_picture():

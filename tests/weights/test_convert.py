@@ -108,7 +108,7 @@ def test_torchvisions_boxes_are_ours(both, height, width):
         _, sizes = detector.preprocess.stack([detector.preprocess.resized(image)])
         assert sizes.tolist() == [list(map(float, size)) for size in transformed.image_sizes]
         logits, offsets = model(transformed.tensors)
-        (found,) = detector.select(logits, offsets, transformed.tensors, sizes, [(height, width)])
+        (found,) = detector.select((logits, offsets, transformed.tensors), sizes, [(height, width)])
     assert len(found) == len(expected["boxes"]) > 20
     assert unmatched(found, expected) == 0
 

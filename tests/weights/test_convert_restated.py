@@ -122,7 +122,7 @@ def test_their_boxes_are_ours(both, height, width):
             detector.preprocess.normalize(batch, sizes).double(), image, atol=2e-5, rtol=0
         )
         logits, offsets = model(image)
-        (found,) = detector.select(logits, offsets, image, sizes, [(height, width)])
+        (found,) = detector.select((logits, offsets, image), sizes, [(height, width)])
     assert len(found) == len(expected[0]) > (20 if height > 1 else 2)
     assert unmatched(found, expected) == 0
 
