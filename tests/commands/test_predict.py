@@ -15,8 +15,8 @@ from retinanet.config.commands import PredictConfig
 from retinanet.config.io import override
 from retinanet.data.images import read_image
 from retinanet.errors import ConfigError, DataError
-from retinanet.inference import detector
 from retinanet.inference import shards as parts
+from retinanet.inference import stream
 from retinanet.inference.sources import find_files
 from retinanet.view.draw import save
 from retinanet.weights.checkpoint import read_weights, save_model
@@ -94,7 +94,7 @@ def test_an_image_that_was_too_large_to_be_kept_is_drawn_the_same(trained, folde
         engine, "read_image", lambda path, limit: reads.append(path.name) or read_image(path, limit)
     )
     assert drawn("again", threshold=0.0) == kept and reads == []
-    monkeypatch.setattr(detector, "KEPT", 10_000)
+    monkeypatch.setattr(stream, "KEPT", 10_000)
     assert drawn("large", threshold=0.0) == kept
     assert drawn("large-tiles", threshold=0.0, tiles=32) == tiles
     assert sorted(reads) == ["one.png", "one.png", "two.jpg", "two.jpg"]
@@ -192,16 +192,16 @@ def test_a_run_that_was_stopped_is_continued_by_any_number_of_processes(
 ):
     out = tmp_path / "stopped"
     asked = []
-    stream = engine.Detector.stream
+    streamed = engine.stream_with_images
 
     def stopped(detector, paths, *settings, **options):
-        for answer in stream(detector, paths, *settings, **options):
+        for answer in streamed(detector, paths, *settings, **options):
             asked.append(int(paths[answer[0]].stem))
             yield answer
             if len(asked) == 5:  # in the middle of the third block
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.Detector, "stream", stopped)
+    monkeypatch.setattr(engine, "stream_with_images", stopped)
     with pytest.raises(KeyboardInterrupt):
         engine.run(talkative, [seven], quiet(out=out))
     assert not (out / "predictions.json").exists()
