@@ -119,7 +119,7 @@ def _opened(data: Dataset | str | Path, split: str | None, names: list[str], max
     from ..data.validate import validate
 
     if not isinstance(data, Dataset):
-        data = open_split(data, split, None, None, "error", max_pixels)
+        data = open_split(data, split, max_pixels=max_pixels)
     elif not data.sizes.all():  # not validated yet: the annotations do not give the sizes of the images
         data, _ = validate(data, max_pixels=max_pixels)
     return in_model_classes(data, names)

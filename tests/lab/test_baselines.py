@@ -93,7 +93,7 @@ def test_the_network_sees_our_padded_batch_and_nothing_is_resized_again(name, da
     assert [tuple(level.shape[2:]) for level in seen[0][1]] == [
         (64 // stride, 96 // stride) for stride in strides
     ]
-    detector_of(state.model, state.config.model, data[0].names, CPU).answer(
+    detector_of(state.model, state.config.model, data[0].names, CPU).predict_batch(
         one.images, one.targets.sizes, [(120, 180), (128, 140)]
     )
     assert torch.equal(seen[1][0], expected)
@@ -159,7 +159,7 @@ class Fixed(nn.Module):
 def test_answers_are_in_pixels_of_the_original_with_our_labels():
     detector = detector_of(Fixed(), ModelConfig(), ("a", "b", "c"), CPU)
     one = batch()
-    first, second = detector.answer(one.images, one.targets.sizes, [(120, 270), (128, 210)])
+    first, second = detector.predict_batch(one.images, one.targets.sizes, [(120, 270), (128, 210)])
     assert first.boxes.tolist() == [[90, 30, 180, 90], [0, 0, 270, 120]]
     assert second.boxes[0].tolist() == pytest.approx([90, 30, 180, 90]) and second.boxes[
         1
@@ -175,7 +175,7 @@ def test_anchors_and_offsets_stay_in_fp32_under_bf16(name):
         model.get_submodule(part).register_forward_hook(lambda module, given, out: made.append(out))
     detector = detector_of(model, small().model, ("a", "b", "c"), CPU, "bf16")
     one = batch()
-    detector.answer(one.images, one.targets.sizes, [(60, 90), (64, 70)])
+    detector.predict_batch(one.images, one.targets.sizes, [(60, 90), (64, 70)])
     maps, predicted = made
     parts = [
         *maps.values(),
@@ -232,7 +232,7 @@ class Clocked:
         self.name, self.calls = name, calls
         self.preprocess, self.device = Preprocess(scale=64), CPU
 
-    def answer(self, images, sizes, originals):
+    def predict_batch(self, images, sizes, originals):
         self.calls.append((self.name, tuple(images.shape), originals[0]))
         return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))]
 
