@@ -266,7 +266,9 @@ def timings(detectors: Sequence[Detector], data: Dataset, images: int = 10) -> l
             for detector, kept in zip(detectors, times, strict=True):
                 prepared, sizes = detector.preprocess.stack([detector.preprocess.resized(image)])
                 clock = time.perf_counter()
-                detector.predict_batch(prepared, sizes, original)  # ends on the CPU, so it waits for the device
+                detector.predict_batch(
+                    prepared, sizes, original
+                )  # ends on the CPU, so it waits for the device
                 if lap:
                     kept.append(1000 * (time.perf_counter() - clock))
     return [statistics.median(kept) for kept in times]
