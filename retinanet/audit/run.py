@@ -1,6 +1,4 @@
-"""The command `audit`: which examples produce a model's class loss, and which labels are probably
-wrong.
-"""
+"""The command `audit`: which examples produce a model's class loss, and which labels are probably wrong."""
 
 from __future__ import annotations
 
@@ -32,46 +30,46 @@ from ..inference.load import load
 from ..model.criterion import Criterion
 from ..ops.anchors import inside
 from ..ops.boxes import clip, decode
-from ..structures import Targets
 from ..text import aligned, progress_bar
 from ..training.setup import build_criterion
-from .evidence import BOX, LOWEST, PEAK, Answers, Rows, Truth, examine
-from .page import exhibit
+from .evidence import BOX, LOWEST, PEAK, Predictions, Rows, Truth, examine
+from .page import write_audit_page
 from .shares import Shares
 from .suspects import KINDS, STRONG, Suspect, rank
 
 log = logging.getLogger("retinanet")
 
 PER_LEVEL = 1000
-"""Answers of each pyramid level that are looked at, as in prediction."""
+"""Predictions of each pyramid level that are examined, as in prediction."""
 
-TOLD = 10
+PRINTED = 10
 """Suspects that are printed."""
 
 HEAVIEST = 24
-"""Boxes, and pictures, that are named for the loss that they produce."""
+"""Boxes, and images, that are named for the loss that they produce."""
 
 
 @dataclass(frozen=True)
 class LossAnalysis:
-    """What one pass over a split of N pictures and M boxes shows."""
+    """What one pass over a split of N images and M boxes shows.
+
+    image_losses  [N] class loss of each image, over all its anchors, before it is divided by the positives of
+                  a step
+    box_losses    [M] class loss of the anchors that are matched with each box
+    matched       [M] whether any anchor is; false for crowds
+    suspects      all of them, the worst first
+    """
 
     shares: Shares
     image_losses: Floats
-    """[N] class loss of each picture, over all its anchors; the normaliser is that of the training but for
-    the number of its step.
-    """
     box_losses: Floats
-    """[M] class loss of the anchors that answer for each box."""
     matched: Flags
-    """[M] whether any anchor answers for it; false for crowds."""
     suspects: list[Suspect]
-    """All of them, the worst first."""
 
 
 def run(model: str, data: str, config: AuditConfig) -> LossAnalysis:
-    """Print the shares of the loss and the first suspects; audit.json, suspects.json and the page
-    audit.html go to --out.
+    """Print the shares of the loss and the first suspects; audit.json, suspects.json and audit.html go to
+    --out.
     """
     check(config)
     if config.scales:
@@ -80,48 +78,44 @@ def run(model: str, data: str, config: AuditConfig) -> LossAnalysis:
     detector = load(model, config.device, config.precision, config.scale)
     dataset = in_model_classes(chosen_split(data, config), detector.names)
     criterion, settings = criterion_of(model, dataset)
-    log.info(
-        "looking at %s on %s: %d images on %s", model, dataset.split, len(dataset), describe(detector.device)
-    )
-    with progress_bar(len(dataset), "looking") as progress:
-        workers = pick_workers(config.workers, detector.device)
-        found = dissect(detector, dataset, criterion, config.batch, workers, config.max_pixels, progress)
+    machine, workers = describe(detector.device), pick_workers(config.workers, detector.device)
+    log.info("auditing %s on %s: %d images on %s", model, dataset.split, len(dataset), machine)
+    with progress_bar(len(dataset), "auditing") as progress:
+        found = analyse(detector, dataset, criterion, config.batch, workers, config.max_pixels, progress)
     out = config.out or next_free(Path("runs") / f"audit-{Path(data).resolve().stem}")
     out.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {
+    content = summary(found, dataset)
+    about = {
         "model": model,
         "data": str(data),
         "split": dataset.split,
         "data_hash": dataset.fingerprint(),
-    }
-    about |= {
         "criterion": settings,
         "config": to_json(config),
         "versions": versions(),
-        "machine": describe(detector.device),
+        "machine": machine,
     }
-    content = summary(found, dataset)
     log.info("%s", report(found, dataset, content))
     listed = found.suspects[: config.count]
     write_atomically(out / "audit.json", json.dumps({**content, **about}, indent=1, allow_nan=False).encode())
     rows = ",\n".join(json.dumps(entry(dataset, suspect), allow_nan=False) for suspect in listed)
     write_atomically(out / "suspects.json", f"[{rows}]\n".encode())
-    exhibit(
+    write_audit_page(
         out / "audit.html",
         dataset,
         listed,
-        found.box_losses,
-        found.image_losses,
-        content,
-        found.shares.table(),
-        config.max_pixels,
+        box_losses=found.box_losses,
+        image_losses=found.image_losses,
+        content=content,
+        table=found.shares.table(),
+        max_pixels=config.max_pixels,
     )
     log.info("%d suspects: look at %s", len(listed), out / "audit.html")
     return found
 
 
 def chosen_split(path: str, config: AuditConfig) -> Dataset:
-    """The split that is meant, validated: val if none is named, else the only one."""
+    """The split of that name, validated; without a name val if there is one, else the only one."""
     splits = open_dataset(path, config.layout, config.images)
     split = config.split or next((name for name in ("val", "all") if name in splits), next(iter(splits)))
     if split not in splits:
@@ -136,7 +130,7 @@ def criterion_of(model: str, data: Dataset) -> tuple[Criterion, dict[str, Any]]:
     """The losses that a run was trained with, and their settings; the paper's when `model` is no folder of a
     run.
 
-    Class weights by inverse frequency are those of `data`. What mining leaves out is looked at all the same.
+    Class weights by inverse frequency are those of `data`. Anchors that mining left out are examined too.
     """
     config, file = TrainConfig(), Path(model) / "config.json"
     if file.is_file():
@@ -146,17 +140,15 @@ def criterion_of(model: str, data: Dataset) -> tuple[Criterion, dict[str, Any]]:
             raise ConfigError(
                 f"{file} cannot be read ({error}); was the run made by another version?"
             ) from error
-    if config.criterion.mining != "none":
-        log.info(
-            "the run was trained on minibatches (--mining %s); here all anchors are looked at",
-            config.criterion.mining,
-        )
+    mining = config.criterion.mining
+    if mining != "none":
+        log.info("the run was trained on minibatches (--mining %s); here all anchors are examined", mining)
         config = replace(config, criterion=replace(config.criterion, mining="none"))
     return build_criterion(config, data), to_json(config.criterion)
 
 
 @torch.no_grad()
-def dissect(
+def analyse(
     detector: Detector,
     data: Dataset,
     criterion: Criterion,
@@ -165,120 +157,97 @@ def dissect(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] | None = None,
 ) -> LossAnalysis:
-    """One pass over every picture of `data` (whose sizes are known, see `validate`), as in evaluation; few
-    numbers of each box are kept.
-    """
+    """One pass over a validated split, as in evaluation; only a few numbers of each box are kept."""
     shares = Shares(detector.model.levels, data.names)
     image_losses, box_losses = np.zeros(len(data)), np.zeros(len(data.labels))
     matched = np.zeros(len(data.labels), dtype=np.bool_)
     evidence = np.zeros(len(data.labels), BOX)
     peaks: list[Rows] = [np.zeros(0, PEAK)] * len(data)
-    done = 0
-    for loaded in evaluation_batches(
-        data, detector.preprocess, batch, workers, detector.device.type == "cuda", max_pixels
-    ):
+    done, pin = 0, detector.device.type == "cuda"
+    for loaded in evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels):
         indices, sizes = loaded.indices.tolist(), loaded.targets.sizes
         logits, offsets, normalized = detector.forward(loaded.images, sizes)
         anchors = detector.model.anchors(normalized)
         targets = loaded.targets.to(detector.device)
-        owners = owners_of(criterion, anchors, targets)
-        losses = add_losses(shares, logits, anchors, targets, owners, criterion)
-        of_boxes, has_anchor = by_owner(losses, owners, targets.labels.shape[1])
+        positions = torch.arange(targets.labels.shape[1], device=detector.device)
+        # the position of the box that each anchor is matched with, or BACKGROUND, or IGNORE
+        owners = criterion.match(
+            anchors, replace(targets, labels=positions.expand(targets.labels.shape))
+        ).labels
+        labels = owners
+        if len(positions):
+            labels = torch.where(owners >= 0, targets.labels.gather(1, owners.clamp(min=0)), owners)
+        weights = torch.ones(len(owners), device=owners.device)
+        if criterion.normalize == "image":
+            weights = 1 / (owners >= 0).sum(dim=1).clamp(min=1)
+        parts = zip(logits, labels.split([x.shape[1] for x in logits], dim=1), anchors, strict=True)
+        losses = torch.cat(
+            [
+                shares.add(level, x, label, inside(anchor, targets.sizes), weights, criterion)
+                for level, (x, label, anchor) in enumerate(parts)
+            ],
+            dim=1,
+        )
+        of_boxes, has_anchor = by_owner(losses, owners, len(positions))
         image_losses[indices] = losses.sum(dim=1).cpu().numpy()
-        for b, (index, (found, p)) in enumerate(
-            zip(indices, best_answers(detector, logits, offsets, anchors, sizes), strict=True)
-        ):
+        predictions = best_predictions(detector, logits, offsets, anchors, sizes)
+        for b, (index, (found, p)) in enumerate(zip(indices, predictions, strict=True)):
             single = ~data.crowd[data.rows(index)]
             rows = np.arange(data.first[index], data.first[index + 1])[single]
             box_losses[rows], matched[rows] = of_boxes[b, : len(rows)], has_anchor[b, : len(rows)]
             height, width = (int(side) for side in data.sizes[index])
             scale = torch.tensor([width, height] * 2) / sizes[b].flip(0).repeat(2)
-            boxes, labels = torch.from_numpy(data.boxes[rows]).float(), torch.from_numpy(data.labels[rows])
-            crowds = torch.from_numpy(data.boxes[data.rows(index)][~single]).float()
-            truth = Truth(boxes, labels, crowds, rows, index, (height, width))
-            evidence[rows], peaks[index] = examine(Answers(found * scale, p), truth)
+            truth = Truth(
+                boxes=torch.from_numpy(data.boxes[rows]).float(),
+                labels=torch.from_numpy(data.labels[rows]),
+                crowds=torch.from_numpy(data.boxes[data.rows(index)][~single]).float(),
+                rows=rows,
+                image=index,
+                size=(height, width),
+            )
+            evidence[rows], peaks[index] = examine(Predictions(found * scale, p), truth)
         done += len(indices)
         if progress is not None:
             progress(done)
     return LossAnalysis(shares, image_losses, box_losses, matched, rank(evidence[matched], peaks))
 
 
-def owners_of(criterion: Criterion, anchors: list[Tensor], targets: Targets) -> Tensor:
-    """[B, A] the position of the box that each anchor answers for, or BACKGROUND, or IGNORE: `match`, with
-    positions in place of labels.
-    """
-    positions = torch.arange(targets.labels.shape[1], device=targets.labels.device).expand(
-        targets.labels.shape
-    )
-    return criterion.match(anchors, replace(targets, labels=positions)).labels
-
-
-def add_losses(
-    shares: Shares,
-    logits: list[Tensor],
-    anchors: list[Tensor],
-    targets: Targets,
-    owners: Tensor,
-    criterion: Criterion,
-) -> Tensor:
-    """Add a batch to the shares; returns the class loss of each anchor [B, A]."""
-    labels = owners
-    if targets.labels.shape[1]:
-        labels = torch.where(owners >= 0, targets.labels.gather(1, owners.clamp(min=0)), owners)
-    weights = torch.ones(len(owners), device=owners.device)
-    if criterion.normalize == "image":
-        weights = 1 / (owners >= 0).sum(dim=1).clamp(min=1)
-    counts = [level.shape[1] for level in logits]
-    parts = zip(logits, labels.split(counts, dim=1), anchors, strict=True)
-    losses = [
-        shares.add(level, x, label, inside(anchor, targets.sizes), weights, criterion)
-        for level, (x, label, anchor) in enumerate(parts)
-    ]
-    return torch.cat(losses, dim=1)
-
-
 def by_owner(losses: Tensor, owners: Tensor, boxes: int) -> tuple[Floats, Flags]:
     """Losses and owners [B, A] -> of each box [B, G]: the loss of its anchors, and whether it has any."""
-    answering = owners >= 0
-    owner = owners.clamp(min=0)
+    positive, owner = owners >= 0, owners.clamp(min=0)
     sums = torch.zeros(len(losses), max(boxes, 1), dtype=torch.float64, device=losses.device)
     counts = torch.zeros_like(sums)
-    sums.scatter_add_(1, owner, torch.where(answering, losses, 0).double())
-    counts.scatter_add_(1, owner, answering.double())
+    sums.scatter_add_(1, owner, torch.where(positive, losses, 0).double())
+    counts.scatter_add_(1, owner, positive.double())
     return sums.cpu().numpy(), (counts > 0).cpu().numpy()
 
 
-def best_answers(
+def best_predictions(
     detector: Detector, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each picture the boxes [N, 4], in pixels of the batch, and probabilities [N, K] of its best anchors,
+    """Of each image the boxes [N, 4], in pixels of the batch, and probabilities [N, K] of its best anchors,
     before NMS; on the CPU.
     """
-    there = sizes.to(detector.device)
+    sizes = sizes.to(detector.device)
     boxes, scores = [], []
     for x, offset, anchor in zip(logits, offsets, anchors, strict=True):
-        best = x.amax(dim=2).float().masked_fill(~inside(anchor, there), -torch.inf)
-        _, kept = best.topk(min(PER_LEVEL, best.shape[1]), dim=1)
+        best = x.amax(dim=2).float().masked_fill(~inside(anchor, sizes), -torch.inf)
+        top, kept = best.topk(min(PER_LEVEL, best.shape[1]), dim=1)
         chosen = offset.gather(1, kept[..., None].expand(-1, -1, 4))
-        boxes.append(clip(decode(chosen, anchor[kept]), there))
-        hidden = best.gather(1, kept)[..., None] == -torch.inf
-        scores.append(
-            x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])).float().sigmoid().masked_fill(hidden, 0)
-        )
+        boxes.append(clip(decode(chosen, anchor[kept]), sizes))
+        p = x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])).float().sigmoid()
+        scores.append(p.masked_fill(top[..., None] == -torch.inf, 0))
     for found, p in zip(torch.cat(boxes, dim=1).cpu(), torch.cat(scores, dim=1).cpu(), strict=True):
-        says = (p.amax(dim=1) >= LOWEST) & found.isfinite().all(dim=1)
-        yield found[says], p[says]
+        counts = (p.amax(dim=1) >= LOWEST) & found.isfinite().all(dim=1)
+        yield found[counts], p[counts]
 
 
 def summary(found: LossAnalysis, data: Dataset) -> dict[str, Any]:
     """The content of audit.json."""
-    single = ~data.crowd
-    image_of = data.image_of_box()
-    total, of_boxes = max(float(found.image_losses.sum()), 1e-300), found.box_losses
-    heavy_boxes, heavy_images = (
-        np.argsort(-of_boxes, kind="stable"),
-        np.argsort(-found.image_losses, kind="stable"),
-    )
+    single, image_of = ~data.crowd, data.image_of_box()
+    of_boxes, of_images = found.box_losses, found.image_losses
+    total, total_of_boxes = (max(float(losses.sum()), 1e-300) for losses in (of_images, of_boxes))
+    rows, images = (np.argsort(-losses, kind="stable") for losses in (of_boxes, of_images))
     strong = {kind: sum(one.kind == kind and one.score > STRONG for one in found.suspects) for kind in KINDS}
     return {
         "shares": found.shares.to_json(),
@@ -289,37 +258,30 @@ def summary(found: LossAnalysis, data: Dataset) -> dict[str, Any]:
         "strong_suspects": {"score_above": STRONG, **strong},
         "heaviest_boxes": [
             {**place(data, int(image_of[row]), int(row)), "share": float(of_boxes[row]) / total}
-            for row in heavy_boxes[:HEAVIEST]
+            for row in rows[:HEAVIEST]
         ],
         "heaviest_images": [
-            {**place(data, int(index), None), "share": float(found.image_losses[index]) / total}
-            for index in heavy_images[:HEAVIEST]
+            {**place(data, int(index), None), "share": float(of_images[index]) / total}
+            for index in images[:HEAVIEST]
         ],
         "share_of_heaviest_hundredth": {
-            "boxes": float(of_boxes[heavy_boxes[: -(-len(of_boxes) // 100)]].sum())
-            / max(float(of_boxes.sum()), 1e-300),
-            "images": float(found.image_losses[heavy_images[: -(-len(data) // 100)]].sum()) / total,
+            "boxes": float(of_boxes[rows[: -(-len(rows) // 100)]].sum()) / total_of_boxes,
+            "images": float(of_images[images[: -(-len(images) // 100)]].sum()) / total,
         },
     }
 
 
 def place(data: Dataset, index: int, row: int | None) -> dict[str, Any]:
-    """Where it is: file, image, annotation; with the annotated class and box ([x, y, width, height]) if there
-    is one.
-    """
-    about: dict[str, Any] = {
-        "file": str(data.files[index]),
-        "image_id": int(data.image_ids[index]),
-        "annotation_id": None,
-    }
+    """File, image and annotation; of a box also its class and corners ([x, y, width, height])."""
+    about: dict[str, Any] = {"file": str(data.files[index]), "image_id": int(data.image_ids[index])}
     if row is None:
-        return about
+        return about | {"annotation_id": None}
     box = {"label": data.names[data.labels[row]], "bbox": _xywh(data.boxes[row])}
     return about | {"annotation_id": int(data.annotation_ids[row])} | box
 
 
 def entry(data: Dataset, suspect: Suspect) -> dict[str, Any]:
-    """A suspect as it stands in suspects.json."""
+    """A suspect as an entry of suspects.json."""
     answer = None
     if suspect.answer is not None and suspect.box is not None:
         answer = {
@@ -334,24 +296,21 @@ def entry(data: Dataset, suspect: Suspect) -> dict[str, Any]:
 
 def report(found: LossAnalysis, data: Dataset, content: dict[str, Any]) -> str:
     """What is printed: the shares, and the first suspects."""
-    shares, lines = content["shares"], [found.shares.table(), ""]
-    lines.append(
-        f"{shares['anchors']['ignored']:,} of {sum(shares['anchors'].values()):,} anchors are ignored "
-        f"between the IoU thresholds"
-    )
-    lines.append(
-        f"{content['boxes_without_anchor']} of {content['boxes']} boxes have no anchor: the model never "
-        f"learned them, they are not judged"
-    )
-    heaviest = content["share_of_heaviest_hundredth"]
-    lines.append(
-        f"1 % of the pictures carry {heaviest['images']:.0%} of the class loss, 1 % of the boxes "
-        f"{heaviest['boxes']:.0%} of that of boxes"
-    )
+    anchors, heaviest = content["shares"]["anchors"], content["share_of_heaviest_hundredth"]
     strong = ", ".join(f"{content['strong_suspects'][kind]} {kind}" for kind in KINDS)
-    lines.append(f"suspects that score above {STRONG:g}, which sound labels seldom do: {strong}")
-    head = ["suspect", "score", "file", "annotation", "annotated", "answered"]
-    lines += ["", aligned([head, *(_cells(entry(data, one)) for one in found.suspects[:TOLD])])]
+    head = ["suspect", "score", "file", "annotation", "annotated", "predicted"]
+    lines = [
+        found.shares.table(),
+        "",
+        f"{anchors['ignored']:,} of {sum(anchors.values()):,} anchors are ignored between the IoU thresholds",
+        f"{content['boxes_without_anchor']} of {content['boxes']} boxes have no anchor: the model never "
+        "learned them, and they are not judged",
+        f"1 % of the images carry {heaviest['images']:.0%} of the class loss, 1 % of the boxes "
+        f"{heaviest['boxes']:.0%} of that of boxes",
+        f"suspects that score above {STRONG:g}, which sound labels seldom do: {strong}",
+        "",
+        aligned([head, *(_cells(entry(data, one)) for one in found.suspects[:PRINTED])]),
+    ]
     return "\n".join(lines)
 
 

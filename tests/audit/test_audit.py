@@ -12,7 +12,7 @@ import torch
 
 import retinanet
 from retinanet.audit import run as audit
-from retinanet.audit.evidence import BOX, PEAK, Answers, Truth, examine, support
+from retinanet.audit.evidence import BOX, PEAK, Predictions, Truth, examine, support
 from retinanet.audit.shares import GROUPS, Shares, group_of
 from retinanet.audit.suspects import Suspect, isotonic, log_ratio, rank
 from retinanet.config.commands import AuditConfig
@@ -115,11 +115,11 @@ def test_the_loss_of_a_box_is_that_of_its_anchors():
 
 
 def look(answers, boxes, labels, crowds=(), classes=3):
-    """Answers as (box, label, p), and what is annotated, in a picture of 100 x 200 pixels."""
+    """Predictions as (box, label, p), and what is annotated, in a picture of 100 x 200 pixels."""
     p = torch.zeros(len(answers), classes)
     for row, (_, label, value) in enumerate(answers):
         p[row, label] = value
-    found = Answers(torch.tensor([box for box, _, _ in answers]).reshape(-1, 4).float(), p)
+    found = Predictions(torch.tensor([box for box, _, _ in answers]).reshape(-1, 4).float(), p)
     frame = torch.tensor(boxes).reshape(-1, 4).float()
     region = torch.tensor(crowds).reshape(-1, 4).float()
     return examine(
@@ -132,7 +132,7 @@ HERE, THERE = [10.0, 10.0, 50.0, 50.0], [100.0, 40.0, 140.0, 80.0]
 
 
 def test_an_answer_supports_a_box_by_how_much_of_it_is_there():
-    found = Answers(
+    found = Predictions(
         torch.tensor([HERE, [10.0, 10.0, 50.0, 42.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.9]])
     )  # IoU 1 and 0.8
     values, best = support(torch.tensor([HERE, THERE]), found)
@@ -395,7 +395,7 @@ def test_crowds_and_boxes_without_an_anchor_are_counted_and_not_judged(trained, 
     boxes[0, 2:] = boxes[0, :2] + 2  # two pixels, which no anchor overlaps by IoU 0.4
     crowd[-1] = True
     odd = replace(data, boxes=boxes, crowd=crowd)
-    found = audit.dissect(
+    found = audit.analyse(
         retinanet.load(trained, device="cpu"), odd, audit.criterion_of(str(trained), odd)[0]
     )
     assert not found.matched[0] and not found.matched[-1] and found.box_losses[0] == 0
@@ -412,7 +412,7 @@ def test_neither_the_batch_nor_its_order_changes_what_is_found(trained, spoilt):
     detector = retinanet.load(trained, device="cpu")
     data = audit.chosen_split(str(spoilt), AuditConfig())
     criterion, _ = audit.criterion_of(str(trained), data)
-    one, other = (audit.dissect(detector, data, criterion, batch) for batch in (1, 4))
+    one, other = (audit.analyse(detector, data, criterion, batch) for batch in (1, 4))
     assert np.allclose(one.shares.sums, other.shares.sums, rtol=1e-3)
     assert np.allclose(one.box_losses, other.box_losses, rtol=1e-3) and (one.matched == other.matched).all()
     assert len(one.suspects) == len(other.suspects)
