@@ -115,7 +115,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     """
     boxes = corners(options)
     batch = pictures_with(boxes, torch.arange(8) * 9, options.side, options.batch)
-    sessions = {
+    states = {
         name: ours(
             "bf16",
             options.side,
@@ -127,7 +127,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
         for name in ("ours", "ours compiled")
     }
     sides: dict[str, Callable[[], object]] = {"torchvision": theirs("bf16", boxes, options)}
-    sides |= {name: partial(train_step, session, batch, RATE) for name, session in sessions.items()}
+    sides |= {name: partial(train_step, state, batch, RATE) for name, state in states.items()}
     with FlopCounterMode(display=False) as counter:
         sides["ours"]()
     seconds = take_turns(sides, options.repeats, options.device)

@@ -93,22 +93,22 @@ def measured(sizes: dict[str, int], options: argparse.Namespace) -> tuple[float,
     """Seconds of a step, and bytes that it needs for a while."""
     torch.manual_seed(0)
     side, count = sizes["side"], sizes["boxes"]
-    session = ours(
+    state = ours(
         options.precision, side, sizes["batch"], options.backbone, options.device, sizes["classes"]
     )
     corners = torch.rand(count, 2) * side * 0.8
     boxes = torch.cat([corners, corners + 16 + torch.rand(count, 2) * side * 0.2], dim=1)
     batch = pictures_with(boxes, torch.arange(count) % sizes["classes"], side, sizes["batch"])
-    train_step(session, batch, RATE)
+    train_step(state, batch, RATE)
     seconds = []
     for _ in range(options.repeats):
         wait(options.device)
         start = time.perf_counter()
-        train_step(session, batch, RATE)
+        train_step(state, batch, RATE)
         wait(options.device)
         seconds.append(time.perf_counter() - start)
-    session.optimizer.zero_grad(set_to_none=True)
-    return median(seconds), needed(lambda: train_step(session, batch, RATE), options.device)
+    state.optimizer.zero_grad(set_to_none=True)
+    return median(seconds), needed(lambda: train_step(state, batch, RATE), options.device)
 
 
 def needed(call: Any, device: str) -> int:

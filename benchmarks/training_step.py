@@ -115,9 +115,9 @@ def step(name: str, options: argparse.Namespace) -> Callable[[], object]:
     torch.manual_seed(0)
     if side == "torchvision":
         return theirs(precision, boxes, options)
-    session = ours(precision, options.side, options.batch, options.backbone, options.device)
+    state = ours(precision, options.side, options.batch, options.backbone, options.device)
     batch = pictures_with(boxes, torch.arange(8) * 9, options.side, options.batch)
-    return (lambda: train_step(session, batch, RATE)) if side == "ours" else bare(session, batch)
+    return (lambda: train_step(state, batch, RATE)) if side == "ours" else bare(state, batch)
 
 
 def corners(options: argparse.Namespace) -> Tensor:
@@ -166,26 +166,26 @@ def ours(
         "max_grad_norm": None,
         "compile": compile,
     }
-    session = build_state(
+    state = build_state(
         replace(config, model=model, **settings), data, data, torch.device(device), load_weights=False
     )
-    calm(session.model)
-    return session
+    calm(state.model)
+    return state
 
 
-def bare(session: TrainState, batch: Batch) -> Callable[[], object]:
+def bare(state: TrainState, batch: Batch) -> Callable[[], object]:
     """The same network and optimiser, with constant gradients in place of losses."""
 
     def call() -> None:
-        images = session.preprocess.normalize(
-            batch.images.to(session.device), batch.targets.sizes.to(session.device)
+        images = state.preprocess.normalize(
+            batch.images.to(state.device), batch.targets.sizes.to(state.device)
         )
-        with autocast(session.config.precision, session.device):
-            logits, offsets = session.network(images)
+        with autocast(state.config.precision, state.device):
+            logits, offsets = state.network(images)
         outputs = logits + offsets
-        session.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(outputs, [torch.full_like(level, 1e-6) for level in outputs])
-        session.optimizer.step()
+        state.optimizer.step()
 
     return call
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from .config.schema import Precision
 from .distributed import local_rank, world
 from .errors import ConfigError, ProcessError
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 
 def gpu_number(name: str) -> int:
-    """The GPU that auto, cuda or cuda:1 means, for a runtime that counts them itself; each process of several
-    takes its own.
-    """
+    """The number of the GPU that auto, cuda or cuda:1 means; each process of several takes its own."""
     if world() > 1:
         return local_rank()
     return int(name[5:]) if name.startswith("cuda:") and name[5:].isdigit() else 0
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU if there is one, each process of several taking its own; a device that is absent is a
-    ConfigError.
+    """`auto` is a GPU if there is one, and each process of several takes its own.
+
+    Raises ConfigError for a device that is absent.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,9 +70,7 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
 
 @contextmanager
 def explain_errors() -> Iterator[None]:
-    """The region in which what a machine lacks is told as an error that helps: memory of the GPU, or of the
-    loaders.
-    """
+    """The region in which a lack of memory, of the GPU or of the loaders, becomes an error that helps."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -81,17 +79,14 @@ def explain_errors() -> Iterator[None]:
             "--batch auto, or lower --scale"
         ) from error
     except RuntimeError as error:
-        # torch raises it from a signal handler, so it may come up anywhere, also in the middle of a step:
-        # nothing is saved
-        if not (
-            "DataLoader worker" in str(error)
-            and ("killed by signal" in str(error) or "exited unexpectedly" in str(error))
-        ):
+        # torch raises it from a signal handler, perhaps in the middle of a step, so nothing is saved
+        text = str(error)
+        ended = "killed by signal" in text or "exited unexpectedly" in text
+        if "DataLoader worker" not in text or not ended:
             raise
         raise ProcessError(
-            f"a loader process was ended from outside ({str(error).splitlines()[0]}), as a system does that "
-            f"is short of memory: lower "
-            "--workers; a training goes on from its last state with --resume"
+            f"a loader process was ended from outside ({text.splitlines()[0]}), as a system does that is "
+            f"short of memory: lower --workers; a training goes on from its last state with --resume"
         ) from error
     except (ConnectionError, EOFError) as error:  # the same, met while its batch was being fetched
         raise ProcessError(

@@ -1,4 +1,4 @@
-"""The command `train`: opens the data, resolves the settings, makes the run folder, starts or resumes the loop."""
+"""The command `train`: opens data, resolves settings, makes the run folder, starts or resumes the loop."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ def resume_run(folder: Path, changes: ResumeConfig) -> Path:
                     f"its weights"
                 )
         with explain_errors(), log_file(folder):
-            session = build_state(current, training, validation, device, load_weights=False)
-            progress = load_state(session, folder)
+            state = build_state(current, training, validation, device, load_weights=False)
+            progress = load_state(state, folder)
             log.info(
                 "resumed after iteration %d of %d, on %s",
                 progress.done,
@@ -177,7 +177,7 @@ def resume_run(folder: Path, changes: ResumeConfig) -> Path:
                 log.info(
                     "other versions than before: bits may differ (%s, now %s)", about["versions"], versions()
                 )
-            return loop(session, about, progress, folder, started)
+            return loop(state, about, progress, folder, started)
 
 
 def describe_preset(name: str | None) -> str:
@@ -189,15 +189,15 @@ def describe_preset(name: str | None) -> str:
 
 
 def run_metadata(
-    session: TrainState, source: str | Path, preset_name: str | None, started: float
+    state: TrainState, source: str | Path, preset_name: str | None, started: float
 ) -> dict[str, Any]:
     """The plan of a run, printed and as it goes into config.json and the files of weights."""
-    config, training = session.config, session.training
-    iterations, every = plan(session, started)
+    config, training = state.config, state.training
+    iterations, every = plan(state, started)
     about = {
         "data": str(source),
         "data_hash": training.fingerprint(),
-        "validation_hash": session.validation.fingerprint(),
+        "validation_hash": state.validation.fingerprint(),
         "training_images": len(training),
         "training_boxes": int((~training.crowd).sum()),
         "iterations": iterations,
@@ -205,7 +205,7 @@ def run_metadata(
         "preset": preset_name,
         "config": to_json(config),
         "versions": versions(),
-        "machine": describe(session.device),
+        "machine": describe(state.device),
         "processes": world(),
     }
     classes, boxes = len(training.names), about["training_boxes"]
@@ -214,7 +214,7 @@ def run_metadata(
         len(training),
         classes,
         boxes,
-        len(session.validation),
+        len(state.validation),
     )
     several = f" and {world() - 1} more processes" if world() > 1 else ""
     log.info(
@@ -227,11 +227,11 @@ def run_metadata(
     )
     log.info(
         "learning rate %.3g (%.3g for %d images, scaled to %d)",
-        session.rate,
+        state.rate,
         config.lr,
         config.lr_batch,
-        session.sampler.batch,
+        state.sampler.batch,
     )
-    epochs = iterations / session.sampler.steps_per_epoch
+    epochs = iterations / state.sampler.steps_per_epoch
     log.info("%d iterations (%.1f epochs), validation every %d", iterations, epochs, every)
     return about

@@ -18,7 +18,7 @@ from ..distributed import all_gather, broadcast_from_main, rank, world
 from ..errors import DataError
 from ..files import write_atomically
 from ..inference.detector import Detector
-from ..model.criterion import Criterion
+from ..model.criterion import Criterion, forward_losses, sum_levels
 from ..structures import Detections
 from .coco import Metrics, coco_metrics
 from .results import Results, collect, merge, write_results
@@ -89,7 +89,7 @@ def evaluate(
             answers[index] = answer
             if progress is not None:
                 progress(len(answers) * world())
-        return scored(data, answers, totals, ())
+        return score_all(data, answers, totals, ())
     pin = detector.device.type == "cuda"
     batches = evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world())
     with torch.inference_mode():
@@ -99,18 +99,26 @@ def evaluate(
             if criterion is None:
                 found = detector.predict_batch(loaded.images, sizes, originals)
             else:
-                logits, offsets, normalized = detector.forward(loaded.images, sizes)
-                found = detector.select((logits, offsets, normalized), sizes, originals)
-                anchors = detector.model.anchors(normalized)
-                matched = criterion.match(anchors, loaded.targets.to(detector.device))
-                one = torch.ones((), device=detector.device)  # sums, divided in the end
-                for name, value in criterion(logits, offsets, anchors, matched, one, len(data)).items():
+                images = loaded.images.to(detector.device)
+                scored = forward_losses(
+                    detector.network,
+                    criterion,
+                    images,
+                    loaded.targets.to(detector.device),
+                    anchors=detector.model.anchors(images),
+                    preprocess=detector.preprocess,
+                    precision=detector.precision,
+                    normalizer=torch.ones((), device=detector.device),  # sums, divided in the end
+                    count=len(data),
+                )
+                found = detector.select((scored.logits, scored.offsets, scored.images), sizes, originals)
+                for name, value in sum_levels(scored.levels).items():
                     totals[name] = totals.get(name, 0.0) + float(value)
-                totals["positives"] += float(matched.positives.sum())
+                totals["positives"] += float(scored.matched.positives.sum())
             answers |= zip(indices, found, strict=True)
             if progress is not None:
                 progress(len(answers) * world())
-    return scored(data, answers, totals, criterion.shared if criterion is not None else ())
+    return score_all(data, answers, totals, criterion.shared if criterion is not None else ())
 
 
 def _opened(data: Dataset | str | Path, split: str | None, names: list[str], max_pixels: int) -> Dataset:
@@ -143,7 +151,7 @@ def predict_multi_view(
         yield indices[position], found
 
 
-def scored(
+def score_all(
     data: Dataset, answers: dict[int, Detections], totals: dict[str, float], shared: tuple[str, ...]
 ) -> Evaluation:
     """What all processes found together: detections by index, sums of losses and positives; the `shared`

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..device import autocast
 from ..errors import ConfigError, unknown_name_error
 from ..ops import losses
 from ..ops.anchors import inside
@@ -17,6 +19,7 @@ from ..ops.boxes import decode, encode
 from ..ops.fused import CLASS_LOSSES, anchor_losses, check_parameter_names, class_loss
 from ..ops.mining import HARD, random_sample
 from ..structures import Targets
+from .preprocess import Preprocess
 
 ASSIGNERS: dict[str, Callable[..., Tensor]] = {"iou": assign_near}
 """Name -> (anchors per level, boxes [B, G, 4], valid [B, A], positive, negative, force_above) -> for every
@@ -183,9 +186,7 @@ class Criterion:
         images: int | None = None,
     ) -> dict[str, Tensor]:
         """{"class_loss", "box_loss"}, float32 numbers: the sums over the levels of `per_level`."""
-        parts = self.per_level(logits, offsets, anchors, matched, normalizer, images)
-        # added from the first level to the last, always in the same order
-        return {name: sum(levels[1:], start=levels[0]) for name, levels in parts.items()}
+        return sum_levels(self.per_level(logits, offsets, anchors, matched, normalizer, images))
 
     def per_level(
         self,
@@ -303,3 +304,54 @@ def select_per_image(values: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
     """The `chosen` [B, N] rows of values [B, N, ...], by image. One gather: its gradient has full size."""
     parts: tuple[Tensor, ...] = values[chosen].split(chosen.sum(dim=1).tolist())
     return parts
+
+
+class Scored(NamedTuple):
+    """What `forward_losses` found.
+
+    logits, offsets  per level [B, HWA, K] and [B, HWA, 4]
+    images           [B, 3, H, W] as the network saw them
+    matched          what every anchor should say
+    levels           {"class_loss", "box_loss"}: a number for each pyramid level
+    """
+
+    logits: list[Tensor]
+    offsets: list[Tensor]
+    images: Tensor
+    matched: Matched
+    levels: dict[str, list[Tensor]]
+
+
+def forward_losses(
+    network: Callable[[Tensor], tuple[list[Tensor], list[Tensor]]],
+    criterion: Criterion,
+    images: Tensor,
+    targets: Targets,
+    *,
+    anchors: list[Tensor],
+    preprocess: Preprocess,
+    precision: str,
+    matched: Matched | None = None,
+    normalizer: Tensor | None = None,
+    count: int | None = None,
+) -> Scored:
+    """Normalise images, predict, match and score: all that stands between a batch and its losses.
+
+    network            normalised images -> logits and offsets; the model, compiled or distributed or not
+    images             [B, 3, H, W] RGB of 0..255, padded, on the device of the network
+    anchors            of the model for these images
+    precision          of the forward pass: bf16 or fp32
+    matched            where the images are matched already; None: they are matched here
+    normalizer, count  see `Criterion.per_level`
+    """
+    matched = criterion.match(anchors, targets) if matched is None else matched
+    normalized = preprocess.normalize(images, targets.sizes)
+    with autocast(precision, images.device):
+        logits, offsets = network(normalized)
+    levels = criterion.per_level(logits, offsets, anchors, matched, normalizer, count)
+    return Scored(logits, offsets, normalized, matched, levels)
+
+
+def sum_levels(levels: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Add the losses of all levels, from the first to the last, so that the bits are always the same."""
+    return {name: sum(values[1:], start=values[0]) for name, values in levels.items()}

@@ -1,10 +1,10 @@
-"""The model card of a run, a README.md as the Hugging Face hub shows it, and where its first weights came from."""
+"""The model card of a run, a README.md as the Hugging Face hub shows it, and the origin of its weights."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,102 +12,111 @@ import numpy as np
 import timm
 import yaml
 
+from ..config.io import flat
+from ..config.presets import PRESETS
 from ..config.schema import TrainConfig
+from ..device import describe, versions
 from ..evaluation.coco import NUMBERS, Metrics
 from ..files import write_atomically
 from ..model.backbone import PINNED
-from ..text import escaped, many, shown, table
+from ..ops.fused import CLASS_LOSSES
+from ..text import duration, escaped, many, shown, table
 from ..weights.checkpoint import ModelInfo
-from .recipe import recipe
 from .resume import Counters
 from .setup import TrainState
 
 log = logging.getLogger("retinanet")
 
-TOLD = ("project", "imported_from", "published_as", "published_ap", "licence")
-"""What a file of weights may say about its own origin."""
+MARK = "<!-- Written by retinanet train at every validation. Delete this line to keep what you edit. -->"
 
-LONGEST = 20
-"""Models of a chain, each trained from the one before, that are remembered."""
+CARD = """---
+{head}---
 
+{mark}
 
-def origins(config: TrainConfig, donor: ModelInfo | None = None) -> list[dict[str, Any]]:
-    """What a training begins from, the nearest first, as plain values; empty when everything is from scratch.
+# {name}
 
-    donor    the card of the file that --init names; it knows what that model began from
-    returns  dicts with `kind` (model, backbone) and `name`, and where known `licence` and the like
-    """
-    if config.init_model is None:
-        return [imagenet(config.model.network.backbone)] if config.init == "imagenet" else []
-    about = {} if donor is None else donor.about
-    known = {key: str(about[key])[:200] for key in TOLD if isinstance(about.get(key), (str, int, float))}
-    if isinstance(about.get("data"), str):
-        known["trained_on"] = Path(about["data"]).name[:200]
-    earlier = about.get("init")  # which may be anybody's, so its form is not trusted
-    if earlier == []:
-        known["scratch"] = "yes"
-    entries = (
-        [plain(entry) for entry in earlier if isinstance(entry, dict)] if isinstance(earlier, list) else []
-    )
-    return [{"kind": "model", "name": public_name(Path(config.init)), **known}, *entries][:LONGEST]
+A [RetinaNet](https://arxiv.org/abs/1708.02002) on {backbone}, trained on {data}.
+It finds {classes} of objects in images: {few}.
 
+AP {ap} (as COCO computes it) on the {images} of the validation split.{unfinished}
 
-def imagenet(backbone: str) -> dict[str, str]:
-    """timm's weights that the bare name of a backbone means, with their licence."""
-    settings = timm.get_pretrained_cfg(PINNED.get(backbone, backbone)).to_dict()
-    name = ".".join(str(settings[key]) for key in ("architecture", "tag") if settings.get(key))
-    known = {"hub": settings.get("hf_hub_id"), "licence": settings.get("license")}
-    return {
-        "kind": "backbone",
-        "name": name or backbone,
-        "project": "timm",
-        **{key: str(value) for key, value in known.items() if value},
-    }
-
-
-def public_name(path: str | Path) -> str:
-    """A run or file without the folders above it, which are nobody's business; an address on a hub stays
-    whole.
-    """
-    if str(path).startswith("hf:"):
-        return str(path)
-    path = Path(path).resolve()
-    return f"{path.parent.name}/{path.name}" if path.stem in ("model", "best") else path.name
-
-
-def plain(entry: dict[Any, Any]) -> dict[str, str]:
-    """The entries that are text."""
-    return {
-        key: value[:200] for key, value in entry.items() if isinstance(key, str) and isinstance(value, str)
-    }
-
-
-NAME = "README.md"
-
-MARK = "<!-- Written by retinanet train, anew at every validation. Delete this line to keep what you have edited. -->"
-
-FEW = 12
-"""Classes that are named at the top; the table has all."""
-
-TAGS = ("object-detection", "retinanet", "focal-loss", "pytorch")
-
-USE = """## How to use it
+## How to use it
 
 ```sh
-retinanet predict FOLDER PICTURES --out found  # FOLDER: this one; from the hub: hf:OWNER/NAME
+retinanet predict FOLDER IMAGES --out found  # FOLDER: this one; from the hub: hf:OWNER/NAME
 ```
 
 ```python
 import retinanet
 
 detector = retinanet.load("FOLDER")  # from the hub: retinanet.load("hf:OWNER/NAME")
-detections = detector.predict("picture.jpg")
+detections = detector.predict("image.jpg")
 for name, score, box in detections.above(detector.threshold):
-    print(name, score, box)  # xyxy in pixels of the picture
-```"""
+    print(name, score, box)  # xyxy in pixels of the image
+```
 
-MEANING = """AP is COCO's: the mean over classes and over IoU from 0.50 to 0.95. s, m and l: objects below 32 x 32 px, up to 96 x 96 px,
-and above. AR1, AR10, AR100: recall with so many answers a picture. `-`: there are no such objects."""
+## Results
+
+Of `model.safetensors`, the last weights ({at}), in validation:
+{images} with {boxes}. `best.safetensors` holds those with the best AP in validation, {best}.
+
+{numbers}
+
+AP is COCO's: the mean over classes and over IoU from 0.50 to 0.95. s, m and l: objects below 32 x 32 px, up
+to 96 x 96 px, and above. AR1, AR10, AR100: recall with so many detections an image. `-`: no such objects.
+
+{threshold}
+
+{per_class}
+
+## Data
+
+{data}
+
+{splits}
+
+The fingerprint is that of the annotations (classes, files, sizes, boxes), not of the pixels.
+{held_out}
+
+## Recipe
+
+{recipe}
+
+`config.json` has every setting.
+{origins}
+## Limits
+
+- It knows the classes above and no others: it takes other objects for background, or for one of them.
+- The numbers are those of {images} of the data set that it was trained on, which also chose
+  {chosen}. Images from elsewhere were not measured, and the scores were not
+  calibrated as probabilities.
+- 98 % of the boxes in training measure {low_high} px (root of the area), in images of typically
+  {usual_image} px; it has seen few that are smaller or larger.
+
+## Licence
+
+None has been chosen: the publisher of these weights does so, with a line `license:` in the head of this
+file.{licences}
+The licence of the data is not recorded.
+"""
+
+FEW = 12
+"""Classes that are named at the top; the table has all."""
+
+PRIVATE = ["out", "images", "init", "layout", "device", "workers", "micro_batch", "precision", "compile"]
+PRIVATE += ["max_pixels", "budget", "seed", "validations", "log_every", "save_every", "tensorboard"]
+"""Settings that are not named as changes of the preset: other lines have them, or they do not affect what is
+learned.
+"""
+
+RECIPE = {
+    "network": ["backbone", "backbone_norm", "channels", "num_convs", "subnet_norm", "pyramid"],
+    "images": ["scale", "max_side", "train_scale"],
+    "optimiser": ["optimizer", "momentum", "weight_decay", "max_grad_norm", "schedule", "warmup", "ema"],
+    "augmentation": ["flip", "jitter", "photometric", "repeat_threshold"],
+}
+"""Lines of the recipe and the settings in them."""
 
 KINDS = {"backbone": "ImageNet weights of the backbone", "model": "a trained model"}
 
@@ -120,12 +129,15 @@ FACTS = {
     "scratch": "itself from scratch",
     "licence": "licence {}",
 }
-"""What `weights.origin` may know, in words."""
+"""What may be known about the origin of weights, in words."""
+
+LONGEST = 20
+"""Models of a chain, each trained from the one before, that are remembered."""
 
 
 def write_card(folder: Path, text: str) -> None:
-    """README.md of a run; one that somebody has written, or made his own, stays."""
-    path = folder / NAME
+    """Write README.md of a run; one that a user has written or edited stays."""
+    path = folder / "README.md"
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         log.info("%s is not ours and stays as it is; no model card is written", path)
         return
@@ -134,175 +146,177 @@ def write_card(folder: Path, text: str) -> None:
 
 def model_card(
     name: str,
-    session: TrainState,
+    state: TrainState,
     about: dict[str, Any],
     progress: Counters,
     metrics: Metrics,
     rows: Sequence[dict[str, Any]],
 ) -> str:
-    """The card of the weights that were just validated.
-
-    name      of the run
-    about     what config.json says
-    metrics   of those weights, the shipped ones, on the validation split
-    rows      of metrics.jsonl so far
-    """
-    data = data_name(about)
-    parts = (
-        front_matter(name, data, session, about, metrics),
-        MARK,
-        summary(name, data, session, about, progress, metrics),
-        USE,
-        results(session, about, progress, metrics, rows),
-        per_class(session, metrics),
-        trained_on(data, session, about),
-        "## Recipe",
-        table(("", ""), recipe(session, about, rows).items()),
-        "`config.json` has every setting.",
-        began_from(about),
-        limits(session, metrics),
-        licence(about),
-    )
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def data_name(about: dict[str, Any]) -> str:
-    """The last name of the data set's path: the rest is nobody's business."""
+    """The card of the shipped weights, from config.json (`about`), `metrics` and metrics.jsonl (`rows`)."""
     path = Path(about["data"])
-    return path.name if path.name not in ("", "..") else path.resolve().name or "data"
+    data = path.name if path.name not in ("", "..") else path.resolve().name or "data"
+    done, iterations, names = progress.done, about["iterations"], [*map(escaped, state.training.names)]
+    corners = state.training.boxes[~state.training.crowd]
+    low, high = np.quantile(np.sqrt((corners[:, 2:] - corners[:, :2]).prod(axis=1)), (0.01, 0.99))
+    height, width = np.median(state.training.sizes, axis=0)
+    at = f"iteration {done:,} of {iterations:,}"
+    unfinished = f"\n\n**The training had not ended when this was written**: it was at {at}."
+    held_out = f"The validation images were held out of train, by seed {state.config.seed}."
+    threshold = (
+        f"Threshold: {shown(metrics.threshold)}, the score with the best F1 over all classes in validation "
+        f"({shown(metrics.f1)} at IoU 0.5). It decides what is drawn and printed; AP does not depend on it."
+    )
+    if metrics.threshold is None:
+        threshold = "Nothing was found in validation, so the threshold for images is 0.5, which is a guess."
+    return CARD.format(
+        head=front_matter(name, data, state, about, metrics),
+        mark=MARK,
+        name=escaped(name),
+        backbone=state.config.model.network.backbone,
+        data=escaped(data),
+        classes=many(len(names), "class", "classes"),
+        few=", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else ""),
+        ap=shown(metrics["AP"]),
+        images=many(metrics.images, "image"),
+        boxes=many(metrics.boxes, "box", "boxes"),
+        unfinished=unfinished if done < iterations else "",
+        at=at if state.average is None else f"{at}, a running average",
+        best=best_weights(progress, rows),
+        numbers=table(NUMBERS, [[shown(metrics[key]) for key in NUMBERS]]),
+        threshold=threshold,
+        per_class=per_class(state, metrics),
+        splits=splits(state, about),
+        held_out=held_out if state.validation.held_out else "",
+        recipe=table(("", ""), recipe(state, about, rows).items()),
+        origins=began_from(about),
+        chosen="`best.safetensors`" if metrics.threshold is None else "the threshold and `best.safetensors`",
+        low_high=f"{low:.0f} to {high:.0f}",
+        usual_image=f"{width:.0f} x {height:.0f}",
+        licences="".join(map(licence_line, about.get("init", []))),
+    )
 
 
-def front_matter(name: str, data: str, session: TrainState, about: dict[str, Any], metrics: Metrics) -> str:
-    """What the hub reads: YAML between two lines of dashes."""
+def licence_line(entry: dict[str, str]) -> str:
+    """The licence of one of the models that these weights go back to."""
+    name, licence = entry.get("name", "the initial weights"), entry.get("licence") or "not recorded"
+    return f" The licence of {escaped(name)}, from which they come: {escaped(licence)}."
+
+
+def front_matter(name: str, data: str, state: TrainState, about: dict[str, Any], metrics: Metrics) -> str:
+    """What the hub reads, in YAML."""
+    base = next(map(hub_address, about.get("init", [])), None)
     values: dict[str, Any] = {
         "library_name": "retinanet",
         "pipeline_tag": "object-detection",
-        "tags": list(TAGS),
+        "tags": ["object-detection", "retinanet", "focal-loss", "pytorch"],
+        **({"base_model": base} if base else {}),
     }
-    base = next(map(hub_address, about.get("init", [])), None)
-    if base:
-        values["base_model"] = base
-    measured = [
-        {"type": key, "name": key, "value": round(value, 4)}
-        for key, value in metrics.numbers.items()
-        if value is not None
-    ]
-    if measured:
-        dataset = {
-            "name": data,
-            "type": "custom",
-            "split": session.validation.split,
-        }  # a type is the address of a data set on the hub
-        task = {"type": "object-detection", "name": "Object detection"}
-        values["model-index"] = [
-            {"name": name, "results": [{"task": task, "dataset": dataset, "metrics": measured}]}
-        ]
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
-
-
-def hub_address(entry: dict[str, Any]) -> str | None:
-    """OWNER/NAME on the hub, where the weights that a run began from have one."""
-    address = f"hf:{entry['hub']}" if "hub" in entry else str(entry.get("name"))
-    found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(@.*)?", address, re.ASCII)  # a revision may follow
-    return found[1] if found else None
-
-
-def summary(
-    name: str, data: str, session: TrainState, about: dict[str, Any], progress: Counters, metrics: Metrics
-) -> str:
-    """What it is, in two sentences."""
-    names = session.training.names
-    few = ", ".join(map(escaped, names[:FEW])) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
-    text = (
-        f"# {escaped(name)}\n\n"
-        f"A [RetinaNet](https://arxiv.org/abs/1708.02002) on {session.config.model.network.backbone}, trained on "
-        f"{escaped(data)}, that finds "
-        f"{many(len(names), 'class', 'classes')} of objects in pictures: {few}.\n\n"
-        f"AP {shown(metrics['AP'])} (as COCO computes it) on the {many(metrics.images, 'image')} of the "
-        f"validation split."
-    )
-    if progress.done < about["iterations"]:
-        part = f"{progress.done:,} of {about['iterations']:,} iterations were done"
-        text += f"\n\n**The training had not ended when this was written**: {part}."
+    known = [(key, round(value, 4)) for key, value in metrics.numbers.items() if value is not None]
+    if known:
+        result = {
+            "task": {"type": "object-detection", "name": "Object detection"},
+            # a type is the address of a data set on the hub
+            "dataset": {"name": data, "type": "custom", "split": state.validation.split},
+            "metrics": [{"type": key, "name": key, "value": value} for key, value in known],
+        }
+        values["model-index"] = [{"name": name, "results": [result]}]
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
 
 
-def results(
-    session: TrainState,
-    about: dict[str, Any],
-    progress: Counters,
-    metrics: Metrics,
-    rows: Sequence[dict[str, Any]],
-) -> str:
-    """The twelve COCO numbers, whose they are, and the threshold."""
-    averaged = "" if session.average is None else ", a running average"
-    at = f"iteration {progress.done:,} of {about['iterations']:,}{averaged}"
-    where = f"{many(metrics.images, 'image')} with {many(metrics.boxes, 'box', 'boxes')}"
-    whose = f"Of `model.safetensors`, the last weights ({at}), in validation: {where}. {best_weights(progress, rows)}"
-    tables = [table(part, [[shown(metrics[key]) for key in part]]) for part in (NUMBERS[:6], NUMBERS[6:])]
-    return "\n\n".join(["## Results", whose, *tables, MEANING, threshold(metrics)])
-
-
 def best_weights(progress: Counters, rows: Sequence[dict[str, Any]]) -> str:
-    """How `best.safetensors` compares."""
-    at = next(
-        (row["iteration"] for row in rows if row["kind"] == "val" and (row["AP"] or 0.0) == progress.best),
-        None,
-    )
+    """The best AP and its iteration, where the record has it."""
+    found = (row["iteration"] for row in rows if row["kind"] == "val" and (row["AP"] or 0.0) == progress.best)
+    at = next(found, None)
     if at == progress.done:
-        return "No validation before had a better AP, so `best.safetensors` holds the same."
-    when = f" (iteration {at:,})" if at is not None else ""
-    return f"`best.safetensors` holds those with the best AP in validation, {shown(progress.best)}{when}."
+        return f"{shown(progress.best)}: they are the same"
+    return shown(progress.best) + ("" if at is None else f" (iteration {at:,})")
 
 
-def threshold(metrics: Metrics) -> str:
-    """From which score on an answer is drawn, and why."""
-    if metrics.threshold is None:
-        return "Nothing was found in validation, so the threshold for pictures is 0.5, which is a guess."
-    return (
-        f"Threshold: {shown(metrics.threshold)}, the score with the best F1 over all classes in validation "
-        f"({shown(metrics.f1)} at IoU "
-        "0.5). It decides what is drawn and printed; AP does not depend on it."
-    )
-
-
-def per_class(session: TrainState, metrics: Metrics) -> str:
+def per_class(state: TrainState, metrics: Metrics) -> str:
     """AP of each class, and how many boxes it was learned from and measured on."""
-    training = session.training
+    training = state.training
     boxes = np.bincount(training.labels[~training.crowd], minlength=len(training.names)).tolist()
     rows = []
     for category, learned, row in zip(training.category_ids, boxes, metrics.per_class, strict=True):
-        numbers = (row.AP, row.AP50, row.AP75, row.f1, row.threshold)
-        rows.append(
-            [escaped(row.name), str(category), f"{learned:,}", f"{row.boxes:,}", *map(shown, numbers)]
-        )
-    return table(
-        ("class", "id", "boxes in training", "in validation", "AP", "AP50", "AP75", "best F1", "at score"),
-        rows,
-    )
+        numbers = map(shown, (row.AP, row.AP50, row.AP75, row.f1, row.threshold))
+        rows.append([escaped(row.name), str(category), f"{learned:,}", f"{row.boxes:,}", *numbers])
+    counts = ("class", "id", "boxes in training", "in validation")
+    return table((*counts, "AP", "AP50", "AP75", "best F1", "at score"), rows)
 
 
-def trained_on(data: str, session: TrainState, about: dict[str, Any]) -> str:
-    """Name, sizes and fingerprints of the splits."""
+def splits(state: TrainState, about: dict[str, Any]) -> str:
+    """Name, sizes and fingerprint of the two splits."""
     rows = []
-    for split, key in ((session.training, "data_hash"), (session.validation, "validation_hash")):
-        rows.append(
-            [escaped(split.split), f"{len(split):,}", f"{int((~split.crowd).sum()):,}", f"`{about[key]}`"]
-        )
-    note = "The fingerprint is that of the annotations (classes, files, sizes, boxes), not of the pixels."
-    if session.validation.held_out:
-        note += f" The data set has no validation split: its images were held out of train, by seed {session.config.seed}."
-    return "\n\n".join(
-        [f"## Data\n\n{escaped(data)}", table(("split", "images", "boxes", "fingerprint"), rows), note]
-    )
+    for split, key in ((state.training, "data_hash"), (state.validation, "validation_hash")):
+        boxes = int((~split.crowd).sum())
+        rows.append([escaped(split.split), f"{len(split):,}", f"{boxes:,}", f"`{about[key]}`"])
+    return table(("split", "images", "boxes", "fingerprint"), rows)
+
+
+def recipe(state: TrainState, about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """How it was trained, from the settings, config.json (`about`) and metrics.jsonl (`rows`)."""
+    config, batch, iterations = state.config, state.sampler.batch, about["iterations"]
+    settings = flat(config)
+    lines = {name: listed(settings, names) for name, names in RECIPE.items()}
+    size = sum(parameter.numel() for parameter in state.shipped.parameters()) / 1e6
+    loss = CLASS_LOSSES[config.criterion.loss]
+    own = ["loss", *["alpha"] * loss.weighted, *loss.parameters, "box_loss", "box_weight"]
+    mining = ["mining", *["mining_batch"] * (config.criterion.mining != "none")]
+    several = f", {about['processes']} processes" if about["processes"] > 1 else ""
+    seconds, before = 0.0, 0
+    for row in rows:
+        if row["kind"] == "train" and row.get("images_per_second"):
+            seconds += (row["iteration"] - before) * batch / row["images_per_second"]
+            before = row["iteration"]
+    return {
+        "preset": preset_line(about.get("preset"), config),
+        "length": f"{many(iterations, 'iteration')} of {many(batch, 'image')}: "
+        f"{many(iterations * batch, 'image')} shown, {iterations / state.sampler.steps_per_epoch:.1f} epochs",
+        **lines,
+        "network": f"{lines['network']}; {size:.1f} million parameters",
+        "optimiser": f"{lines['optimiser']}; learning rate {state.rate:.3g}",
+        "loss": listed(settings, [*own, *mining, "positive", "negative", "normalize"]),
+        "precision": config.precision,
+        "seed": str(config.seed),
+        "machine": then(about["machine"], describe(state.device)) + several,
+        "time": f"{duration(seconds)} of training steps, validation not counted",
+        "versions": then(*(listed(numbers, numbers) for numbers in (about["versions"], versions()))),
+    }
+
+
+def preset_line(name: str | None, config: TrainConfig) -> str:
+    """The preset, and every setting that is not the preset's and affects what is learned."""
+    if name not in PRESETS:
+        return "none"
+    usual, now = flat(PRESETS[name].config), flat(config)
+    changed = [key for key in now if key not in PRIVATE and now[key] != usual[key]]
+    return f"{name}; changed: {listed(now, changed)}" if changed else name
+
+
+def listed(settings: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Settings with their names, as a user writes them."""
+    return ", ".join(f"{name} {setting(settings[name])}" for name in names)
+
+
+def setting(value: Any) -> str:
+    """A value as a user writes it."""
+    if isinstance(value, tuple):
+        return " ".join(map(setting, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
+
+
+def then(before: str, now: str) -> str:
+    """Both, where they differ."""
+    return before if before == now else f"{before}; then {now}"
 
 
 def began_from(about: dict[str, Any]) -> str:
-    """The initial weights, the nearest first; nothing where they were not written down."""
+    """The initial weights, the nearest first; nothing where they were not recorded."""
     if "init" not in about:
         return ""
     lines = [f"{place}. {origin_line(entry)}" for place, entry in enumerate(about["init"], 1)]
-    return "## Initial weights\n\n" + ("\n".join(lines) or "None: everything was trained from scratch.")
+    return f"\n## Initial weights\n\n{chr(10).join(lines) or 'None: everything was trained from scratch.'}\n"
 
 
 def origin_line(entry: dict[str, Any]) -> str:
@@ -313,42 +327,49 @@ def origin_line(entry: dict[str, Any]) -> str:
     return ", ".join([f"{KINDS.get(entry.get('kind', ''), 'weights')}: {link}", *facts])
 
 
-def limits(session: TrainState, metrics: Metrics) -> str:
-    """What the numbers do not say."""
-    training = session.training
-    boxes, labels = training.boxes[~training.crowd], set(np.unique(training.labels[~training.crowd]).tolist())
-    chosen = "`best.safetensors`" if metrics.threshold is None else "the threshold and `best.safetensors`"
-    lines = [
-        "It knows the classes above and no others: whatever else is in a picture is background to it, or "
-        "taken for one of them.",
-        f"The numbers are those of {many(metrics.images, 'image')} of the data set that it was trained on, "
-        f"which also chose {chosen}. "
-        "Pictures from elsewhere were not measured, and the scores were not calibrated as probabilities.",
-    ]
-    if len(boxes):
-        low, high = np.quantile(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)), (0.01, 0.99))
-        height, width = np.median(training.sizes, axis=0)
-        lines.append(
-            f"98 % of the boxes in training measure {low:.0f} to {high:.0f} px (root of the area), in "
-            f"pictures of typically "
-            f"{width:.0f} x {height:.0f} px; it has seen few that are smaller or larger."
-        )
-    unseen = [escaped(name) for label, name in enumerate(training.names) if label not in labels]
-    if unseen:
-        lines.append(f"Without a box in training, so not to be found: {', '.join(unseen)}.")
-    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+def hub_address(entry: dict[str, Any]) -> str | None:
+    """OWNER/NAME on the hub, where the weights that a run began from have one."""
+    address = f"hf:{entry['hub']}" if "hub" in entry else str(entry.get("name"))
+    found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(@.*)?", address, re.ASCII)  # a revision may follow
+    return found[1] if found else None
 
 
-def licence(about: dict[str, Any]) -> str:
-    """Whose choice it is, and what is known to matter for it."""
-    lines = [
-        "None has been chosen: whoever publishes these weights does so, with a line `license:` in the head "
-        "of this file."
+def origins(config: TrainConfig, info: ModelInfo | None = None) -> list[dict[str, Any]]:
+    """What a training begins from, the nearest first, as plain values; empty when it is from scratch.
+
+    info     of the file that --init names; it knows what that model began from
+    returns  dicts with `kind` (model, backbone) and `name`, and where known `licence` and the like
+    """
+    if config.init_model is None:
+        return [imagenet(config.model.network.backbone)] if config.init == "imagenet" else []
+    about = {} if info is None else info.about
+    known = {key: str(about[key])[:200] for key in FACTS if isinstance(about.get(key), (str, int, float))}
+    if isinstance(about.get("data"), str):
+        known["trained_on"] = Path(about["data"]).name[:200]
+    earlier = about.get("init")  # the file may come from anywhere, so its form is not trusted
+    if earlier == []:
+        known["scratch"] = "yes"
+    entries = earlier if isinstance(earlier, list) else []
+    chain = [
+        {key: value[:200] for key, value in entry.items() if isinstance(key, str) and isinstance(value, str)}
+        for entry in entries
+        if isinstance(entry, dict)
     ]
-    for entry in about.get("init", []):
-        told = escaped(entry["licence"]) if entry.get("licence") else "not recorded"
-        lines.append(
-            f"The licence of {escaped(entry.get('name', 'the initial weights'))}, from which they come: "
-            f"{told}."
-        )
-    return f"## Licence\n\n{' '.join(lines)} The licence of the data is not recorded."
+    return [{"kind": "model", "name": public_name(config.init), **known}, *chain][:LONGEST]
+
+
+def imagenet(backbone: str) -> dict[str, str]:
+    """timm's weights that the bare name of a backbone means, with their licence."""
+    known = timm.get_pretrained_cfg(PINNED.get(backbone, backbone)).to_dict()
+    name = ".".join(str(known[key]) for key in ("architecture", "tag") if known.get(key))
+    facts = {"hub": known.get("hf_hub_id"), "licence": known.get("license")}
+    entry = {"kind": "backbone", "name": name or backbone, "project": "timm"}
+    return entry | {key: str(value) for key, value in facts.items() if value}
+
+
+def public_name(path: str | Path) -> str:
+    """A run or file without the folders above it, which are private; an address on a hub stays whole."""
+    if str(path).startswith("hf:"):
+        return str(path)
+    path = Path(path).resolve()
+    return f"{path.parent.name}/{path.name}" if path.stem in ("model", "best") else path.name

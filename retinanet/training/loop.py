@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..data.loader import Batch
-from ..device import autocast
 from ..distributed import all_reduce_sum, is_main_process, world
 from ..errors import DataError
 from ..evaluation.evaluate import Evaluation, write_evaluation
-from ..text import duration
+from ..model.criterion import sum_levels
+from ..text import duration, shown
 from ..weights.checkpoint import ModelInfo, save_model
 from .diagnose import Advice, NonFiniteWatch, save_first_batch
 from .log import TrainLog
@@ -26,190 +26,160 @@ from .setup import TrainState
 log = logging.getLogger("retinanet")
 
 
-def train_step(session: TrainState, batch: Batch, rate: float) -> dict[str, Tensor]:
-    """One optimiser step; returns its losses, positives and gradient norm as tensors, so that nothing waits
-    for a GPU.
+def train_step(state: TrainState, batch: Batch, rate: float) -> dict[str, Tensor]:
+    """One optimiser step on this process's share of a batch.
 
-    `batch` is this process's share. All of it is matched first and the positives of all processes are
-    counted, so that neither the
-    number of processes nor that of micro-batches changes what is divided by.
+    Returns losses, positives and gradient norm as tensors, so that nothing waits for a GPU.
     """
-    config = session.config
-    for group in session.optimizer.param_groups:
+    config = state.config
+    for group in state.optimizer.param_groups:
         group["lr"] = rate
-    batch = batch.to(session.device)
-    anchors = session.model.anchors(batch.images)
-    matched = session.criterion.match(anchors, batch.targets)
-    positives = all_reduce_sum(matched.positives.sum())
-    session.optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(2, device=session.device)
-    for rows, context in session.micro_batches(batch):
-        with context:
-            images = session.preprocess.normalize(batch.images[rows], batch.targets.sizes[rows])
-            with autocast(config.precision, session.device):
-                logits, offsets = session.network(images)
-            losses = session.criterion(
-                logits, offsets, anchors, matched[rows], positives, session.sampler.batch
-            )
-            # the processes' gradients are averaged, but ours are shares of a sum
-            ((losses["class_loss"] + losses["box_loss"]) * world()).backward()
+    state.optimizer.zero_grad(set_to_none=True)
+    sums = torch.zeros(2, device=state.device)
+    for levels, positives in state.losses(batch, state.network):  # noqa: B007
+        losses = sum_levels(levels)
+        # DDP averages the gradients of the processes, but each loss is a share of a sum
+        ((losses["class_loss"] + losses["box_loss"]) * world()).backward()
         sums += torch.stack([losses["class_loss"], losses["box_loss"]]).detach()
     class_loss, box_loss = all_reduce_sum(sums)
-    gradients = [parameter.grad for parameter in session.model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if config.max_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.max_grad_norm, norm)
-    # the fused optimisers read this flag on the device: a step that is not finite changes nothing, and nobody
-    # waits to know. It stays up, so that the weights are still those of that step when it is found out
-    session.broken = torch.maximum(session.broken, (~torch.isfinite(norm + class_loss + box_loss)).float())
-    session.optimizer.found_inf = session.broken  # type: ignore[attr-defined]
-    session.optimizer.step()
-    if session.average is not None:
-        session.average.update()
+        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.max_grad_norm, norm)
+    # The fused optimisers read this flag on the device: a step that is not finite changes nothing, and no
+    # process waits for the flag. It stays up, so the weights stay those of that step until `check` sees it.
+    state.broken = torch.maximum(state.broken, (~torch.isfinite(norm + class_loss + box_loss)).float())
+    state.optimizer.found_inf = state.broken  # type: ignore[attr-defined]
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update()
     numbers = {"loss": class_loss + box_loss, "class_loss": class_loss, "box_loss": box_loss}
-    return numbers | {"positives": positives / session.sampler.batch, "gradient_norm": norm.detach()}
+    return numbers | {"positives": positives / state.sampler.batch, "gradient_norm": norm.detach()}
 
 
-def loop(
-    session: TrainState, about: dict[str, Any], progress: Counters, folder: Path, started: float
-) -> Path:
+def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: Path, started: float) -> Path:
     """From `progress` to the end; what it writes is the same whether it began at 0 or in the middle."""
-    config, iterations, every = session.config, about["iterations"], about["validate_every"]
-    record, watch = TrainLog(folder, progress.rows, config.tensorboard), NonFiniteWatch(session.device)
-    advice = Advice(session.rate, session.sampler.batch, config.optimizer, config.warmup, iterations)
-    timer = Timer(config.save_every, session.sampler.steps_per_epoch, session.sampler.batch)
-    for text in advice.begin():
-        log.warning("%s", text)
-    log.info("%s", folder)
-    rates: dict[int, float] = {}
+    config, iterations, every = state.config, about["iterations"], about["validate_every"]
+    record = TrainLog(folder, progress.rows, config.tensorboard)
+    steps = StepLog(state, record, iterations, folder)
+    timer = Timer(config.save_every, state.sampler.steps_per_epoch, state.sampler.batch)
+    go_on = f"go on with: retinanet train --resume {folder}"
 
     def keep() -> None:
-        if not watch.seen():  # once a step went wrong, what was before it stays
+        if not steps.watch.seen():  # once a step went wrong, the last good state stays
             progress.rows = len(record.rows)
-            save_state(session, progress, folder)
+            save_state(state, progress, folder)
         timer.saved()
 
-    for row in record.rows:  # a run that goes on is not judged anew
-        if row["kind"] == "train":
-            advice.row(row["iteration"], row["loss"] or 0.0, row["positives"])
-    positives: Tensor | float = 0.0  # of all steps since the last row, on the device
-    seen, clock = 0, time.perf_counter()
     with stop_signals() as stop:
-        batches = session.batches(progress.done, iterations)
-        for iteration in range(progress.done, iterations):
+        batches = state.batches(progress.done, iterations)
+        while progress.done < iterations:
             try:
                 batch = next(batches)
-            except (
-                DataError
-            ):  # a picture that cannot be decoded: once it is mended, the run goes on from here
+            except DataError:  # an image cannot be decoded: once it is repaired, the run goes on from here
                 keep()
-                log.info(
-                    "stopped after iteration %d; go on with: retinanet train --resume %s",
-                    progress.done,
-                    folder,
-                )
+                log.info("stopped after iteration %d of %d; %s", progress.done, iterations, go_on)
                 raise
-            if iteration == 0 and is_main_process():
-                save_first_batch(folder / "plots" / "first_batch.jpg", session, batch)
-            rates[iteration] = session.rate * lr_factor(iteration, iterations, config.warmup, config.schedule)
-            numbers = train_step(session, batch, rates[iteration])
-            watch.note(iteration, numbers)
-            positives = positives + numbers["positives"]
-            seen += session.sampler.batch
-            progress.done = done = iteration + 1
-            validating = done % every == 0 and done < iterations
-            if done % config.log_every == 0 or done == iterations or validating:
-                values = {
-                    name: float(value) for name, value in numbers.items()
-                }  # the one place that waits for the device
-                speed = seen / (time.perf_counter() - clock)
-                seen, clock = 0, time.perf_counter()
-                record.row("train", done, **values, lr=rates[iteration], images_per_second=speed)
-                watch.check(session, folder, rates)
-                left = (iterations - done) * session.sampler.batch / speed
-                text = f"loss {values['loss']:.3f} (class {values['class_loss']:.3f}, box {values['box_loss']:.3f})"
-                log.info(
-                    "%d/%d  %s  lr %.2g  positives %.1f  %.1f images/s  %s left",
-                    *(done, iterations, text, rates[iteration], values["positives"], speed, duration(left)),
-                )
-                for text in advice.row(done, values["loss"], float(positives)):
-                    log.warning("%s", text)
-                rates.clear()
-                positives = 0.0
-            if validating:
-                validate_and_save(session, record, progress, about, folder)
-            if validating or (is_main_process() and timer.due(done)):
+            if progress.done == 0 and is_main_process():
+                save_first_batch(folder / "plots" / "first_batch.jpg", state, batch)
+            rate = state.rate * lr_factor(progress.done, iterations, config.warmup, config.schedule)
+            steps.note(progress.done, train_step(state, batch, rate))
+            progress.done = done = progress.done + 1
+            validate = done % every == 0 and done < iterations
+            if validate or done % config.log_every == 0 or done == iterations:
+                steps.write(done, rate)
+            if validate:
+                validate_and_save(state, record, progress, about, folder)
+            if validate or (is_main_process() and timer.due(done)):
                 keep()
-                clock = time.perf_counter() if validating else clock
+            if validate:
+                steps.clock = time.perf_counter()  # the speed is that of training
             if stop.asked() and done < iterations:
-                watch.check(session, folder, rates)
+                steps.watch.check(state, folder, iterations)
                 keep()
-                log.info(
-                    "stopped after iteration %d of %d; go on with: retinanet train --resume %s",
-                    done,
-                    iterations,
-                    folder,
-                )
+                log.info("stopped after iteration %d of %d; %s", done, iterations, go_on)
                 stop.leave()
         keep()
-        evaluation = validate_and_save(session, record, progress, about, folder)
+        evaluation = validate_and_save(state, record, progress, about, folder)
     if is_main_process():
-        write_evaluation(
-            folder,
-            session.validation,
-            evaluation,
-            {**about, "split": session.validation.split, "iteration": iterations},
-        )
-    log.info(
-        "done in %s: AP %.3f in validation; %s",
-        duration(time.perf_counter() - started),
-        evaluation.metrics["AP"] or 0.0,
-        folder,
-    )
-    if (
-        stop.asked()
-    ):  # during the last validation: this run is whole, but whatever would come after it is not wanted
+        final = {**about, "split": state.validation.split, "iteration": iterations}
+        write_evaluation(folder, state.validation, evaluation, final)
+    spent, ap = duration(time.perf_counter() - started), evaluation.metrics["AP"] or 0.0
+    log.info("done in %s: AP %.3f in validation; %s", spent, ap, folder)
+    if stop.asked():  # during the last validation: this run is complete, but what follows it must not start
         stop.leave()
     return folder
 
 
+class StepLog:
+    """Collects the numbers of steps on the device; `write` alone waits for it."""
+
+    def __init__(self, state: TrainState, record: TrainLog, iterations: int, folder: Path) -> None:
+        self.state, self.record, self.iterations, self.folder = state, record, iterations, folder
+        config, batch = state.config, state.sampler.batch
+        self.watch = NonFiniteWatch(state.device)
+        self.advice = Advice(state.rate, batch, config.optimizer, config.warmup, iterations)
+        for text in self.advice.begin():
+            log.warning("%s", text)
+        log.info("%s", folder)
+        for row in record.rows:  # a run that goes on is not judged anew
+            if row["kind"] == "train":
+                self.advice.row(row["iteration"], row["loss"] or 0.0, row["positives"])
+        self.positives: Tensor | float = 0.0  # of all steps since the last row
+        self.seen, self.clock = 0, time.perf_counter()
+
+    def note(self, iteration: int, numbers: dict[str, Tensor]) -> None:
+        """Take in what a step returned."""
+        self.numbers = numbers
+        self.watch.note(iteration, numbers)
+        self.positives = self.positives + numbers["positives"]
+        self.seen += self.state.sampler.batch
+
+    def write(self, done: int, rate: float) -> None:
+        """A row of the record, a line of the log, and advice; DivergenceError if a step was not finite."""
+        values = {name: float(value) for name, value in self.numbers.items()}  # waits for the device
+        now = time.perf_counter()
+        speed = self.seen / (now - self.clock)
+        self.seen, self.clock = 0, now
+        self.record.row("train", done, **values, lr=rate, images_per_second=speed)
+        self.watch.check(self.state, self.folder, self.iterations)
+        log.info(
+            "%d/%d  loss %.3f (class %.3f, box %.3f)  lr %.2g  positives %.1f  %.1f images/s  %s left",
+            *(done, self.iterations, *(values[name] for name in ("loss", "class_loss", "box_loss"))),
+            *(rate, values["positives"], speed),
+            duration((self.iterations - done) * self.state.sampler.batch / speed),
+        )
+        for text in self.advice.row(done, values["loss"], float(self.positives)):
+            log.warning("%s", text)
+        self.positives = 0.0
+
+
 def validate_and_save(
-    session: TrainState, record: TrainLog, progress: Counters, about: dict[str, Any], folder: Path
+    state: TrainState, record: TrainLog, progress: Counters, about: dict[str, Any], folder: Path
 ) -> Evaluation:
-    """Validation loss and AP of the shipped model; saved as model.safetensors, and as best.safetensors when
-    it is, with a card.
-    """
-    config, data, done = session.config, session.validation, progress.done
-    evaluation = session.evaluate(data, config.workers or 0)
-    metrics = evaluation.metrics
+    """Evaluate the shipped model and save it with its card; also as best.safetensors when it is the best."""
+    config, data, done = state.config, state.validation, progress.done
+    evaluation = state.evaluate(data, config.workers or 0)
+    metrics, loss = evaluation.metrics, sum(evaluation.losses.values())
     numbers = {name: metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
-    record.row(
-        "val",
-        done,
-        loss=sum(evaluation.losses.values()),
-        **evaluation.losses,
-        **numbers,
-        threshold=metrics.threshold,
-    )
-    shown = "  ".join(
-        f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in numbers.items()
-    )
-    log.info("%d  validation: loss %.3f  %s", done, sum(evaluation.losses.values()), shown)
+    record.row("val", done, loss=loss, **evaluation.losses, **numbers, threshold=metrics.threshold)
+    text = "  ".join(f"{name} {shown(value)}" for name, value in numbers.items())
+    log.info("%d  validation: loss %.3f  %s", done, loss, text)
     best = (metrics["AP"] or 0.0) > progress.best
     progress.best = max(progress.best, metrics["AP"] or 0.0)
     if is_main_process():
-        card = ModelInfo(
+        info = ModelInfo(
             model=config.model,
             names=data.names,
             category_ids=data.category_ids,
             threshold=0.5 if metrics.threshold is None else metrics.threshold,
             about={**about, "iteration": done, "validation": numbers},
         )
-        save_model(folder / "model.safetensors", session.shipped.state_dict(), card)
+        save_model(folder / "model.safetensors", state.shipped.state_dict(), info)
         if best:
-            save_model(folder / "best.safetensors", session.shipped.state_dict(), card)
+            save_model(folder / "best.safetensors", state.shipped.state_dict(), info)
         record.plot()
         from .card import model_card, write_card  # an annex: a run without it would train as well
 
-        write_card(folder, model_card(folder.resolve().name, session, about, progress, metrics, record.rows))
+        write_card(folder, model_card(folder.resolve().name, state, about, progress, metrics, record.rows))
     return evaluation

@@ -41,42 +41,42 @@ class Counters:
     """Lines of metrics.jsonl: what was written after them comes again."""
 
 
-def save_state(session: TrainState, progress: Counters, folder: Path) -> None:
+def save_state(state: TrainState, progress: Counters, folder: Path) -> None:
     """Write state.pt (the first process does): weights, average, optimiser, counters. Until it is complete,
     the old one stays.
     """
     if not is_main_process():
         return
-    average = session.average
-    state = {
+    average = state.average
+    content = {
         "format": FORMAT,
         "done": progress.done,
         "best": progress.best,
         "rows": progress.rows,
-        "model": session.model.state_dict(),
-        "optimizer": session.optimizer.state_dict(),
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
         "average": average.model.state_dict() if average else None,
         "updates": average.updates if average else 0,
     }
-    save_plain(folder / NAME, state)
+    save_plain(folder / NAME, content)
 
 
-def load_state(session: TrainState, folder: Path) -> Counters:
-    """Put the session where state.pt left it. CheckpointError when the file is missing, not whole, or another
+def load_state(state: TrainState, folder: Path) -> Counters:
+    """Continue where state.pt left off. CheckpointError when the file is missing, not whole, or another
     model's.
     """
     path = folder / NAME
     if not path.exists():
         raise CheckpointError(f"{folder} has no {NAME}, so there is nothing to go on from")
-    state = load_plain(path, FORMAT)
+    content = load_plain(path, FORMAT)
     try:
         # from the CPU: `load_state_dict` copies to where the parameters are
-        session.model.load_state_dict(state["model"])
-        session.optimizer.load_state_dict(state["optimizer"])
-        if session.average is not None:
-            session.average.model.load_state_dict(state["average"])
-            session.average.updates = int(state["updates"])
-        return Counters(int(state["done"]), float(state["best"]), int(state["rows"]))
+        state.model.load_state_dict(content["model"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        if state.average is not None:
+            state.average.model.load_state_dict(content["average"])
+            state.average.updates = int(content["updates"])
+        return Counters(int(content["done"]), float(content["best"]), int(content["rows"]))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is not a state of this run ({reason[0]})") from error

@@ -26,21 +26,21 @@ MARGIN = 0.94
 """Share of a budget of minutes that is planned: other processes on the machine take the rest."""
 
 
-def plan(session: TrainState, started: float) -> tuple[int, int]:
+def plan(state: TrainState, started: float) -> tuple[int, int]:
     """How many iterations, and after how many each validation comes. Minutes become iterations here, once,
     after a probe.
     """
-    config, sampler = session.config, session.sampler
-    amount, unit = parse_budget(config.budget) if config.budget else (fitting_length(session), "it")
+    config, sampler = state.config, state.sampler
+    amount, unit = parse_budget(config.budget) if config.budget else (fitting_length(state), "it")
     if unit != "s":
         steps = {"it": 1.0, "ep": float(sampler.steps_per_epoch), "im": 1 / sampler.batch}[unit]
         iterations = max(1, round(amount * steps))
         return iterations, math.ceil(iterations / min(config.validations, iterations))
-    step, picture, spent = all_gather((*probe(session), time.perf_counter() - started))[
+    step, picture, spent = all_gather((*probe(state), time.perf_counter() - started))[
         0
     ]  # the first process's clock counts
     left = amount * MARGIN - spent
-    once = picture * len(session.validation)
+    once = picture * len(state.validation)
     validations = max(
         1, min(config.validations, 8, int(0.05 * left / once))
     )  # at most a twentieth of the time is spent on looking
@@ -70,41 +70,41 @@ def tell_left_over(budget: str | None, spent: float) -> None:
         )
 
 
-def fitting_length(session: TrainState) -> float:
+def fitting_length(state: TrainState) -> float:
     """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the
     paper's 90k steps of 16.
 
     All three count images, so that a larger batch has fewer steps.
     """
-    config, batch = session.config, session.sampler.batch
+    config, batch = state.config, state.sampler.batch
     shortest = (3000 if config.init == "none" else 1500) * config.lr_batch // batch
-    twelve = 12 * session.sampler.steps_per_epoch
+    twelve = 12 * state.sampler.steps_per_epoch
     return max(1, min(max(twelve, shortest), 90_000 * 16 // batch))
 
 
-def probe(session: TrainState) -> tuple[float, float]:
-    """Seconds of a training step, data included, and of a picture in validation. The session is left as it
+def probe(state: TrainState) -> tuple[float, float]:
+    """Seconds of a training step, data included, and of a picture in validation. The state is left as it
     was.
     """
-    saved = copy.deepcopy((session.model.state_dict(), session.optimizer.state_dict()))
-    average = copy.deepcopy(session.average.model.state_dict()) if session.average else None
+    saved = copy.deepcopy((state.model.state_dict(), state.optimizer.state_dict()))
+    average = copy.deepcopy(state.average.model.state_dict()) if state.average else None
     times = []
     clock = time.perf_counter()
-    for batch in session.batches(0, PROBE_STEPS):
-        train_step(session, batch, 0.0)
-        if session.device.type == "cuda":
+    for batch in state.batches(0, PROBE_STEPS):
+        train_step(state, batch, 0.0)
+        if state.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - clock)
         clock = time.perf_counter()
-    session.model.load_state_dict(saved[0])
-    session.optimizer.load_state_dict(saved[1])
-    session.broken.zero_()
-    if session.average is not None and average is not None:
-        session.average.model.load_state_dict(average)
-        session.average.updates = 0
-    few = session.validation.subset(np.arange(min(32, len(session.validation))))
+    state.model.load_state_dict(saved[0])
+    state.optimizer.load_state_dict(saved[1])
+    state.broken.zero_()
+    if state.average is not None and average is not None:
+        state.average.model.load_state_dict(average)
+        state.average.updates = 0
+    few = state.validation.subset(np.arange(min(32, len(state.validation))))
     for last in (False, True):  # the first time warms up
         clock = time.perf_counter()
-        session.evaluate(few if last else few.subset(np.arange(min(4, len(few)))), workers=0)
+        state.evaluate(few if last else few.subset(np.arange(min(4, len(few)))), workers=0)
     picture = (time.perf_counter() - clock) / len(few)
     return sum(times[4:]) / len(times[4:]), picture

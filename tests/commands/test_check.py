@@ -1,16 +1,22 @@
-"""The verb check: problems, and the boxes out of the anchors' reach."""
+"""The command check: problems, and the boxes out of the anchors' reach."""
 
 import json
 
 import numpy as np
-import pytest
+from helpers import session_of
 
 from retinanet.commands import check as engine
 from retinanet.config.commands import CheckConfig
-from retinanet.config.schema import ModelConfig, NetworkConfig, TrainConfig
+from retinanet.config.io import override
+from retinanet.config.schema import ModelConfig, TrainConfig
 from retinanet.data.dataset import Columns
+from retinanet.data.reach import anchor_reach
 from retinanet.data.scenes import write_scenes
+from retinanet.model.criterion import Criterion
+from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import NECKS
+from retinanet.training.loop import train_step
+from retinanet.weights.checkpoint import build
 
 
 def boxes_of(*sides):
@@ -43,49 +49,48 @@ def test_all_problems_are_listed_with_file_and_id(tmp_path, caplog):
         assert f"annotation {index['annotations'][i]['id']}" in caplog.text
 
 
+def reach_of(data, pyramid="fpn", positive=0.5):
+    """What a small network of the paper's anchors reaches."""
+    model = build(override(ModelConfig(), {"backbone": "resnet18", "pyramid": pyramid}), len(data.names))
+    return anchor_reach(data, model, Criterion(positive=positive), Preprocess(600))
+
+
 def test_boxes_of_the_anchors_own_size_are_matched_and_tiny_ones_are_not():
-    found = engine.reach(boxes_of((32, 32), (6, 6), (64, 128), (100, 3)), ModelConfig())
-    assert found.best[0] > 0.5
-    assert found.best[1] < 0.1
-    assert found.best[2] > 0.5
-    assert found.best[3] < 0.4
+    found = reach_of(boxes_of((32, 32), (6, 6), (64, 128), (100, 3)))
+    assert found.missed.tolist() == [False, True, False, True]
     np.testing.assert_allclose(found.sides[:2], [32, 6])
+    assert found.labels.tolist() == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize(("size", "stride"), [(40, 8), (90, 16), (200, 32)])
-def test_the_reach_is_what_assignment_gives_at_the_mean_distance(size, stride):
-    """Restated with real anchors: a box shifted by a quarter of a stride from a cell's centre."""
-    import torch
-
-    from retinanet.ops.anchors import grid_anchors
-    from retinanet.ops.boxes import iou
-
-    centre = 300 // stride * stride + stride / 2 + stride / 4
-    box = torch.tensor([centre - size / 2, centre - size / 2, centre + size / 2, centre + size / 2])
-    levels = grid_anchors([(-(-600 // s), -(-600 // s)) for s in (8, 16, 32, 64, 128)])
-    best_of_level = max(iou(level, box[None]).max().item() for level in levels)
-    assert engine.reach(boxes_of((size, size)), ModelConfig()).best[0] == pytest.approx(
-        best_of_level, abs=0.12
-    )
+def test_the_reach_is_what_training_assigns(scenes):
+    state = session_of(scenes, jitter=(1.0, 1.0), flip=0.0)
+    found = anchor_reach(state.training, state.model, state.criterion, state.preprocess)
+    batches = state.batches(0, state.sampler.steps_per_epoch)
+    positives = sum(float(train_step(state, batch, 0.0)["positives"]) * len(batch) for batch in batches)
+    assert found.anchors.sum() == positives
+    assert np.bincount(found.labels).tolist() == np.bincount(state.training.labels).tolist()
 
 
-def test_check_knows_where_the_anchors_of_a_design_stand():
-    data = boxes_of((34, 34), (60, 60), (500, 500))
-    best = {name: engine.reach(data, ModelConfig(NetworkConfig(pyramid=name))).best for name in NECKS}
-    np.testing.assert_array_equal(best["hierarchy"], best["fpn"])
-    assert (best["single"] <= best["finest"]).all()
-    assert (
-        best["single"][0] < 0.5 < best["fpn"][0]
-    )  # cells 32 px apart: a quarter of that is much for a box of 34 px
-    assert best["finest"][2] > best["fpn"][2]
+def test_a_box_between_the_thresholds_is_reached_by_force_alone():
+    data = boxes_of((40, 40), (45, 45))
+    assert not reach_of(data).forced.any()
+    found = reach_of(data, positive=0.99)
+    assert found.forced.all()
+    assert not found.missed.any()
 
 
-def test_small_objects_get_advice_on_anchors(caplog):
-    text = engine.reach_table(
-        engine.reach(boxes_of((10, 10), (12, 12), (14, 14), (40, 40)), ModelConfig()), TrainConfig()
-    )
+def test_the_reach_knows_where_the_anchors_of_a_design_stand():
+    found = {name: reach_of(boxes_of((34, 34), (60, 60), (500, 500)), name) for name in NECKS}
+    assert found["hierarchy"].anchors.tolist() == found["fpn"].anchors.tolist()
+    assert found["single"].anchors[0] < found["fpn"].anchors[0]  # cells 32 px apart
+    assert found["finest"].anchors[2] > found["fpn"].anchors[2]
+
+
+def test_small_objects_get_advice_on_anchors():
+    config = override(TrainConfig(), {"backbone": "resnet18"})
+    text = engine.describe_reach(boxes_of((10, 10), (12, 12), (14, 14), (40, 40)), config)
     assert "--anchor-size" in text
-    assert "8-16 px: 3 of 3 boxes are matched by no anchor" in text
+    assert ["8-16", "px", "3", "0.0", "0.0%", "100.0%"] in [line.split() for line in text.splitlines()]
 
 
 def test_the_real_cells_without_area_are_named(shared_data, caplog):
