@@ -93,9 +93,7 @@ def measured(sizes: dict[str, int], options: argparse.Namespace) -> tuple[float,
     """Seconds of a step, and bytes that it needs for a while."""
     torch.manual_seed(0)
     side, count = sizes["side"], sizes["boxes"]
-    state = ours(
-        options.precision, side, sizes["batch"], options.backbone, options.device, sizes["classes"]
-    )
+    state = ours(options.precision, side, sizes["batch"], options.backbone, options.device, sizes["classes"])
     corners = torch.rand(count, 2) * side * 0.8
     boxes = torch.cat([corners, corners + 16 + torch.rand(count, 2) * side * 0.2], dim=1)
     batch = pictures_with(boxes, torch.arange(count) % sizes["classes"], side, sizes["batch"])
