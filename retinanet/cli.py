@@ -1,7 +1,7 @@
-"""The command line: one verb, one function, no logic. Types, defaults and help come from the dataclasses in
+"""The command line. A command is a row of `COMMANDS`; its types, defaults and help come from the dataclasses in
 `config`.
 
-torch is imported by what a verb calls and not before, so that help answers at once.
+torch is imported by the function of a command and not before, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -11,246 +11,124 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import field, is_dataclass, make_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from ._version import __version__
-from .config.commands import (
-    AuditConfig,
-    CheckConfig,
-    DemoConfig,
-    EvalConfig,
-    ExportConfig,
-    FigureConfig,
-    ImportConfig,
-    LabConfig,
-    PredictConfig,
-    ReplayConfig,
-    ResumeConfig,
-    ServeConfig,
-)
-from .config.io import check as check_settings
-from .config.io import declared, flat, from_text, override
+from .config import commands as options
+from .config.io import check, declared, flat, from_text, override
 from .config.presets import PRESETS, preset
-from .config.schema import TITLES, TrainConfig
+from .config.schema import TITLES, Layout, TrainConfig
 from .distributed import is_main_process, rank
 from .errors import ConfigError, RetinaNetError, unknown_name_error
 
 
-def demo(arguments: list[str]) -> int:
-    """The offline first run: generated scenes, minutes of training, AP, a page with pictures and curves."""
-    config = parse("demo", demo, arguments, DemoConfig())
-    from .demo import run
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, the function to call, the dataclass of its options, its positional words.
 
-    run(config)
-    return 0
-
-
-def check(arguments: list[str]) -> int:
-    """Every problem of a data set, once, with file and id; and the boxes that no anchor can match."""
-    data, config = parse("check", check, arguments, CheckConfig(), "data")
-    from .commands.check import run
-
-    return 0 if run(data, config) else 1
-
-
-def train(arguments: list[str]) -> int:
-    """Train a detector on a folder of annotated images.
-
-    --preset NAME is read first and sets all other defaults; --init MODEL (a run, a file or a published name)
-    does so for the network.
-    --resume RUN, in place of DATA, goes on with a run that was stopped (train --resume RUN --help: what may
-    change).
-    --dry-run prints memory, time and which objects the anchors reach, and trains nothing.
+    The function is `module:name`, so that it is imported when it is called. False means exit status 1.
     """
-    run, rest = take("--resume", arguments)
-    if run is not None:
-        changes = parse("train --resume RUN", train, rest, ResumeConfig())
-        from .commands.train import resume_run
 
-        resume_run(Path(run), changes)
-        return 0
-    name, rest = take("--preset", rest)
-    dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
-    default, pretrained = preset(name or "tiny"), None
-    if not {"-h", "--help"} & set(rest):
-        from .commands.train import start_config
-        from .config.presets import default_preset
-
-        device, init = take("--device", rest)[0], take("--init", rest)[0]
-        name = name or default_preset(device or "auto")
-        default, pretrained = start_config(name, init)
-    data, config = parse("train", train, rest, default, "data")
-    if dry:
-        from .training.autobatch import dry_run
-
-        dry_run(data, config)
-        return 0
-    from .commands.train import run as start
-
-    start(data, config, name, pretrained)
-    return 0
+    text: str
+    function: str
+    options: type | None
+    words: tuple[str, ...] = ()
 
 
-def replay(arguments: list[str]) -> int:
-    """Repeat a step of training that was not finite, from the dump that the run has left."""
-    dump, config = parse("replay", replay, arguments, ReplayConfig(), "dump")
-    from .commands.replay import run
+TRAIN = """Train a detector on a folder of annotated images.
 
-    return 0 if run(dump, config) else 1
+--preset NAME is read first and sets all other defaults; --init MODEL (a run, a file or a published name) does
+so for the network.
+--resume RUN, in place of DATA, goes on with a run that was stopped (train --resume RUN --help: what may change).
+--dry-run prints memory, time and which objects the anchors reach, and trains nothing."""
 
+EXPORT = """Write a model as an ONNX or OpenVINO file, and compare boxes, AP and speed with its source.
 
-def evaluate(arguments: list[str]) -> int:
-    """The 12 COCO numbers of a model (or of a COCO results file) on a data set, per class, with curves."""
-    model, data, config = parse("eval", evaluate, arguments, EvalConfig(), "model", "data")
-    from .commands.evaluate import run
+The file takes bytes and gives boxes; it knows its classes and its preprocessing. FILE.report.json holds the
+comparison."""
 
-    run(model, data, config)
-    return 0
+AUDIT = """Find the labels that are probably wrong, and the examples that produce a model's loss.
 
+The suspects are listed with the worst first, beside a page of images. The split that the model was trained on
+(--split train) is the one to look at."""
 
-def predict(arguments: list[str]) -> int:
-    """Objects in images, videos, folders, globs, lists, or a split of a data set, as COCO results and as
-    pictures.
-    """
-    model, paths, config = parse("predict", predict, arguments, PredictConfig(), "model", "paths")
-    from .commands.predict import run
+LAB = """Run a table or figure of the paper on your own data, and judge its conclusions. `retinanet lab` lists them.
 
-    return 0 if run(model, paths, config) else 1
+Every row is trained for the same number of iterations (--budget 10min or 300it, of a row), at --seeds seeds, and
+kept under --out: what was finished is never repeated. --preset is read first and sets all other defaults; any
+setting of `train` may be changed."""
 
-
-def serve(arguments: list[str]) -> int:
-    """A web page and an HTTP API for a model: POST pictures to /predict."""
-    model, config = parse("serve", serve, arguments, ServeConfig(), "model")
-    from .serve.server import run
-
-    run(model, config)
-    return 0
-
-
-def import_(arguments: list[str]) -> int:
-    """Turn a RetinaNet of torchvision, Detectron2 or MMDetection (.pth, .pkl) into a file of ours that gives
-    its boxes.
-    """
-    foreign, config = parse("import", import_, arguments, ImportConfig(), "foreign")
-    from .commands.convert import run
-
-    run(foreign, config)
-    return 0
-
-
-def export(arguments: list[str]) -> int:
-    """Write a model as ONNX, OpenVINO or a torch program, and prove it: boxes, AP and speed beside its
-    source.
-
-    The file takes bytes and gives boxes; it knows its classes and its preprocessing. FILE.report.json holds
-    what was found.
-    """
-    model, config = parse("export", export, arguments, ExportConfig(), "model")
-    from .commands.export import run
-
-    return 0 if run(model, config) else 1
-
-
-def audit(arguments: list[str]) -> int:
-    """Find the labels that are probably wrong, and the examples that produce a model's loss.
-
-    The suspects are listed with the worst first, beside a page of images. The split that the model was
-    trained on (--split train) is the one to look at.
-    """
-    model, data, config = parse("audit", audit, arguments, AuditConfig(), "model", "data")
-    from .audit.run import run
-
-    run(model, data, config)
-    return 0
-
-
-def lab(arguments: list[str]) -> int:
-    """Run a table or figure of the paper on your own data, and judge its conclusions. `retinanet lab` lists
-    them.
-
-    Every row is trained for the same number of iterations (--budget 10min or 300it, of a row), at --seeds
-    seeds, and kept under --out:
-    what was finished is never repeated. --preset is read first and sets all other defaults; any setting of
-    `train` may be changed.
-    """
-    from .lab.tables import EXPERIMENTS, FORMULAS
-
-    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name in ("", "-h", "--help"):
-        print("usage: retinanet lab NAME [DATA] ...\n")
-        print("\n".join(f"  {name:9s}{title}" for name, title in lab_names().items()))
-        return 0 if name else 2
-    if name == "report":
-        folder = parse("lab report", lab, rest, None, "study")
-        from .lab.report import run as report
-
-        report(Path(folder))
-    elif name in FORMULAS:
-        config = parse(f"lab {name}", lab, rest, FigureConfig())
-        from .lab.command import formula
-
-        formula(name, config.out)
-    elif name in EXPERIMENTS:
-        chosen, rest = take("--preset", rest)
-        if chosen is None and not {"-h", "--help"} & set(rest):
-            from .config.presets import default_preset
-
-            chosen = default_preset(take("--device", rest)[0] or "auto")
-        base, init = preset(chosen or "tiny"), take("--init", rest)[0]
-        if init not in (None, "imagenet", "none"):
-            from .commands.train import start_config
-
-            base, _ = start_config(chosen or "tiny", init)
-        data, config = parse(f"lab {name}", lab, rest, LabConfig(train=base), "data")
-        from .lab.command import experiment
-
-        experiment(name, data, config)
-    else:
-        raise unknown_name_error("experiment", name, lab_names())
-    return 0
-
-
-def lab_names() -> dict[str, str]:
-    """What `retinanet lab` can do, by name."""
-    from .lab.tables import EXPERIMENTS, FORMULAS
-
-    report = {"report": "One page of all that a study's folder holds"}
-    return {**{name: found.title for name, found in EXPERIMENTS.items()}, **FORMULAS, **report}
-
-
-def models(arguments: list[str]) -> int:
-    """List the published weights that can be named in place of a file: their AP, licence, and whether they
-    are here.
-    """
-    parse("models", models, arguments, None)
-    from .commands.models import table
-
-    print(table())
-    return 0
-
-
-VERBS: dict[str, Callable[[list[str]], int]] = {
-    "demo": demo,
-    "check": check,
-    "train": train,
-    "replay": replay,
-    "eval": evaluate,
-    "predict": predict,
-    "serve": serve,
-    "import": import_,
-    "export": export,
-    "models": models,
-    "audit": audit,
-    "lab": lab,
+COMMANDS = {
+    "demo": Command(
+        "The offline first run: generated scenes, minutes of training, AP, a page with images and curves.",
+        "demo:run",
+        options.DemoConfig,
+    ),
+    "check": Command(
+        "Every problem of a data set, once, with file and id; and the boxes that no anchor can match.",
+        "commands.check:run",
+        options.CheckConfig,
+        ("data",),
+    ),
+    "train": Command(TRAIN, "commands.train:run", TrainConfig, ("data",)),
+    "replay": Command(
+        "Repeat a step of training that was not finite, from the dump that the run has left.",
+        "commands.replay:run",
+        options.ReplayConfig,
+        ("dump",),
+    ),
+    "eval": Command(
+        "The 12 COCO numbers of a model (or of a COCO results file) on a data set, per class, with curves.",
+        "commands.evaluate:run",
+        options.EvalConfig,
+        ("model", "data"),
+    ),
+    "predict": Command(
+        "Objects in images, videos, folders, globs, lists, or a split of a data set.",
+        "commands.predict:run",
+        options.PredictConfig,
+        ("model", "paths"),
+    ),
+    "serve": Command(
+        "A web page and an HTTP API for a model: POST images to /predict.",
+        "serve.server:run",
+        options.ServeConfig,
+        ("model",),
+    ),
+    "import": Command(
+        "Convert a RetinaNet of torchvision, Detectron2 or MMDetection (.pth, .pkl); its boxes stay the same.",
+        "commands.convert:run",
+        options.ImportConfig,
+        ("foreign",),
+    ),
+    "export": Command(EXPORT, "commands.export:run", options.ExportConfig, ("model",)),
+    "models": Command(
+        "List the published weights that can be named in place of a file: AP, licence, whether they are here.",
+        "commands.models:run",
+        None,
+    ),
+    "audit": Command(AUDIT, "audit.run:run", options.AuditConfig, ("model", "data")),
+    "lab": Command(LAB, "lab.command:experiment", options.LabConfig, ("data",)),
 }
+
+WORDS = {
+    "data": ("DATA", f"A folder or file of annotated images: {', '.join(get_args(Layout)).upper()}."),
+    "model": ("MODEL", "A run folder, a file of weights, or a name of `retinanet models`."),
+    "paths": ("PATH", "Images, videos, folders, globs, .txt lists; with --split a data set."),
+    "dump": ("DUMP", "dump-N.pt of a run folder."),
+    "foreign": ("FOREIGN", "A file of another project: .pth, .pt or .pkl."),
+    "study": ("DIR", "A study's folder: the --out of retinanet lab."),
+}
+"""Positional words: their name in the help, and what they are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit status."""
+    """Run a command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -261,9 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING)
     try:
         logging.getLogger("retinanet").setLevel(logging.INFO if is_main_process() else logging.ERROR)
-        if words[0] not in VERBS:
-            raise unknown_name_error("command", words[0], VERBS)
-        return VERBS[words[0]](words[1:])
+        if words[0] == "lab" and words[1:] in ([], ["-h"], ["--help"]):
+            print("usage: retinanet lab NAME [DATA] ...\n")
+            print("\n".join(f"  {name:9s}{title}" for name, title in lab_names().items()))
+            return 0 if words[1:] else 2
+        function, values = parse(words)
+        module, _, name = function.partition(":")
+        return 1 if getattr(import_module(f"retinanet.{module}"), name)(*values) is False else 0
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -276,21 +158,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """The verbs and what they do."""
-    lines = [
-        "usage: retinanet VERB ...",
-        "",
-        *(f"  {name:9s}{(verb.__doc__ or '').strip().splitlines()[0]}" for name, verb in VERBS.items()),
-    ]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "retinanet VERB --help lists the settings of a verb. Presets of train: "
-            + ", ".join(PRESETS)
-            + ".",
+    """The commands and what they do."""
+    lines = [f"  {name:9s}{command.text.splitlines()[0]}" for name, command in COMMANDS.items()]
+    end = f"retinanet COMMAND --help lists its settings. Presets of train: {', '.join(PRESETS)}."
+    return "\n".join(["usage: retinanet COMMAND ...", "", *lines, "", end])
+
+
+def parse(words: Sequence[str]) -> tuple[str, list[Any]]:
+    """The function that a command line calls, as `module:name`, and its arguments, checked."""
+    name, *rest = words
+    if name not in COMMANDS:
+        raise unknown_name_error("command", name, COMMANDS)
+    command = COMMANDS[name]
+    if name == "train":
+        return parse_train(rest)
+    if name == "lab":
+        return parse_lab(rest)
+    return command.function, read(name, rest, command.options and command.options(), *command.words)
+
+
+def parse_train(words: list[str]) -> tuple[str, list[Any]]:
+    """A run that goes on, or a new one, or what a new one would need."""
+    run, rest = take("--resume", words)
+    if run is not None:
+        return "commands.train:resume_run", [
+            Path(run),
+            *read("train --resume RUN", rest, options.ResumeConfig()),
         ]
+    name, rest = take("--preset", rest)
+    dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
+    default, name, init = start(name, rest)
+    values = read("train", rest, default, "data")
+    return (
+        ("training.autobatch:dry_run", values) if dry else (COMMANDS["train"].function, [*values, name, init])
     )
+
+
+def parse_lab(words: list[str]) -> tuple[str, list[Any]]:
+    """A table or figure to train, a figure of a formula, or the report of a study."""
+    from .lab.tables import EXPERIMENTS, FORMULAS
+
+    name, *rest = words
+    if name == "report":
+        return "lab.report:run", [Path(*read("lab report", rest, None, "study"))]
+    if name in FORMULAS:
+        (config,) = read(f"lab {name}", rest, options.FigureConfig())
+        return "lab.command:formula", [name, config.out]
+    if name not in EXPERIMENTS:
+        raise unknown_name_error("experiment", name, lab_names())
+    chosen, rest = take("--preset", rest)
+    base, _, _ = start(chosen, rest)
+    return COMMANDS["lab"].function, [name, *read(f"lab {name}", rest, options.LabConfig(train=base), "data")]
+
+
+def lab_names() -> dict[str, str]:
+    """What `retinanet lab` can do, by name."""
+    from .lab.tables import EXPERIMENTS, FORMULAS
+
+    titles = {name: found.title for name, found in EXPERIMENTS.items()}
+    return {**titles, **FORMULAS, "report": "One page of all that a study's folder holds"}
+
+
+def start(name: str | None, words: list[str]) -> tuple[TrainConfig, str | None, Any]:
+    """The defaults of a training (its preset, with the network of --init), the preset's name, and the model of
+    --init.
+    """
+    if {"-h", "--help"} & set(words):
+        return preset(name or "tiny"), name, None
+    from .commands.train import start_config
+    from .config.presets import default_preset
+
+    name = name or default_preset(take("--device", words)[0] or "auto")
+    config, init = start_config(name, take("--init", words)[0])
+    return config, name, init
 
 
 def take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -305,60 +245,37 @@ def take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def parse(verb: str, function: Any, arguments: list[str], default: Any, *positionals: str) -> Any:
-    """The words of a command: its positionals, then its config, checked; no list when there is only one."""
+def read(name: str, arguments: list[str], default: Any, *words: str) -> list[Any]:
+    """The words after a command's name: its positional words, then its options, checked."""
     import tyro
     from tyro.conf import OmitArgPrefixes, Positional, arg
 
-    data = Annotated[
-        Positional[str], arg(metavar="DATA", help="A folder or file of annotated images: COCO, VOC or YOLO.")
-    ]
-    model = Annotated[
-        Positional[str],
-        arg(metavar="MODEL", help="A run folder, a file of weights, or a name of `retinanet models`."),
-    ]
-    files = "Images, videos, folders, globs, .txt lists; with --split a data set."
-    paths = Annotated[Positional[tuple[str, ...]], arg(metavar="PATH", help=files)]
-    dump = Annotated[Positional[str], arg(metavar="DUMP", help="dump-N.pt of a run folder.")]
-    foreign = Annotated[
-        Positional[str], arg(metavar="FOREIGN", help="A file of another project: .pth, .pt or .pkl.")
-    ]
-    study = Annotated[
-        Positional[str], arg(metavar="DIR", help="A study's folder: the --out of retinanet lab.")
-    ]
-    kinds: dict[str, Any] = {
-        "data": data,
-        "model": model,
-        "paths": paths,
-        "dump": dump,
-        "foreign": foreign,
-        "study": study,
-    }
-    training = isinstance(default, (TrainConfig, LabConfig))
-    refuse_rare(default, arguments)
-    fields = [
-        *((name, kinds[name]) for name in positionals),
-        *(groups(default) if training else []),
-        *(
-            [("config", type(default), field(default=default))]
-            if default is not None and not training
-            else []
-        ),
-    ]
-    words = make_dataclass("Words", fields)  # type: ignore[arg-type, unused-ignore]
+    training = isinstance(default, (TrainConfig, options.LabConfig))
+    if training:
+        refuse_rare(default, arguments)
+    fields: list[Any] = []
+    for word in words:
+        metavar, text = WORDS[word]
+        about = arg(metavar=metavar, help=text)
+        several, one = Annotated[Positional[tuple[str, ...]], about], Annotated[Positional[str], about]
+        fields.append((word, several if word == "paths" else one))
+    if training:
+        fields += groups(default)
+    elif default is not None:
+        fields.append(("config", type(default), field(default=default)))
     parsed: Any = tyro.cli(
-        words,
+        make_dataclass("Words", fields),
         args=arguments,
-        prog=f"retinanet {verb}",
-        description=function.__doc__,
+        prog=f"retinanet {name}",
+        description=COMMANDS[name.split()[0]].text,
         config=(OmitArgPrefixes,),
         add_help=True,
     )
-    values = [getattr(parsed, name) for name in positionals]
+    values = [getattr(parsed, word) for word in words]
     if default is not None:
         values.append(changed(default, parsed) if training else parsed.config)
-        check_settings(values[-1])
-    return values if len(values) > 1 else next(iter(values), None)
+        check(values[-1])
+    return values
 
 
 def groups(default: Any) -> list[tuple[str, Any, Any]]:
@@ -400,11 +317,11 @@ def rare(default: Any) -> list[str]:
 
 def refuse_rare(default: Any, arguments: list[str]) -> None:
     """ConfigError for a flag that is a setting of --set."""
-    if isinstance(default, (TrainConfig, LabConfig)):
-        for word in arguments:
-            name = word.split("=")[0].removeprefix("--").replace("-", "_")
-            if word.startswith("--") and name in rare(default):
-                raise ConfigError(f"{word.split('=')[0]} is no flag of its own: write --set {name}=VALUE")
+    known = rare(default)
+    for flag in (word.split("=")[0] for word in arguments if word.startswith("--")):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in known:
+            raise ConfigError(f"{flag} is no flag of its own: write --set {name}=VALUE")
 
 
 def documentation(config: Any) -> dict[str, str]:

@@ -155,7 +155,7 @@ def table() -> Iterator[str]:
         yield f"closure of {name:26}{len(closure(name)):6d} files {lines(closure(name)):7,d} lines"
     for name, files in READING.items():
         yield f"to open, {name:28}{len(files):6d} files {lines(files):7,d} lines"
-    for command in getattr(cli, "COMMANDS", None) or cli.VERBS:
+    for command in cli.COMMANDS:
         if command != "lab":  # a command of commands
             yield f"{command:37}{flags(command):6d} flags"
     for folder in (ROOT, ROOT.parent / "tests"):

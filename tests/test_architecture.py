@@ -65,7 +65,6 @@ TO_OPEN = {
 }
 LONGEST = 380
 LONG_YET = {
-    "cli": 421,
     "inference.video_io": 406,
     "lab.baselines": 447,
     "lab.figures": 433,

@@ -9,23 +9,8 @@ from unittest.mock import patch
 import pytest
 
 from retinanet import cli
-from retinanet.config.commands import (
-    AuditConfig,
-    CheckConfig,
-    DemoConfig,
-    EvalConfig,
-    ExportConfig,
-    FigureConfig,
-    ImportConfig,
-    LabConfig,
-    PredictConfig,
-    ReplayConfig,
-    ResumeConfig,
-    ServeConfig,
-)
 from retinanet.config.presets import preset
 from retinanet.data.formats.detect import FORMATS
-from retinanet.lab.tables import EXPERIMENTS, FORMULAS
 from retinanet.model.criterion import ASSIGNERS
 from retinanet.model.retinanet import NECKS
 from retinanet.ops.fused import CLASS_LOSSES
@@ -47,47 +32,13 @@ def commands():
                     yield page.name, line
 
 
-def understand(words):
-    """Parse a command without running it."""
-    verb, rest = words[0], words[1:]
-    if verb == "train":
-        if "--resume" in rest:
-            return cli.parse(verb, cli.train, cli.take("--resume", rest)[1], ResumeConfig())
-        name, rest = cli.take("--preset", [word for word in rest if word != "--dry-run"])
-        return cli.parse(verb, cli.train, rest, preset(name or "tiny"), "data")
-    if verb == "lab":
-        return understand_lab(rest)
-    config, positionals = {
-        "demo": (DemoConfig(), ()),
-        "check": (CheckConfig(), ("data",)),
-        "replay": (ReplayConfig(), ("dump",)),
-        "import": (ImportConfig(), ("foreign",)),
-        "export": (ExportConfig(), ("model",)),
-        "models": (None, ()),
-        "eval": (EvalConfig(), ("model", "data")),
-        "predict": (PredictConfig(), ("model", "paths")),
-        "audit": (AuditConfig(), ("model", "data")),
-        "serve": (ServeConfig(), ("model",)),
-    }[verb]
-    return cli.parse(verb, cli.VERBS[verb], rest, config, *positionals)
-
-
-def understand_lab(words):
-    if not words:
-        return None
-    name, rest = words[0], words[1:]
-    if name in FORMULAS:
-        return cli.parse(f"lab {name}", cli.lab, rest, FigureConfig())
-    if name == "report":
-        return cli.parse("lab report", cli.lab, rest, None, "study")
-    assert name in EXPERIMENTS
-    chosen, rest = cli.take("--preset", rest)
-    return cli.parse(f"lab {name}", cli.lab, rest, LabConfig(train=preset(chosen or "tiny")), "data")
-
-
 @pytest.mark.parametrize(("page", "line"), list(commands()))
 def test_every_command_in_the_documentation_is_understood(page, line):
-    understand(shlex.split(line, comments=True)[1:])
+    words = shlex.split(line, comments=True)[1:]
+    if words == ["lab"]:  # which lists the experiments
+        return
+    with patch("retinanet.commands.train.start_config", lambda name, init: (preset(name), None)):
+        cli.parse(words)
 
 
 def test_there_are_commands_to_test():

@@ -6,8 +6,13 @@ from ..text import aligned
 from ..weights.hub import KNOWN, UNTESTED, converted, original
 
 
+def run() -> None:
+    """Print all published weights."""
+    print(table())
+
+
 def table() -> str:
-    """All published weights in columns, as the verb `models` prints them."""
+    """All published weights in columns."""
     rows = [("name", "AP as stated", "classes", "here", "licence")]
     for entry in KNOWN.values():
         here = "converted" if converted(entry).exists() else "fetched" if original(entry).exists() else "-"

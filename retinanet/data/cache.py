@@ -158,11 +158,11 @@ def read_sizes(root: Path, files: Sequence[str]) -> tuple[Integers, dict[int, tu
             missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
             failures[index] = (MISSING, "") if missing else (UNREADABLE, str(error))
             continue
-        stamp = [status.st_mtime_ns, status.st_size]
-        if file in known and known[file][:2] == stamp:
+        time, length = status.st_mtime_ns, status.st_size
+        if file in known and known[file][:2] == [time, length]:
             sizes[index] = known[file][2:]
         else:
-            unseen.append((index, *stamp))
+            unseen.append((index, time, length))
 
     blocks = [unseen[start : start + 64] for start in range(0, len(unseen), 64)]
     with ThreadPoolExecutor(THREADS) as pool:

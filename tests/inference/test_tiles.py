@@ -395,14 +395,9 @@ def test_a_prediction_in_other_tiles_is_another_prediction(trained, files, tmp_p
 
 
 def test_the_flags_are_those_of_eval_and_predict():
-    for verb, function, config, last in (
-        ("predict", cli.predict, PredictConfig(), "paths"),
-        ("eval", cli.evaluate, EvalConfig(), "data"),
-    ):
-        parsed = cli.parse(
-            verb, function, ["m", "a", "--tiles", "800", "--overlap", "0.3"], config, "model", last
-        )
-        assert (parsed[-1].tiles, parsed[-1].overlap) == (800, 0.3)
+    for command in ("predict", "eval"):
+        _, (*_, config) = cli.parse([command, "m", "a", "--tiles", "800", "--overlap", "0.3"])
+        assert (config.tiles, config.overlap) == (800, 0.3)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_20_steps_in_bf16_are_finite(scenes, settings):
         ({"mining": "ohem-1-3"}, "did you mean 'ohem-1:3'"),
         ({"mining_batch": 3}, "mining_batch must be between 4"),
         ({"mining_nms": 1.5}, "mining_nms must be between 0 and 1"),
-        ({"loss": "hinge", "margin": 0.0}, "margin must be between"),
+        ({"loss": "hinge", "margin": 0.0}, "margin must be above 0 and at most 1"),
         ({"loss": "hing"}, "did you mean 'hinge'"),
     ],
 )
