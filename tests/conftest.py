@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import SMALL
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -46,22 +47,20 @@ def trained(scenes, tmp_path_factory) -> Path:
     """The folder of a very short run on the generated scenes."""
     import retinanet
 
-    settings = {
-        "channels": 32,
-        "num_convs": 1,
-        "scale": 64,
-        "train_scale": None,
-        "budget": "6it",
-        "batch": 2,
-        "workers": 0,
-        "validations": 2,
-        "log_every": 2,
-    }
-    return retinanet.train(
-        scenes,
-        "tiny",
-        device="cpu",
-        precision="fp32",
-        out=tmp_path_factory.mktemp("run") / "scenes",
-        **settings,
-    )
+    out = tmp_path_factory.mktemp("run") / "scenes"
+    return retinanet.train(scenes, "tiny", out=out, **SMALL, budget="6it", validations=2, log_every=2)
+
+
+@pytest.fixture
+def undrawn():
+    """The plots of a run are empty files: to draw them takes longer than the run, and tests/view does it."""
+    from matplotlib.figure import Figure
+
+    draw = Figure.savefig
+
+    def save(figure, path):
+        path.touch() if path.suffix == ".png" else draw(figure, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield

@@ -17,6 +17,8 @@ from retinanet import cli
 from retinanet.data.images import read_image
 from retinanet.data.scenes import write_scenes
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def train(data, out, **settings):
     return retinanet.train(data, "tiny", out=out, **SMALL | {"budget": "2it", "validations": 1} | settings)
@@ -344,7 +346,7 @@ def test_without_a_network_training_tries_no_download_and_says_which_file_to_put
         retinanet.CheckpointError,
         match=r"put model\.safetensors of https://.*resnet18.* cache \(hf download .*--init none",
     ):
-        train(data, tmp_path / "run", init="imagenet")
+        train(data, tmp_path / "run", init="imagenet", backbone="resnet18")
 
 
 # --------------------------------------------------------------------------------- one bad file among others

@@ -23,6 +23,7 @@ from retinanet.training.setup import build_state, resolve_config
 from retinanet.weights.checkpoint import read_weights
 
 SMALL = helpers.SMALL | {"log_every": 1}
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_a_run_leaves_what_the_documentation_promises(trained):

@@ -35,7 +35,7 @@ from retinanet.training.setup import build_state
 
 
 def small(**changes):
-    return config_of(**{"log_every": 1, **changes})
+    return config_of(**{"backbone": "resnet18", "log_every": 1, **changes})
 
 
 @pytest.fixture(scope="module")

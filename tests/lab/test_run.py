@@ -16,7 +16,8 @@ from retinanet.lab import command as illustrate
 from retinanet.lab import run as study
 from retinanet.lab import tables as experiments
 
-SMALL = helpers.SMALL | {"channels": 16}
+SMALL = helpers.SMALL | {"backbone": "resnet18", "channels": 16}
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,9 @@ from retinanet.training.resume import Counters
 from retinanet.weights.checkpoint import load_model, read_weights, save_model
 
 SMALL = helpers.SMALL | {"log_every": 1}
-QUICK = {"budget": "2it", "validations": 1, "batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
+pytestmark = pytest.mark.usefixtures("undrawn")
+QUICK = SMALL | {"budget": "2it", "validations": 1}
+CHANGED = "channels 32, num_convs 1, scale 64, batch 2, train_scale none"
 AWKWARD = ["- a | b", 'say "no": yes', "<script>x</script>\n# head", "*red* _cell_ `x`", "🚲 vélo", "null"]
 
 
@@ -86,7 +88,7 @@ def test_every_class_has_its_row_with_its_boxes(card, trained, scenes):
 
 def test_the_recipe_names_the_preset_and_what_was_changed(card):
     lines = {row[0]: row[1] for row in rows(section(card, "Recipe")) if len(row) == 2}
-    assert lines["preset"] == "tiny; changed: channels 32, num_convs 1, scale 64, batch 2, train_scale none"
+    assert lines["preset"] == f"tiny; changed: backbone test_resnet, {CHANGED}"
     assert lines["length"] == "6 iterations of 2 images: 12 images shown, 2.0 epochs"
     assert "gamma 2" in lines["loss"]
     assert "optimizer adamw" in lines["optimiser"]
@@ -110,9 +112,7 @@ def test_awkward_names_survive(tmp_path):
     for category, name in zip(content["categories"], AWKWARD, strict=True):
         category["name"] = name
     file.write_text(json.dumps(content))
-    text = (
-        retinanet.train(data, "tiny", out=tmp_path / "null", **{**SMALL, **QUICK}) / "README.md"
-    ).read_text()
+    text = (retinanet.train(data, "tiny", out=tmp_path / "null", **QUICK) / "README.md").read_text()
     assert front(text)["model-index"][0]["name"] == "null"
     assert ModelCard(text).data.eval_results[0].dataset_name == data.name
     table = [line for line in section(text, "Results").splitlines() if line.startswith("| ")]
@@ -179,9 +179,8 @@ def test_imagenet_weights_are_named_as_pinned_with_their_licence():
 
 def test_a_training_from_imagenet_weights_names_them(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(Backbone, "load_imagenet", lambda self: None)  # no test fetches weights
-    run = retinanet.train(
-        scenes, "tiny", out=tmp_path / "run", **{**SMALL, **QUICK}, init="imagenet", backbone_norm="frozen"
-    )
+    settings = QUICK | {"backbone": "resnet18", "backbone_norm": "frozen", "init": "imagenet"}
+    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", **settings)
     text = (run / "README.md").read_text()
     assert front(text)["base_model"] == "timm/resnet18.tv_in1k"
     link = "[resnet18.tv_in1k](https://huggingface.co/timm/resnet18.tv_in1k)"

@@ -22,7 +22,8 @@ from retinanet.training.loop import train_step
 from retinanet.training.resume import Counters, load_state, save_state
 from retinanet.training.setup import resolve_config
 
-SMALL = helpers.SMALL | {"train_scale": 64, "backbone": "test_resnet", "mining_batch": 32}
+SMALL = helpers.SMALL | {"train_scale": 64, "mining_batch": 32}
+pytestmark = pytest.mark.usefixtures("undrawn")
 session_of = partial(helpers.session_of, **SMALL)
 
 

@@ -16,6 +16,7 @@ from retinanet.training.diagnose import Advice, NonFiniteWatch, checksum, level_
 from retinanet.training.loop import train_step
 
 SMALL = helpers.SMALL | {"log_every": 4, "budget": "8it", "validations": 1}
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture

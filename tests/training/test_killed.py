@@ -7,4 +7,4 @@ from crash import torture
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(tmp_path, kills):
     """`python tests/crash.py --kills 20` does it twenty times."""
-    assert torture(tmp_path, kills, iterations=12 * kills, seed=1, longest=4.0 * kills, report=str) == []
+    assert torture(tmp_path, kills, iterations=12 * kills, seed=1, longest=2.0 * kills, report=str) == []

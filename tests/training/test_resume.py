@@ -21,6 +21,7 @@ from retinanet.training import loop, setup
 from retinanet.training import resume as state
 
 SMALL = helpers.SMALL | {"train_scale": 64, "log_every": 2, "budget": "8it", "validations": 2}
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +70,13 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(data, whole, tmp_
 
 def test_another_recipe_is_resumed_as_exactly(data, tmp_path, monkeypatch):
     """SGD, no average, clipping, group norm, micro-batches, repeated images, inverse frequencies."""
-    recipe = {
-        "optimizer": "sgd",
-        "lr": 0.01,
-        "ema": None,
-        "max_grad_norm": 1.0,
-        "backbone_norm": "group",
-        "micro_batch": 1,
-        "schedule": "drops",
-    }
-    recipe |= {
-        "repeat_threshold": 1.0,
-        "alpha": "inverse-frequency",
-        "normalize": "image",
-        "photometric": 1.0,
-    }
-    expected = retinanet.train(data, "tiny", out=tmp_path / "whole", **SMALL, **recipe)
+    recipe = {"optimizer": "sgd", "lr": 0.01, "ema": None, "max_grad_norm": 1.0, "micro_batch": 1}
+    recipe |= {"schedule": "drops", "backbone": "resnet18", "backbone_norm": "group", "repeat_threshold": 1.0}
+    recipe |= {"alpha": "inverse-frequency", "normalize": "image", "photometric": 1.0}
+    settings = SMALL | recipe
+    expected = retinanet.train(data, "tiny", out=tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
-        stopped(data, tmp_path / "run", monkeypatch, 4, interrupt, **recipe)
+        stopped(data, tmp_path / "run", monkeypatch, 4, interrupt, **settings)
     assert differences(expected, retinanet.resume(tmp_path / "run")) == []
 
 
@@ -188,7 +178,7 @@ def test_a_full_disk_leaves_the_last_state_whole(data, whole, tmp_path, monkeypa
     """As with a disk that is full, no file may grow beyond a limit that the state exceeds."""
 
     def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, before[1]))
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -281,16 +271,10 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_message(data, tmp_p
     """In a program of its own, since torch looks after its loaders by a signal handler."""
     words = [
         *SMALL_WORDS,
-        "--budget",
-        "3000it",
-        "--set",
-        "save_every=1it",
-        "--workers",
-        "1",
-        "--out",
-        str(tmp_path / "run"),
+        *"--budget 3000it --set save_every=1it --workers 1 --out".split(),
+        tmp_path / "run",
     ]
-    program = [sys.executable, "-m", "retinanet", "train", str(data), *words]
+    program = [sys.executable, "-m", "retinanet", "train", data, *words]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
         if line.startswith("6/3000"):

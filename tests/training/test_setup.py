@@ -21,7 +21,7 @@ def step_of(session):
 
 @pytest.mark.parametrize("normalize", ["step", "image"])
 def test_micro_batches_give_the_losses_and_gradients_of_the_whole_step(scenes, normalize):
-    settings = {"backbone_norm": "group", "normalize": normalize}
+    settings = {"backbone": "resnet18", "backbone_norm": "group", "normalize": normalize}
     expected = step_of(session_of(scenes, **settings))
     for size in (1, 2, 3):
         assert step_of(session_of(scenes, **settings, micro_batch=size)) == pytest.approx(expected, rel=1e-4)
@@ -81,7 +81,13 @@ def test_a_compiled_network_has_the_same_losses_and_is_not_compiled_for_each_sha
 
     reset()
     counters.clear()
-    settings = {"scale": 288, "train_scale": 288, "batch": 2, "backbone_norm": "group"}
+    settings = {
+        "scale": 288,
+        "train_scale": 288,
+        "batch": 2,
+        "backbone": "resnet18",
+        "backbone_norm": "group",
+    }
     plain, fast = session_of(scenes, **settings), session_of(scenes, **settings, compile=True)
     for height, width in [(288, 384), (384, 288), (288, 288), (288, 480), (416, 288), (320, 320)]:
         batch = dummy_batch(plain, 2)
