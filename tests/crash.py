@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 
 import torch
+from helpers import words
 from safetensors.torch import load_file
 
 from retinanet import cli
 from retinanet.data.scenes import write_scenes
 
-SMALL = "--preset tiny --backbone test_resnet --set channels=32 --set num_convs=1 --scale 64 --train-scale 64"
-SMALL = f"{SMALL} --batch 4 --log-every 3 --device cpu".split()
+SMALL = words("--preset tiny --backbone test_resnet --set channels=32 --set num_convs=1 --scale 64 --batch 4")
+SMALL += words("--train-scale 64 --log-every 3 --device cpu")
 
 
 def finish(words):

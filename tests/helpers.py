@@ -1,6 +1,7 @@
 """What many tests need: small settings, a state of training, the record of a run, what is the same."""
 
 import json
+import sys
 
 import torch
 
@@ -14,6 +15,17 @@ CPU = torch.device("cpu")
 SMALL = {"backbone": "test_resnet", "channels": 32, "num_convs": 1, "scale": 64, "train_scale": None}
 SMALL |= {"batch": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
 """A network of half a million parameters: its step and its files take milliseconds."""
+
+
+def words(line, *more):
+    """The words of a command line."""
+    return [*line.split(), *map(str, more)]
+
+
+def torchrun(processes, *command):
+    """The words that start a command of ours in several processes."""
+    run = words("-m torch.distributed.run --standalone --nproc-per-node", processes)
+    return [sys.executable, *run, "-m", "retinanet", *map(str, command)]
 
 
 def config_of(**settings):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL
+from helpers import SMALL, words
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -17,6 +17,7 @@ from retinanet import cli
 from retinanet.data.images import read_image
 from retinanet.data.scenes import write_scenes
 
+QUIET = words("--device cpu --workers 0")
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
@@ -62,8 +63,7 @@ FAULTS = {
     "64, the image is 96 x 64",
 }
 
-# ------------------------------------------------------------------------------------------------ bad boxes,
-# annotations and picture headers
+# bad boxes, annotations and picture headers
 
 
 def test_check_lists_every_fault_with_file_and_id_and_its_status_is_1(data, caplog):
@@ -109,7 +109,7 @@ def test_only_a_deep_check_decodes_and_nothing_is_written_beside_the_data(data, 
     assert sorted(data.rglob("*")) == before
 
 
-# ------------------------------------------------------------------------------------ images without objects
+# images without objects
 
 
 def test_an_image_without_objects_is_a_negative_to_train_on(data, tmp_path):
@@ -121,8 +121,7 @@ def test_an_image_without_objects_is_a_negative_to_train_on(data, tmp_path):
     assert json.loads((run / "config.json").read_text())["training_images"] == 8
 
 
-# --------------------------------------------------------------------------------------------------------- a
-# picture that cannot be decoded
+# a picture that cannot be decoded
 
 
 def test_a_picture_that_cannot_be_decoded_stops_the_training_which_names_it(data, tmp_path):
@@ -132,7 +131,7 @@ def test_a_picture_that_cannot_be_decoded_stops_the_training_which_names_it(data
         train(data, tmp_path / "run")
 
 
-# ------------------------------------------------------------------------------- no box, no image, no layout
+# no box, no image, no layout
 
 
 def test_without_any_box_the_error_says_so(data, tmp_path):
@@ -165,7 +164,6 @@ def test_where_nothing_is_recognised_the_error_says_what_was_looked_for(tmp_path
     )
 
 
-# ---------------------------------------------------------------------------------------------------------
 # paths and sizes that are refused
 
 
@@ -181,22 +179,11 @@ def test_a_picture_above_the_limit_is_refused_in_training_and_prediction(
 ):
     with pytest.raises(retinanet.DataError, match=r"96 x 64 pixels, the limit is 6000 \(--max-pixels\)"):
         train(data, tmp_path / "run", max_pixels=6000)
-    words = [
-        "predict",
-        str(trained),
-        str(data / "val"),
-        "--max-pixels",
-        "6000",
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-    ]
-    assert cli.main(words) == 1
+    assert cli.main(words("predict --max-pixels 6000", trained, data / "val", *QUIET)) == 1
     assert "more than the limit of 6000; --max-pixels raises it" in caplog.text + capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------- pictures read right
+# pictures read right
 
 RED = np.full((2, 3, 3), (200, 0, 0), dtype=np.uint8)
 RED[0, 0] = 0
@@ -231,30 +218,25 @@ def test_a_rotated_picture_is_turned_upright(tmp_path):
     assert read_image(tmp_path / "a.png").permute(1, 2, 0).tolist() == np.rot90(RED, -1).tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------
 # unknown settings and other words
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "near"),
+    ("line", "status", "near"),
     [
-        (["--gama", "1"], 2, "--gamma"),
-        (["--loss", "focl"], 2, "focal"),
-        (["--batch", "many"], 2, "batch"),
-        (["--preset", "tinny"], 1, "did you mean 'tiny'"),
-        (["--backbone", "resnet81"], 1, "did you mean 'resnet18'"),
-        (["--layout", "yolov8"], 2, "yolo"),
+        ("--preset tiny --gama 1", 2, "--gamma"),
+        ("--preset tiny --loss focl", 2, "focal"),
+        ("--preset tiny --batch many", 2, "batch"),
+        ("--preset tinny", 1, "did you mean 'tiny'"),
+        ("--preset tiny --backbone resnet81", 1, "did you mean 'resnet18'"),
+        ("--preset tiny --layout yolov8", 2, "yolo"),
     ],
-    ids=str,
 )
 def test_on_the_command_line_an_unknown_word_is_told_with_its_neighbours(
-    data, tmp_path, capsys, words, status, near
+    data, tmp_path, capsys, line, status, near
 ):
-    preset = [] if "--preset" in words else ["--preset", "tiny"]
     try:
-        found = cli.main(
-            ["train", str(data), *preset, "--device", "cpu", "--out", str(tmp_path / "run"), *words]
-        )
+        found = cli.main(words(f"train {data} --device cpu {line} --out", tmp_path / "run"))
     except SystemExit as stopped:
         found = stopped.code
     error = capsys.readouterr().err
@@ -277,11 +259,11 @@ def test_from_python_an_unknown_word_is_told_with_its_neighbours(data, tmp_path,
 def test_a_class_that_the_model_does_not_know_is_told_with_those_that_it_knows(data, trained, capsys):
     change(data, lambda index: index["categories"][0].update(name="unicorn"), "train")
     change(data, lambda index: index["categories"][0].update(name="unicorn"), "val")
-    assert cli.main(["eval", str(trained), str(data), "--device", "cpu", "--workers", "0"]) == 1
+    assert cli.main(words("eval", trained, data, *QUIET)) == 1
     assert "unicorn; the model knows: disc, ring, block" in capsys.readouterr().err
 
 
-# ----------------------------------------------------------------------------------------------- checkpoints
+# checkpoints
 
 
 class Hostile:
@@ -333,7 +315,7 @@ def test_what_is_no_whole_file_of_ours_is_a_checkpoint_error_and_runs_nothing(
     assert not (tmp_path / "owned").exists()
 
 
-# ------------------------------------------------------------------------------------ no network for weights
+# no network for weights
 
 
 def test_without_a_network_training_tries_no_download_and_says_which_file_to_put_where(
@@ -349,25 +331,14 @@ def test_without_a_network_training_tries_no_download_and_says_which_file_to_put
         train(data, tmp_path / "run", init="imagenet", backbone="resnet18")
 
 
-# --------------------------------------------------------------------------------- one bad file among others
+# one bad file among others
 
 
 def test_one_bad_file_is_listed_the_others_are_done_and_the_status_is_1(
     trained, data, tmp_path, caplog, capsys
 ):
     (data / "val" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    words = [
-        "predict",
-        str(trained),
-        str(data / "val"),
-        "--out",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-    ]
-    assert cli.main(words) == 1
+    assert cli.main(words("predict", trained, data / "val", *QUIET, "--out", tmp_path / "out")) == 1
     done = [
         Path(image["file_name"]).name for image in json.loads((tmp_path / "out" / "images.json").read_text())
     ]

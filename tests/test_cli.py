@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 import pytest
+from helpers import words
 
 from retinanet import cli
 from retinanet.config.commands import EvalConfig
@@ -12,49 +13,24 @@ from retinanet.config.presets import preset
 
 
 def test_flags_land_in_the_config_wherever_they_live():
-    words = [
-        "cells",
-        "--gamma",
-        "1",
-        "--set",
-        "max_grad_norm=None",
-        "--jitter",
-        "0.5",
-        "1",
-        "--set",
-        "anchor_scales=1 1.5",
-        "--budget",
-        "7min",
-    ]
-    _, (data, config, name, _) = cli.parse(["train", "--preset", "tiny", *words])
-    assert (data, name) == ("cells", "tiny")
-    assert (
-        config.criterion.gamma,
-        config.max_grad_norm,
-        config.jitter,
-        config.model.network.anchor_scales,
-        config.budget,
-    ) == (
-        1,
-        None,
-        (0.5, 1),
-        (1, 1.5),
-        "7min",
+    line = words(
+        "train --preset tiny cells --gamma 1 --set max_grad_norm=None --jitter 0.5 1 --budget 7min --set"
     )
+    _, (data, config, name, _) = cli.parse([*line, "anchor_scales=1 1.5"])
+    assert (data, name) == ("cells", "tiny")
+    assert (config.criterion.gamma, config.max_grad_norm, config.jitter) == (1, None, (0.5, 1))
+    assert (config.model.network.anchor_scales, config.budget) == ((1, 1.5), "7min")
     assert config.model.network.backbone == preset("tiny").model.network.backbone
 
 
-@pytest.mark.parametrize(
-    "words", [["d", "--preset", "tiny", "--seed", "1"], ["--preset=tiny", "d", "--seed", "1"]]
-)
-def test_the_preset_is_read_first_wherever_it_stands(words):
-    _, (data, config, name, _) = cli.parse(["train", *words])
+@pytest.mark.parametrize("line", ["train d --preset tiny --seed 1", "train --preset=tiny d --seed 1"])
+def test_the_preset_is_read_first_wherever_it_stands(line):
+    _, (data, config, name, _) = cli.parse(words(line))
     assert (data, config.seed, name) == ("d", 1, "tiny")
 
 
 def test_several_positionals():
-    words = ["predict", "m", "a.jpg", "b.jpg", "--threshold", "0.3"]
-    _, (model, paths, config) = cli.parse(words)
+    _, (model, paths, config) = cli.parse(words("predict m a.jpg b.jpg --threshold 0.3"))
     assert (model, paths, config.threshold) == ("m", ("a.jpg", "b.jpg"), 0.3)
     assert cli.parse(["eval", "m", "d"])[1] == ["m", "d", EvalConfig()]
 

@@ -8,18 +8,29 @@ import sys
 import time
 
 import pytest
+import torch
+from helpers import words
 from PIL import Image
 
+from retinanet.cli import main
 from retinanet.data.scenes import scene
+from retinanet.inference import shards
 
 COUNT, BLOCK = 12, 2
-PREDICT = f"""
-import sys
-from retinanet.inference import shards as parts
-parts.LARGEST = parts.SMALLEST = {BLOCK}
+SLOWLY = f"""
+import sys, time
 from retinanet.cli import main
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+from retinanet.inference import shards
+from retinanet.inference.detector import Detector
+
+def slowly(*arguments, stream=Detector.stream, **settings):
+    for answer in stream(*arguments, **settings):
+        yield answer
+        time.sleep(0.3)
+
+shards.LARGEST = shards.SMALLEST = {BLOCK}
+Detector.stream = slowly
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -31,49 +42,31 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def start(trained, pictures, out, rank=0, world=1):
-    words = [
-        "predict",
-        str(trained),
-        str(pictures),
-        "--out",
-        str(out),
-        "--no-save-images",
-        "--workers",
-        "0",
-        "--batch",
-        "1",
-    ]
-    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", PREDICT, *words], env=environment, stdout=subprocess.PIPE, text=True
-    )
-
-
-def test_kill_9_loses_and_repeats_nothing(trained, pictures, tmp_path):
+def test_kill_9_loses_and_repeats_nothing(trained, pictures, tmp_path, monkeypatch, caplog):
     out, other = tmp_path / "killed", tmp_path / "whole"
-    process = start(trained, pictures, out)
-    whole = start(trained, pictures, other)
-    parts, patience = out / "parts", time.monotonic() + 60
-    while len(list(parts.glob("*.jsonl"))) < 2 and process.poll() is None and time.monotonic() < patience:
+    command = words("predict --no-save-images --workers 0 --batch 1", trained, pictures, "--out")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY, *command, str(out)], env=environment)
+    parts = out / "parts"
+    while len(list(parts.glob("*.jsonl"))) < 2 and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     done = {part.name: (part.stat().st_mtime_ns, part.read_bytes()) for part in parts.glob("*.jsonl")}
     assert 2 <= len(done) < COUNT // BLOCK and not (out / "predictions.json").exists()
 
-    # two processes go on, without talking to each other; the first is ready before the second begins
-    late = start(trained, pictures, out, 1, 2)
-    late.communicate()
-    assert late.returncode == 0
+    monkeypatch.setattr(shards, "SMALLEST", BLOCK)
+    monkeypatch.setattr(shards, "LARGEST", BLOCK)
+    assert main([*command, str(other)]) == 0
+    # two processes go on, without talking to each other; the second is ready before the first begins
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main([*command, str(out)]) == 0
     kept = {part.name: (part.stat().st_mtime_ns, part.read_bytes()) for part in parts.glob("*.jsonl")}
     assert {name: kept[name] for name in done} == done  # not answered again
-    process = start(trained, pictures, out, 0, 2)
-    told, _ = process.communicate()
-    whole.communicate()
-    assert process.returncode == 0 and whole.returncode == 0
-    assert f"{BLOCK * len(kept)} of {COUNT} images are done already" in told
+    monkeypatch.setenv("RANK", "0")
+    assert main([*command, str(out)]) == 0
+    assert f"{BLOCK * len(kept)} of {COUNT} images are done already" in caplog.text
     for name in ("predictions.json", "images.json"):
         assert (out / name).read_bytes() == (other / name).read_bytes()
     assert len(json.loads((out / "images.json").read_text())) == COUNT

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from helpers import CPU, SMALL, session_of
+from helpers import CPU, SMALL, session_of, words
 
 from retinanet.cli import main
 from retinanet.config.io import override, reading
@@ -59,13 +59,13 @@ def test_a_dry_run_prints_memory_time_and_anchors_and_leaves_nothing(
     data, tmp_path, monkeypatch, capsys, caplog
 ):
     monkeypatch.chdir(tmp_path)
-    small = (
-        "--set channels=32 --set num_convs=1 --scale 64 --train-scale 64 --device cpu --budget 500im".split()
+    small = words(
+        "--preset tiny --set channels=32 --set num_convs=1 --scale 64 --train-scale 64 --device cpu"
     )
     expected = ["memory: ", "s a step, 10 steps an epoch", "125 iterations", "anchors per object", "32-64 px"]
     with caplog.at_level("INFO", "retinanet"):
-        assert main(["train", str(data), "--dry-run", "--preset", "tiny", *small]) == 0
-    assert all(words in caplog.text for words in [*expected, "triangle"])
+        assert main(words("train --dry-run --budget 500im", data, *small)) == 0
+    assert all(text in caplog.text for text in [*expected, "triangle"])
     assert list(tmp_path.iterdir()) == []
 
 

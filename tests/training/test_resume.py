@@ -12,6 +12,7 @@ import pytest
 import torch
 from crash import SMALL as SMALL_WORDS
 from crash import differences
+from helpers import words
 
 import retinanet
 from retinanet.data.scenes import write_scenes
@@ -269,12 +270,8 @@ def test_states_by_the_clock(monkeypatch):
 
 def test_a_loader_process_that_is_killed_ends_the_run_with_a_message(data, tmp_path):
     """In a program of its own, since torch looks after its loaders by a signal handler."""
-    words = [
-        *SMALL_WORDS,
-        *"--budget 3000it --set save_every=1it --workers 1 --out".split(),
-        tmp_path / "run",
-    ]
-    program = [sys.executable, "-m", "retinanet", "train", data, *words]
+    long = words("--budget 3000it --set save_every=1it --workers 1 --out", tmp_path / "run")
+    program = [sys.executable, "-m", "retinanet", "train", data, *SMALL_WORDS, *long]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
         if line.startswith("6/3000"):
