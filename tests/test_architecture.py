@@ -42,6 +42,7 @@ ANNEXES = [
 
 DOORS = {
     ("inference.detector", "evaluation.evaluate"),
+    ("inference.detector", "export.write"),
     ("inference.load", "weights.foreign.convert"),
     ("inference.load", "weights.hub"),
     ("inference.load", "inference.runtimes"),

@@ -24,6 +24,7 @@ from ..structures import Detections
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
     from ..evaluation.evaluate import Evaluation
+    from ..weights.checkpoint import ModelInfo
     from .tiles import Tiling
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class Detector:
             changes of `model`.
         scales: One preprocessing for each scale at which the network runs; usually `preprocess` alone.
         tiling: How large images are cut into tiles; None: they are not. See `inference.tiles.in_tiles`.
+        info: What the file of weights says about the model, if `load` opened one.
         runtime: An exported file that replaces the network; then there is no `model`.
 
     Example:
@@ -96,6 +98,7 @@ class Detector:
         self.names, self.category_ids, self.threshold = list(names), list(category_ids), threshold
         self.precision = precision
         self.tiling: Tiling | None = None
+        self.info: ModelInfo | None = None
 
     @overload
     def predict(self, images: str | Path, batch: int = 8) -> Detections: ...
@@ -247,6 +250,26 @@ class Detector:
         from ..evaluation.evaluate import evaluate
 
         return evaluate(self, data, split=split, batch=batch)
+
+    def export(self, path: str | Path, format: str | None = None) -> Path:
+        """Write the model for another runtime; the file is kept only if it gives the detector's detections.
+
+        Args:
+            path: The file: .onnx for ONNX, .xml for OpenVINO. FILE.report.json beside it has the comparison.
+            format: onnx or openvino; None: by the suffix of `path`.
+
+        Returns:
+            The file.
+
+        Raises:
+            ConfigError: The package of the format is missing, the file exists, or its detections differ.
+
+        Example:
+            >>> detector.export("cells.onnx")
+        """
+        from ..export.write import export
+
+        return export(self, path, format)
 
 
 def parts_of(

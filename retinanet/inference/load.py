@@ -97,7 +97,9 @@ def detector_of(
         replace(preprocess_of(card.model, side), canvas=canvas) for side in short_sides(scale, scales)
     )
     settings = (preprocess, postprocess_of(card.model), card.names, card.category_ids, card.threshold)
-    return Detector(network, *settings, device, precision, others)
+    detector = Detector(network, *settings, device, precision, others)
+    detector.info = card
+    return detector
 
 
 def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int | None]:

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import retinanet
-from retinanet.commands import export as writing
+from retinanet.commands import export as command
 from retinanet.commands.evaluate import run
 from retinanet.config.commands import EvalConfig, ExportConfig
 from retinanet.data.scenes import scene
 from retinanet.errors import CheckpointError, ConfigError
+from retinanet.export import write as writing
 from retinanet.inference.load import resolve_weights
 
 pytestmark = pytest.mark.filterwarnings(
@@ -59,14 +60,14 @@ def test_an_exported_file_is_proved_and_opens_as_the_same_detector(
     format, suffix, size, talkative, pictures, scenes, tmp_path
 ):
     out = tmp_path / f"shipped{suffix}"
-    assert writing.run(str(talkative), ExportConfig(format, out, size=size))
+    assert command.run(str(talkative), ExportConfig(format, out, size=size))
     report = json.loads((tmp_path / f"shipped{suffix}.report.json").read_text())
     assert report["passed"] and report["format"] == format and report["sha256"]
     cases = {case["name"]: case for case in report["cases"]}
-    assert {"pictures", "batch", "nothing", "tall", "wide", "tiny", "strip"} == set(cases) and cases["batch"][
+    assert {"images", "batch", "nothing", "tall", "wide", "tiny", "strip"} == set(cases) and cases["batch"][
         "batch"
     ] == 4
-    assert cases["pictures"]["answers"] > 50 and max(case["pixels"] for case in cases.values()) < 0.1
+    assert cases["images"]["detections"] > 50 and max(case["pixels"] for case in cases.values()) < 0.1
     detector = retinanet.load(out)
     source = retinanet.load(talkative)
     assert (
@@ -93,9 +94,9 @@ def test_an_exported_file_is_proved_and_opens_as_the_same_detector(
         if path.encode() in written
     ]
     with pytest.raises(ConfigError, match="nothing is overwritten"):
-        writing.run(str(talkative), ExportConfig(format, out))
+        command.run(str(talkative), ExportConfig(format, out))
     with pytest.raises(ConfigError, match="exported itself"):
-        writing.run(str(out), ExportConfig("onnx", tmp_path / "again.onnx"))
+        command.run(str(out), ExportConfig("onnx", tmp_path / "again.onnx"))
     with pytest.raises(ConfigError, match="--scales"):
         retinanet.load(out, scales=(64, 96))
 
@@ -113,7 +114,7 @@ def test_other_precisions_are_measured_by_their_ap(format, precision, size, talk
     config = ExportConfig(
         format, out, precision, size, data=str(scenes), split="test", calibration=3, max_drop=1.0, workers=0
     )
-    assert writing.run(str(talkative), config)
+    assert command.run(str(talkative), config)
     report = json.loads((tmp_path / f"{out.name}.report.json").read_text())
     assert (
         report["precision"] == precision
@@ -132,6 +133,18 @@ def test_other_precisions_are_measured_by_their_ap(format, precision, size, talk
             retinanet.load(out, precision="bf16")
 
 
+def test_a_detector_exports_itself(talkative, pictures, tmp_path):
+    detector = retinanet.load(talkative, scale=96)
+    out = detector.export(tmp_path / "cells.onnx")
+    exported = retinanet.load(out)
+    same(detector.predict(pictures[0]), exported.predict(pictures[0]))
+    assert json.loads((tmp_path / "cells.onnx.report.json").read_text())["passed"]
+    with pytest.raises(ConfigError, match="only a detector that `load` made from weights"):
+        exported.export(tmp_path / "again.onnx")
+    with pytest.raises(ConfigError, match="nothing is overwritten"):
+        detector.export(out, "onnx")
+
+
 def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
     """The exported graph mixes up the means of blue and red: a silent error where nothing is proved."""
     real = writing.Graph
@@ -143,7 +156,7 @@ def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
 
     monkeypatch.setattr(writing, "Graph", wrong)
     out = tmp_path / "wrong.onnx"
-    assert not writing.run(str(talkative), ExportConfig("onnx", out))
+    assert not command.run(str(talkative), ExportConfig("onnx", out))
     assert not out.exists()
     report = json.loads((tmp_path / "wrong.onnx.report.json").read_text())
     assert not report["passed"] and report["reasons"]
@@ -164,12 +177,12 @@ def test_a_file_that_differs_is_not_written(talkative, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_exported_is_told_at_once(config, reason, talkative):
     with pytest.raises(ConfigError, match=reason):
-        writing.run(str(talkative), config)
+        command.run(str(talkative), config)
 
 
 def test_a_wrong_suffix_is_told(talkative, tmp_path):
     with pytest.raises(ConfigError, match=r"ends in \.onnx"):
-        writing.run(str(talkative), ExportConfig("onnx", tmp_path / "model.xml"))
+        command.run(str(talkative), ExportConfig("onnx", tmp_path / "model.xml"))
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
@@ -199,7 +212,7 @@ def test_an_onnx_file_of_another_project_is_told(tmp_path):
 def test_without_the_extra_the_error_is_the_line_that_installs_it(talkative, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"pip install 'retinanet\[export\]'"):
-        writing.run(str(talkative), ExportConfig("onnx", tmp_path / "x.onnx"))
+        command.run(str(talkative), ExportConfig("onnx", tmp_path / "x.onnx"))
     (tmp_path / "y.onnx").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"pip install 'retinanet\[export\]'"):
         retinanet.load(tmp_path / "y.onnx")
