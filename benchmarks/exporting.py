@@ -29,10 +29,10 @@ from PIL import Image
 from prediction import agreement, read, run, untrained
 
 import retinanet
-from retinanet.commands.export import described, write
 from retinanet.config.commands import ExportConfig
 from retinanet.data.scenes import scene
 from retinanet.export.graph import Graph
+from retinanet.export.write import described, write
 from retinanet.inference.detector import Detector
 from retinanet.inference.load import detector_of, load_checkpoint
 

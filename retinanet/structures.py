@@ -128,9 +128,8 @@ class Detections:
 
     def __iter__(self) -> Iterator[tuple[str, float, list[float]]]:
         """(name, score, [x1, y1, x2, y2]) of each detection."""
-        for label, score, box in zip(
-            self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
-        ):
+        rows = zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+        for label, score, box in rows:
             yield (self.names[label] if self.names else str(label)), score, box
 
     def above(self, threshold: float | Tensor) -> Detections:
@@ -140,9 +139,8 @@ class Detections:
 
     def to(self, device: torch.device | str) -> Detections:
         """The same detections on another device."""
-        return replace(
-            self, boxes=self.boxes.to(device), scores=self.scores.to(device), labels=self.labels.to(device)
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("boxes", "scores", "labels")}
+        return replace(self, **moved)
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """boxes [N, 4], scores [N], labels [N] as arrays."""
@@ -156,6 +154,5 @@ class Detections:
             raise ImportError("to_supervision needs a package: pip install supervision") from error
         boxes, scores, labels = self.numpy()
         names = [self.names[label] if self.names else str(label) for label in labels]
-        return supervision.Detections(
-            xyxy=boxes, confidence=scores, class_id=labels, data={"class_name": names}
-        )
+        data = {"class_name": names}
+        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)

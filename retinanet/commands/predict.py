@@ -1,6 +1,4 @@
-"""The command `predict`: answers for files, as COCO results and as images with boxes; a few files or, by many
-processes, a million.
-"""
+"""The command `predict`: detections for files, as COCO results and as images with boxes."""
 
 from __future__ import annotations
 

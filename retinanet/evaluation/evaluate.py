@@ -52,7 +52,7 @@ def evaluate(
     split: str | None = None,
     criterion: Criterion | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Run a detector over a data set and measure COCO AP.
 
@@ -87,8 +87,7 @@ def evaluate(
         assert criterion is None, "the losses are those of whole images at one scale"
         for index, answer in predict_multi_view(detector, data, batch, workers, max_pixels):
             answers[index] = answer
-            if progress is not None:
-                progress(len(answers) * world())
+            progress(len(answers) * world())
         return score_all(data, answers, totals, ())
     pin = detector.device.type == "cuda"
     batches = evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world())
@@ -116,8 +115,7 @@ def evaluate(
                     totals[name] = totals.get(name, 0.0) + float(value)
                 totals["positives"] += float(scored.matched.positives.sum())
             answers |= zip(indices, found, strict=True)
-            if progress is not None:
-                progress(len(answers) * world())
+            progress(len(answers) * world())
     return score_all(data, answers, totals, criterion.shared if criterion is not None else ())
 
 
@@ -175,11 +173,8 @@ def write_evaluation(out: Path, data: Dataset, evaluation: Evaluation, about: di
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
     curves = metrics.curves
-    named = {
-        name: (curves.recall, line)
-        for name, line in zip(data.names, curves.precision, strict=True)
-        if line is not None
-    }
+    lines = zip(data.names, curves.precision, strict=True)
+    named = {name: (curves.recall, line) for name, line in lines if line is not None}
     plots.plot_precision_recall(named, folder / "precision_recall.png")
     plots.plot_confusion(metrics.confusion, data.names, folder / "confusion.png")
     plots.plot_f1(curves.thresholds, curves.f1, metrics.threshold, folder / "f1.png")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
     from ..weights.checkpoint import ModelInfo
     from .tiles import Tiling
-
-T = TypeVar("T")
 
 Outputs = tuple[list[Tensor], list[Tensor], Tensor]
 """Logits and offsets per level, and the normalised images."""
@@ -143,22 +141,31 @@ class Detector:
 
     def in_batches(self, parts: Iterable[Part], batch: int) -> Iterator[tuple[int, Detections]]:
         """Run the network over batches of one padded shape; give an image when all its parts are done."""
-
-        def shapes(part: Part) -> Hashable:
-            return tuple(self.preprocess.padded([(one.shape[1], one.shape[2])]) for one in part.scaled)
-
         done: dict[int, list[tuple[tuple[int, int, int, int], Detections]]] = {}
         rounds: Iterable[tuple[Any, Iterable[Part]]] = [(0, parts)]
         if self.tiling is not None:
             # what is left is run after every `batch` images: nothing depends on what comes after these
             rounds = itertools.groupby(parts, key=lambda part: part.position // max(1, batch))
         for _, some in rounds:
-            for group in gather(some, shapes, batch):
+            for group in self._groups(some, batch):
                 for part, found in zip(group, self._run(group), strict=True):
                     pieces = done.setdefault(part.position, [])
                     pieces.append((part.box, found))
                     if len(pieces) == part.total:
                         yield part.position, self._merge(done.pop(part.position), part.image_size)
+
+    def _groups(self, parts: Iterable[Part], batch: int) -> Iterator[list[Part]]:
+        """Parts of one padded shape: each time when there are `batch` of them, and what is left at the end."""
+        if batch < 1:
+            raise ConfigError(f"batch must be at least 1, not {batch}")
+        waiting: dict[Any, list[Part]] = {}
+        for part in parts:
+            shape = tuple(self.preprocess.padded([(one.shape[1], one.shape[2])]) for one in part.scaled)
+            group = waiting.setdefault(shape, [])
+            group.append(part)
+            if len(group) == batch:
+                yield waiting.pop(shape)
+        yield from waiting.values()
 
     def _run(self, group: list[Part]) -> list[Detections]:
         """The detections of parts of one padded shape, each in pixels of its own part."""
@@ -252,17 +259,10 @@ class Detector:
         return evaluate(self, data, split=split, batch=batch)
 
     def export(self, path: str | Path, format: str | None = None) -> Path:
-        """Write the model for another runtime; the file is kept only if it gives the detector's detections.
+        """Write the model for another runtime, and keep the file only if it gives the same detections.
 
-        Args:
-            path: The file: .onnx for ONNX, .xml for OpenVINO. FILE.report.json beside it has the comparison.
-            format: onnx or openvino; None: by the suffix of `path`.
-
-        Returns:
-            The file.
-
-        Raises:
-            ConfigError: The package of the format is missing, the file exists, or its detections differ.
+        `path` ends in .onnx for ONNX or in .xml for OpenVINO; `format` is "onnx" or "openvino" and follows
+        from it. The report of the comparison is beside the file. ConfigError says why there is no file.
 
         Example:
             >>> detector.export("cells.onnx")
@@ -284,20 +284,6 @@ def parts_of(
             part = part.clone()  # a view that is sent to another process takes the whole image along
         scaled = [one.resized(part) for one in scales]
         yield Part(index, len(boxes), (left, top, right, bottom), (height, width), scaled)
-
-
-def gather(entries: Iterable[T], shape: Callable[[T], Hashable], batch: int) -> Iterator[list[T]]:
-    """Groups of entries of one shape: each when it has `batch` of them, and what is left at the end."""
-    if batch < 1:
-        raise ConfigError(f"batch must be at least 1, not {batch}")
-    waiting: dict[Hashable, list[T]] = {}
-    for entry in entries:
-        key = shape(entry)
-        group = waiting.setdefault(key, [])
-        group.append(entry)
-        if len(group) == batch:
-            yield waiting.pop(key)
-    yield from waiting.values()
 
 
 def as_image(image: Any) -> Tensor:

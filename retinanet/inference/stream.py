@@ -49,9 +49,10 @@ def stream_with_images(
                 images[part.position] = image
             yield part._replace(image=None)
 
-    found: Detections | DataError
-    for index, found in itertools.chain(detector.in_batches(readable(), batch), failed):
+    for index, found in detector.in_batches(readable(), batch):
         yield index, found, images.pop(index, None)
+    for index, error in failed:
+        yield index, error, None
 
 
 def load_parts(
