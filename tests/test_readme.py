@@ -50,13 +50,8 @@ def test_there_are_commands_to_test():
 )
 def test_the_python_of_the_documentation_runs(block):
     with ExitStack() as stack:
-        for choices in (
-            CLASS_LOSSES,
-            BOX_LOSSES,
-            ASSIGNERS,
-            NECKS,
-            FORMATS,
-        ):  # docs/extending.md adds to them
+        # docs/extending.md adds to these
+        for choices in (CLASS_LOSSES, BOX_LOSSES, ASSIGNERS, NECKS, FORMATS):
             stack.enter_context(patch.dict(choices))
         exec(compile(block, "documentation", "exec"), {})
 

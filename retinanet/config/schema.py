@@ -226,7 +226,7 @@ class TrainConfig(DataOptions):
     file or a name of `retinanet models`. Its network is used; class rows are matched by name.
     """
     batch: int | Literal["auto"] = setting(16, 1, 1 << 30, group="schedule")
-    """Images per optimiser step over all processes. auto: as many as fit; the learning rate follows."""
+    """Images per optimiser step over all processes. auto: as many as fit on a GPU; the rate follows."""
     micro_batch: int | None = setting(None, 1, 1 << 30, group="schedule")
     """Images that a process computes at a time. The step's result is the same. None: all of its share."""
     lr: float = setting(0.01, 0, inf, group="schedule")
