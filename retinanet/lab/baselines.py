@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from ..config.io import from_json
 from ..config.schema import ModelConfig, TrainConfig
-from ..data.augment import Augment
 from ..data.dataset import Dataset
 from ..data.images import read_image
-from ..data.loader import Batch, training_batches
-from ..data.sampler import Sampler, random_seed, repeat_factors
+from ..data.loader import Batch
+from ..data.sampler import random_seed
 from ..device import autocast, describe, explain_errors, pick_device
 from ..errors import ConfigError, DivergenceError, unknown_name_error
 from ..evaluation.evaluate import evaluate
@@ -42,8 +40,9 @@ from ..model.retinanet import stride2_conv
 from ..structures import Targets
 from ..training.diagnose import WATCHED, NonFiniteWatch
 from ..training.log import TrainLog, log_file
-from ..training.optim import EMA, build_optimizer, lr_factor, scaled_rate
-from ..training.setup import resolve_config
+from ..training.loop import update
+from ..training.optim import lr_factor
+from ..training.setup import TrainState, resolve_config, state_of
 from ..weights.checkpoint import load_plain, postprocess_of, preprocess_of, save_plain
 
 log = logging.getLogger("retinanet")
@@ -92,26 +91,6 @@ def load_baseline(path: Path, device: str = "auto", precision: str = "fp32") -> 
     return detector_of(model, config, content["names"], pick_device(device), precision)
 
 
-@dataclass
-class BaselineState:
-    """What the steps of a baseline's training share.
-
-    preprocess  of the training images
-    broken      1 from the first step on whose loss or gradient is not finite, else 0; on the device, where it
-                stops all updates
-    """
-
-    name: str
-    config: TrainConfig
-    model: nn.Module
-    average: EMA | None
-    optimizer: torch.optim.Optimizer
-    sampler: Sampler
-    preprocess: Preprocess
-    device: torch.device
-    broken: Tensor
-
-
 def train_baseline(
     name: str, data: tuple[Dataset, Dataset], config: TrainConfig, iterations: int, folder: Path
 ) -> dict[str, Any]:
@@ -129,16 +108,16 @@ def train_baseline(
     config = resolve_config(config, device)
     folder.mkdir(parents=True, exist_ok=True)
     with explain_errors(), log_file(folder):
-        state = setup(name, training, config, device)
+        state = setup(name, data, config, device)
         record = TrainLog(folder)
         log.info("%s: %d iterations on %s", name, iterations, describe(device))
         try:
-            train(state, training, iterations, record)
+            train(name, state, iterations, record)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"a step of {name} does not fit in the GPU's memory; lower --batch or --scale, for all rows"
             ) from error
-        model = state.average.model if state.average else state.model
+        model: nn.Module = state.shipped
         weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         about = {"name": name, "model": asdict(config.model), "names": list(validation.names)}
         save_plain(folder / FILE, {"format": FORMAT, **about, "weights": weights})
@@ -159,7 +138,7 @@ def train_baseline(
         }
 
 
-def setup(name: str, training: Dataset, config: TrainConfig, device: torch.device) -> BaselineState:
+def setup(name: str, data: tuple[Dataset, Dataset], config: TrainConfig, device: torch.device) -> TrainState:
     """Weights, optimiser and average from the seed, as `build_state` has them."""
     if config.init_model is not None or not isinstance(config.batch, int):
         raise ConfigError(
@@ -167,38 +146,19 @@ def setup(name: str, training: Dataset, config: TrainConfig, device: torch.devic
             "MODEL, no --batch auto"
         )
     torch.manual_seed(config.seed)
-    model = build_baseline(name, config.model, len(training.names))
+    model: Any = build_baseline(name, config.model, len(data[0].names))
     if config.init == "imagenet":
-        backbone = model.get_submodule("backbone.body")
-        assert isinstance(backbone, Backbone)
-        backbone.load_imagenet()
-        backbone.freeze()
-    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    preprocess = preprocess_of(config.model, config.train_scale)
-    repeats = repeat_factors(training, config.repeat_threshold) if config.repeat_threshold else None
-    return BaselineState(
-        name=name,
-        config=config,
-        model=model,
-        average=EMA(model, copy.deepcopy(model), config.ema) if config.ema else None,
-        optimizer=build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay),
-        sampler=Sampler(training.sizes, config.batch, config.seed, preprocess, repeats),
-        preprocess=preprocess,
-        device=device,
-        broken=torch.zeros((), device=device),
-    )
+        model.backbone.body.load_imagenet()
+        model.backbone.body.freeze()
+    return state_of(model, replace(config, compile=False), *data, device)
 
 
-def train(state: BaselineState, training: Dataset, iterations: int, record: TrainLog) -> None:
+def train(name: str, state: TrainState, iterations: int, record: TrainLog) -> None:
     """All steps, with a line of metrics.jsonl now and then; DivergenceError comes with such a line."""
     config, watch = state.config, NonFiniteWatch(state.device)
-    base = scaled_rate(config.lr, state.sampler.batch, config.lr_batch, config.optimizer)
-    augment, pin = Augment(config.flip, config.jitter, config.photometric), state.device.type == "cuda"
-    loading = (0, iterations, config.workers or 0, pin, config.max_pixels)
-    batches = training_batches(training, state.preprocess, augment, state.sampler, *loading)
     seen, clock = 0, time.perf_counter()
-    for iteration, batch in enumerate(batches):
-        rate = base * lr_factor(iteration, iterations, config.warmup, config.schedule)
+    for iteration, batch in enumerate(state.batches(0, iterations)):
+        rate = state.rate * lr_factor(iteration, iterations, config.warmup, config.schedule)
         numbers = step(state, batch, iteration, rate)
         watch.note(iteration, numbers)
         seen, done = seen + len(batch), iteration + 1
@@ -210,34 +170,28 @@ def train(state: BaselineState, training: Dataset, iterations: int, record: Trai
         log.info("%d/%d  loss %.3f  lr %.2g  %.1f images/s", done, iterations, values["loss"], rate, speed)
         if watch.seen():
             found = zip(WATCHED, watch.values.tolist(), strict=True)
-            wrong = " and ".join(name for name, value in found if not math.isfinite(value))
-            raise DivergenceError(f"{state.name}, iteration {int(watch.first) + 1}: {wrong} not finite")
+            wrong = " and ".join(part for part, value in found if not math.isfinite(value))
+            raise DivergenceError(f"{name}, iteration {int(watch.first) + 1}: {wrong} not finite")
         seen, clock = 0, time.perf_counter()
 
 
-def step(state: BaselineState, batch: Batch, iteration: int, rate: float) -> dict[str, Tensor]:
+def step(state: TrainState, batch: Batch, iteration: int, rate: float) -> dict[str, Tensor]:
     """One optimiser step on the sum of the losses; its random samples follow from seed and iteration."""
-    config, model = state.config, state.model
+    model: Any = state.model
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    sizes = batch.targets.sizes
-    batch = batch.to(state.device)
+    sizes, batch = batch.targets.sizes, batch.to(state.device)
     images = state.preprocess.normalize(batch.images, batch.targets.sizes)
-    torch.manual_seed(random_seed(config.seed, iteration, 2))  # Faster R-CNN samples by torch's own generator
-    with autocast(config.precision, state.device):
+    torch.manual_seed(
+        random_seed(state.config.seed, iteration, 2)
+    )  # Faster R-CNN draws from torch's generator
+    with autocast(state.config.precision, state.device):
         losses = model(Padded(images, sizes), as_torchvision(batch.targets))
     boxes = torch.stack([loss for name, loss in losses.items() if "box" in name]).sum()
     classes = torch.stack([loss for name, loss in losses.items() if "box" not in name]).sum()
     state.optimizer.zero_grad(set_to_none=True)
     (classes + boxes).backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if config.max_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.max_grad_norm, norm)
-    state.broken = torch.maximum(state.broken, (~torch.isfinite(norm + classes + boxes)).float())
-    state.optimizer.found_inf = state.broken  # type: ignore[attr-defined]
-    state.optimizer.step()
-    if state.average is not None:
-        state.average.update()
+    norm = update(state, (classes + boxes).detach())
     parts = {"loss": classes + boxes, "class_loss": classes, "box_loss": boxes, "gradient_norm": norm}
     return {name: value.detach() for name, value in parts.items()}
 
@@ -268,7 +222,7 @@ def timings(detectors: Sequence[Detector], data: Dataset, images: int = 10) -> l
                 clock = time.perf_counter()
                 detector.predict_batch(
                     prepared, sizes, original
-                )  # ends on the CPU, so it waits for the device
+                )  # on the CPU in the end: waits for the device
                 if lap:
                     kept.append(1000 * (time.perf_counter() - clock))
     return [statistics.median(kept) for kept in times]

@@ -67,10 +67,8 @@ def windows(grids: tuple[Grid, ...], least: float, device: torch.device) -> Wind
     )
     jump = torch.tensor([(len(grid.shapes), len(grid.shapes) * grid.cells[0]) for grid, _ in pairs])
     cells = torch.tensor([grid.cells for grid, _ in pairs])
-    step, first = (
-        torch.tensor(rows, dtype=torch.float64)
-        for rows in zip(*((grid.step, grid.first) for grid, _ in pairs), strict=True)
-    )
+    step = torch.tensor([grid.step for grid, _ in pairs], dtype=torch.float64)
+    first = torch.tensor([grid.first for grid, _ in pairs], dtype=torch.float64)
     corners = torch.tensor([shape for _, shape in pairs], dtype=torch.float64)
     slack = (first.abs().max() + (step * cells).max() + corners.abs().max()) * ROUNDING
     share = 1 / (1 + 1 / torch.tensor(least * (1 - ROUNDING), dtype=torch.float64))
@@ -110,11 +108,8 @@ def candidate_pairs_cpu(boxes: Tensor, near: Windows) -> tuple[Tensor, Tensor]:
     least = (sides.prod(dim=1)[:, None] + near.areas) * near.share  # [G, S]: the intersection
     possible = (lesser > 0).all(dim=2) & (least <= lesser.prod(dim=2))  # were they concentric
     box, shape = possible.nonzero(as_tuple=True)  # [P]
-    reach = (
-        (sides[box] + near.sides[shape]) / 2
-        - least[possible][:, None] / lesser[possible].flip(1)
-        + near.slack
-    )
+    reach = (sides[box] + near.sides[shape]) / 2 - least[possible][:, None] / lesser[possible].flip(1)
+    reach += near.slack
     center, step = centers[box] - near.first[shape], near.step[shape]
     low = ((center - reach) / step).ceil().clamp(min=0)
     high = torch.minimum(((center + reach) / step).floor(), near.cells[shape] - 1)
@@ -182,9 +177,8 @@ def assign_near(
         place = anchor + (row // count * len(flat))[box]
         if valid is not None:
             overlap = overlap.masked_fill(~valid.flatten()[place], 0)
-        keys.scatter_reduce_(
-            0, place, (overlap.view(torch.int32).long() << 32) + (LOW - row % count)[box], "amax"
-        )
+        key_of_pair = (overlap.view(torch.int32).long() << 32) + (LOW - row % count)[box]
+        keys.scatter_reduce_(0, place, key_of_pair, "amax")
         if force_above is not None:  # all that can be a box's best is in this part
             top = overlap.new_zeros(len(part)).scatter_reduce_(0, box, overlap, "amax")
             best = (overlap == top[box]) & (overlap >= force_above)

@@ -31,7 +31,6 @@ def train_step(state: TrainState, batch: Batch, rate: float) -> dict[str, Tensor
 
     Returns losses, positives and gradient norm as tensors, so that nothing waits for a GPU.
     """
-    config = state.config
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
@@ -42,19 +41,26 @@ def train_step(state: TrainState, batch: Batch, rate: float) -> dict[str, Tensor
         ((losses["class_loss"] + losses["box_loss"]) * world()).backward()
         sums += torch.stack([losses["class_loss"], losses["box_loss"]]).detach()
     class_loss, box_loss = all_reduce_sum(sums)
+    norm = update(state, class_loss + box_loss)
+    numbers = {"loss": class_loss + box_loss, "class_loss": class_loss, "box_loss": box_loss}
+    return numbers | {"positives": positives / state.sampler.batch, "gradient_norm": norm.detach()}
+
+
+def update(state: TrainState, loss: Tensor) -> Tensor:
+    """Change the weights by their gradients; returns the gradient norm."""
+    config = state.config
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if config.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.max_grad_norm, norm)
     # The fused optimisers read this flag on the device: a step that is not finite changes nothing, and no
     # process waits for the flag. It stays up, so the weights stay those of that step until `check` sees it.
-    state.broken = torch.maximum(state.broken, (~torch.isfinite(norm + class_loss + box_loss)).float())
+    state.broken = torch.maximum(state.broken, (~torch.isfinite(norm + loss)).float())
     state.optimizer.found_inf = state.broken  # type: ignore[attr-defined]
     state.optimizer.step()
     if state.average is not None:
         state.average.update()
-    numbers = {"loss": class_loss + box_loss, "class_loss": class_loss, "box_loss": box_loss}
-    return numbers | {"positives": positives / state.sampler.batch, "gradient_norm": norm.detach()}
+    return norm
 
 
 def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: Path, started: float) -> Path:

@@ -191,7 +191,6 @@ def build_state(
     `init` is the model that `config.init` names, already read. `load_weights=False` leaves out its weights
     and ImageNet's, because a saved state follows.
     """
-    assert isinstance(config.batch, int)
     torch.manual_seed(config.seed)
     model = build(config.model, len(training.names))
     if load_weights and config.init_model is not None:
@@ -201,6 +200,14 @@ def build_state(
         model.backbone.load_imagenet()
     if config.init == "imagenet" or (config.init_model and config.model.network.backbone_norm == "frozen"):
         model.backbone.freeze()
+    return state_of(model, config, training, validation, device)
+
+
+def state_of(
+    model: RetinaNet, config: TrainConfig, training: Dataset, validation: Dataset, device: torch.device
+) -> TrainState:
+    """Put optimiser, average and batches around a model that has its first weights."""
+    assert isinstance(config.batch, int)
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if world() > 1 and device.type == "cuda":
         # timm's, since some of its layers are a norm and an activation in one

@@ -57,7 +57,7 @@ def batch(boxes=((10.0, 12.0, 40.0, 44.0),), labels=(1,)):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_step_with_an_empty_picture_reaches_every_weight(name, precision, data):
-    state = setup(name, data[0], small(precision=precision, ema=None), CPU)
+    state = setup(name, data, small(precision=precision, ema=None), CPU)
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     numbers = step(state, batch(), 0, 1e-3)
     assert all(torch.isfinite(value) for value in numbers.values())
@@ -72,7 +72,7 @@ def test_a_step_with_an_empty_picture_reaches_every_weight(name, precision, data
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_step_without_any_box_is_finite(name, data):
-    state = setup(name, data[0], small(ema=None), CPU)
+    state = setup(name, data, small(ema=None), CPU)
     numbers = step(state, batch((), ()), 0, 1e-3)
     assert all(torch.isfinite(value) for value in numbers.values())
     assert float(numbers["box_loss"]) == 0
@@ -80,7 +80,7 @@ def test_a_step_without_any_box_is_finite(name, data):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_network_sees_our_padded_batch_and_nothing_is_resized_again(name, data):
-    state = setup(name, data[0], small(ema=None), CPU)
+    state = setup(name, data, small(ema=None), CPU)
     seen = []
     state.model.get_submodule("backbone.body").register_forward_hook(
         lambda module, given, made: seen.append((given[0], made))
@@ -102,7 +102,7 @@ def test_the_network_sees_our_padded_batch_and_nothing_is_resized_again(name, da
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_backbone_begins_with_our_weights(name, data):
     ours = build_state(small(), *data, CPU).model.backbone.state_dict()
-    theirs = setup(name, data[0], small(), CPU).model.get_submodule("backbone.body").state_dict()
+    theirs = setup(name, data, small(), CPU).model.get_submodule("backbone.body").state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -112,7 +112,7 @@ def test_pretrained_backbones_are_frozen_as_ours(name, data, monkeypatch):
     monkeypatch.setattr(Backbone, "load_imagenet", lambda backbone: None)
     config = small(init="imagenet", backbone_norm="frozen", ema=None)
     ours = build_state(config, *data, CPU).model.backbone
-    theirs = setup(name, data[0], config, CPU).model.get_submodule("backbone.body")
+    theirs = setup(name, data, config, CPU).model.get_submodule("backbone.body")
     trained = [
         {key for key, value in body.named_parameters() if value.requires_grad} for body in (ours, theirs)
     ]
@@ -200,7 +200,7 @@ def test_a_short_training_leaves_its_numbers_and_its_weights(name, data, tmp_pat
 
 
 def test_samples_follow_from_the_seed_and_the_iteration(data):
-    state, losses = setup("faster_rcnn_fpn", data[0], small(ema=None), CPU), []
+    state, losses = setup("faster_rcnn_fpn", data, small(ema=None), CPU), []
     for seed, iteration in ((0, 0), (0, 0), (0, 1), (1, 0)):
         torch.rand(len(losses) + 1)  # what others draw does not matter
         state.config = replace(state.config, seed=seed)
