@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = math.log(1000 / 16)
-"""dw and dh are clamped here before exp (Detectron): a wild prediction on a 16 px anchor stays a box of 1000
-px.
-"""
+"""dw and dh are clamped here before exp (Detectron): a 16 px anchor becomes a box of 1000 px at most."""
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -20,9 +18,7 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def iou(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of boxes that broadcast, [..., 4] and [..., 4] -> [...]; 0 where the union is
-    empty.
-    """
+    """Intersection over union of boxes [..., 4] that broadcast -> [...]; 0 where the union is empty."""
     corner = torch.maximum(one[..., :2], other[..., :2])
     sides = (torch.minimum(one[..., 2:], other[..., 2:]) - corner).clamp(min=0)
     overlap = sides[..., 0] * sides[..., 1]
@@ -31,9 +27,7 @@ def iou(one: Tensor, other: Tensor) -> Tensor:
 
 
 def giou(one: Tensor, other: Tensor, eps: float = 1e-7) -> Tensor:
-    """Generalised IoU (Rezatofighi et al., 2019) of boxes that broadcast, [..., 4] and [..., 4] -> [...] in
-    -1..1.
-    """
+    """Generalised IoU (Rezatofighi et al., 2019) of boxes [..., 4] that broadcast -> [...] in -1..1."""
     corner = torch.maximum(one[..., :2], other[..., :2])
     sides = (torch.minimum(one[..., 2:], other[..., 2:]) - corner).clamp(min=0)
     overlap = sides[..., 0] * sides[..., 1]
@@ -44,9 +38,7 @@ def giou(one: Tensor, other: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """The offsets (dx, dy, dw, dh) that turn `anchors` [..., 4] into `boxes` [..., 4] (R-CNN, weights 1).
-    Inverse of `decode`.
-    """
+    """Offsets (dx, dy, dw, dh) from `anchors` [..., 4] to `boxes` [..., 4] (R-CNN). Inverse of `decode`."""
     sides = anchors[..., 2:] - anchors[..., :2]
     centers = anchors[..., :2] + sides / 2
     box_sides = boxes[..., 2:] - boxes[..., :2]
