@@ -54,11 +54,8 @@ def decode(offsets: Tensor, anchors: Tensor, clip_dwh_below: bool = False) -> Te
     offsets = offsets if offsets.dtype == torch.float64 else offsets.float()
     sides = anchors[..., 2:] - anchors[..., :2]
     centers = anchors[..., :2] + sides / 2 + offsets[..., :2] * sides
-    half = (
-        sides
-        * torch.exp(offsets[..., 2:].clamp(-MAX_LOG_RATIO if clip_dwh_below else None, MAX_LOG_RATIO))
-        / 2
-    )
+    log_ratio = offsets[..., 2:].clamp(-MAX_LOG_RATIO if clip_dwh_below else None, MAX_LOG_RATIO)
+    half = sides * torch.exp(log_ratio) / 2
     return torch.cat([centers - half, centers + half], dim=-1)
 
 
