@@ -103,7 +103,7 @@ def train_baseline(
 
     The same seed gives the same losses on a CPU. DivergenceError when a loss is not finite.
     """
-    training, validation = data
+    validation = data[1]
     device = pick_device(config.device)
     config = resolve_config(config, device)
     folder.mkdir(parents=True, exist_ok=True)
