@@ -4,6 +4,7 @@ import copy
 import functools
 import pickle
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from test_convert import LONG, SHORT, SIZES, picture
 
 import retinanet
 from retinanet.cli import main
+from retinanet.config.io import flat
 from retinanet.data.scenes import NAMES
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.weights.foreign import convert
@@ -242,6 +244,11 @@ def content(meta, layout=None):
     return {"state_dict": weights, "meta": meta}
 
 
+def settings(info):
+    """All settings of a file's model by name."""
+    return SimpleNamespace(**flat(info.model))
+
+
 def imported(tmp_path, meta, layout=None, **how):
     torch.save(content(meta, layout), tmp_path / "theirs.pth")
     return import_weights(tmp_path / "theirs.pth", **how)[1]
@@ -262,7 +269,7 @@ def test_what_an_mmdetection_file_says_of_itself_is_taken_over(tmp_path):
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
-    model = imported(tmp_path, {"cfg": text, "dataset_meta": {"classes": ("a", "b")}}).model
+    model = settings(imported(tmp_path, {"cfg": text, "dataset_meta": {"classes": ("a", "b")}}))
     assert (model.score_threshold, model.max_detections, model.topk_candidates) == (0.1, 300, 500)
     assert (model.anchor_size, model.nms_threshold) == (3.0, 0.6)
     assert model.pixel_mean == pytest.approx((0.5, 0, 0.2))
@@ -270,16 +277,16 @@ def test_what_an_mmdetection_file_says_of_itself_is_taken_over(tmp_path):
     assert (model.pixel_order, model.backbone_stride, model.p7_relu) == ("rgb", "3x3", False)
     augmented = "tta_model = dict(tta_cfg=dict(nms=dict(iou_threshold=0.9), max_per_img=7))"
     sizes = "test_pipeline = [dict(keep_ratio=True, scale=(512, 320), type='Resize')]"
-    others = imported(tmp_path, {"cfg": f"{text}\n{augmented}\n{sizes}\n", "CLASSES": ["a", "b"]}).model
+    others = settings(imported(tmp_path, {"cfg": f"{text}\n{augmented}\n{sizes}\n", "CLASSES": ["a", "b"]}))
     assert (others.nms_threshold, others.max_detections, others.scale, others.max_side) == (
         0.6,
         300,
         320,
         512,
     )
-    inherited = imported(
-        tmp_path, {"config": f"base.py\n{PYTORCH}\nchild.py\n{CAFFE}", "CLASSES": ["a", "b"]}
-    ).model
+    inherited = settings(
+        imported(tmp_path, {"config": f"base.py\n{PYTORCH}\nchild.py\n{CAFFE}", "CLASSES": ["a", "b"]})
+    )
     assert (inherited.pixel_order, inherited.pixel_std) == ("bgr", pytest.approx((1 / 255,) * 3))
     assert inherited.backbone_stride == "3x3"  # a ResNet-18 has no 1x1 that it could be in
 
@@ -288,8 +295,8 @@ def test_a_file_that_does_not_tell_its_style_needs_it(tmp_path):
     with pytest.raises(ConfigError, match="--style"):
         imported(tmp_path, {"CLASSES": ["a", "b"]})
     assert imported(tmp_path, {"CLASSES": ["a", "b"]}, style="caffe").model.preprocess.pixel_order == "bgr"
-    told = imported(tmp_path, {"cfg": CAFFE, "CLASSES": ["a", "b"]}, style="pytorch").model
-    assert (told.pixel_order, told.backbone_stride) == ("rgb", "3x3")
+    chosen = settings(imported(tmp_path, {"cfg": CAFFE, "CLASSES": ["a", "b"]}, style="pytorch"))
+    assert (chosen.pixel_order, chosen.backbone_stride) == ("rgb", "3x3")
     out = tmp_path / "ours.safetensors"
     assert main(["import", str(tmp_path / "theirs.pth"), "--style", "caffe", "--out", str(out)]) == 0
     assert retinanet.load(out, device="cpu").preprocess.pixel_order == "bgr"
@@ -307,7 +314,7 @@ def test_the_constants_in_a_detectron2_file_are_believed(tmp_path):
         "pixel_mean": [[[103.53]], [[116.28]], [[123.675]]],
         "pixel_std": [[[57.375]], [[57.12]], [[58.395]]],
     }
-    model = import_weights(detectron2_file(tmp_path / "bgr.pkl", **constants), ["a", "b"])[1].model
+    model = settings(import_weights(detectron2_file(tmp_path / "bgr.pkl", **constants), ["a", "b"])[1])
     assert (model.pixel_order, model.backbone_stride) == ("bgr", "3x3")
     assert model.pixel_mean == pytest.approx((0.485, 0.456, 0.406))
     assert model.pixel_std == pytest.approx((0.229, 0.224, 0.225))
@@ -315,7 +322,7 @@ def test_the_constants_in_a_detectron2_file_are_believed(tmp_path):
         "pixel_mean": [[[123.675]], [[116.28]], [[103.53]]],
         "pixel_std": [[[58.395]], [[57.12]], [[57.375]]],
     }
-    model = import_weights(detectron2_file(tmp_path / "rgb.pkl", **constants), ["a", "b"])[1].model
+    model = settings(import_weights(detectron2_file(tmp_path / "rgb.pkl", **constants), ["a", "b"])[1])
     assert (model.pixel_order, model.pixel_std) == ("rgb", pytest.approx((0.229, 0.224, 0.225)))
     odd = {"anchor_generator.cell_anchors.0": np.ones((9, 4))}
     with pytest.raises(CheckpointError, match="anchors are not RetinaNet's"):
