@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..commands.train import resume_run
-from ..commands.train import run as train
 from ..config.commands import LabConfig, ResumeConfig
 from ..config.io import check, flat, override, reading, to_json
 from ..config.schema import TrainConfig
@@ -31,6 +29,8 @@ from ..files import sha256, write_atomically
 from ..inference.detector import Detector
 from ..inference.load import load, read_pretrained, resolve_weights
 from ..text import duration
+from ..training.run import resume_run
+from ..training.run import run as train
 from ..training.schedule import plan
 from ..training.setup import build_state, resolve_config
 from .baselines import FILE as BASELINE_FILE
