@@ -64,7 +64,6 @@ TO_OPEN = {
 }
 LONGEST = 380
 LONG_YET = {
-    "inference.video_io": 406,
     "lab.baselines": 403,
     "lab.figures": 433,
     "view.draw": 390,

@@ -1,11 +1,11 @@
-"""Videos in `predict`: each answered frame by frame, as lines of JSON and as a video with boxes.
+"""Videos in `predict`: each frame by frame, as lines of JSON and as a video with boxes.
 
     OUT/clip.about.json   what made the other two, and what was wrong with the source
-    OUT/clip.jsonl        the answers, one line a frame
+    OUT/clip.jsonl        the detections, one line a frame
     OUT/clip.mp4          the frames with boxes, if images are saved
 
-They appear whole and in this order, so a video is done when the last is there. One that was stopped is begun
-anew. Processes share a list of videos by rank and never talk to each other.
+Each appears whole. A video that was stopped is begun again. Processes share a list of videos by rank and never
+communicate.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,64 +36,56 @@ from .video_io import Frame, VideoReader, VideoWriter, pyav
 
 log = logging.getLogger("retinanet")
 
-Batch = tuple[list[Frame], list[Any]]
-"""Frames, and the packets of sound that were read with them."""
-
-Use = Callable[[list[Frame], list[Any], list[Detections]], None]
+Use = Callable[[list[Frame], list[Detections]], None]
 
 
 def check_videos(
-    sources: Sequence[str], pictures: Sequence[Path], videos: Sequence[Path], config: PredictConfig
+    sources: Sequence[str], images: Sequence[Path], videos: Sequence[Path], config: PredictConfig
 ) -> None:
     """ConfigError for what stands in the way of these videos, before a model is loaded."""
     if config.split is not None and (named := [source for source in sources if is_video(Path(source))]):
         raise ConfigError(f"--split goes with a data set of images; {named[0]} is a video")
     if videos:
         pyav(videos[0])
-        if config.batch < 1:
-            raise ConfigError(f"batch must be at least 1, not {config.batch}")
-        if pictures and world() > 1:
+        if images and world() > 1:
             raise ConfigError(
                 f"several processes share either images or videos ({videos[0]}): give them to two commands"
             )
 
 
 def not_ours(videos: Sequence[Path], out: Path | None) -> list[Path]:
-    """The videos without those that we have drawn: where --out lies inside a source, they are there when a
-    run continues.
-    """
+    """The videos without those that were drawn here: where --out lies inside a source, a run that continues
+    finds them."""
     if out is None:
         return list(videos)
     folder = os.path.abspath(out)
 
     def ours(file: Path) -> bool:
         here = os.path.dirname(os.path.abspath(file)) == folder and file.suffix == ".mp4"
-        return (
-            here and (_read(_about(out, file.stem)) or {}).get("threshold") is not None
-        )  # it is null where nothing was drawn
+        # the threshold is null where nothing was drawn
+        return here and _read_about(out, file.stem).get("threshold") is not None
 
     return [file for file in videos if not ours(file)]
 
 
 def show_videos(detector: Detector, videos: Sequence[Path], threshold: float, config: PredictConfig) -> bool:
     """Print how many objects of each class the frames of this process's videos hold; true when all could be
-    read to their ends.
-    """
+    decoded."""
     good = True
     for file in videos[rank() :: world()]:
 
-        def use(frames: list[Frame], voices: list[Any], found: list[Detections], file: Path = file) -> None:
-            counts = [Counter(name for name, _, _ in one.above(threshold)) for one in found]
-            lines = [
-                f"{file} {float(frame.time):.3f} s: {_in_words(count)}"
-                for frame, count in zip(frames, counts, strict=True)
-            ]
-            print("\n".join(lines) + "\n", end="", flush=True)
+        def use(frames: list[Frame], found: list[Detections], file: Path = file) -> None:
+            for frame, one in zip(frames, found, strict=True):
+                counts = Counter(name for name, _, _ in one.above(threshold))
+                each = ", ".join(f"{count} {name}" for name, count in counts.items())
+                objects = f"{counts.total()} objects" + (f": {each}" if each else "")
+                print(f"{file} {float(frame.time):.3f} s: {objects}\n", end="", flush=True)
 
         try:
             with VideoReader(file, config.max_pixels) as clip:
-                stream(detector, clip.batches(config.batch), config.batch, use)
-            good = _told(clip) and good
+                detect(detector, clip.batches(config.batch), config.batch, use)
+            if clip.problem:
+                raise DataError(f"{file}: {clip.problem}")
         except DataError as error:
             log.error("%s", error)
             good = False
@@ -110,12 +100,10 @@ def keep_videos(
     out: Path,
     settings: Mapping[str, Any],
 ) -> bool:
-    """Write the answers for this process's videos (the name of what is written -> file) that are not done;
-    true when all could be read.
+    """Write the detections for this process's videos (name of the files written -> video) that are not done.
 
-    Only the process that finds all of them done answers for those that could not be read: torchrun ends the
-    others as soon as one ends
-    with a status other than 0.
+    Returns whether all could be decoded. Only the process that finds all of them done says no: torchrun ends
+    the others as soon as one ends with a status other than 0.
     """
     belongs = {
         name: {**settings, "bytes": os.path.getsize(file) if file.exists() else None}
@@ -129,107 +117,97 @@ def keep_videos(
             continue
         file, about = videos[name], {**belongs[name], "file_name": videos[name].as_posix()}
         try:
-            with VideoReader(file, config.max_pixels) as clip:
-                predict_video(detector, clip, name, threshold, config, out, about)
+            with (
+                VideoReader(file, config.max_pixels) as clip,
+                VideoSink(out, name, clip, detector.category_ids, threshold, config.save_images) as sink,
+            ):
+                detect(detector, clip.batches(config.batch), config.batch, sink.write)
+                sink.close(about)
+            log.info("%s: %d frames, %d detections: %s", file, clip.done, sink.count, out / f"{name}.jsonl")
+            if clip.problem:
+                log.error("%s: %s", file, clip.problem)
         except DataError as error:
             log.error("%s", error)
-            _write(_about(out, name), {**about, "frames": 0, "problems": [str(error)]}, out)
-    found = {name: _read(_about(out, name)) or {} for name in videos}
+            _write_about(out, name, {**about, "frames": 0, "problems": [str(error)]})
+    found = [_read_about(out, name) for name in videos]
     settled = all(
-        found[name].get("frames") == 0 or is_done(out, name, belongs[name], config.save_images)
-        for name in videos
+        about.get("frames") == 0 or is_done(out, name, belongs[name], config.save_images)
+        for name, about in zip(videos, found, strict=True)
     )
-    return not (settled and any(about.get("problems") for about in found.values()))
+    return not (settled and any(about.get("problems") for about in found))
 
 
-def predict_video(
-    detector: Detector,
-    clip: VideoReader,
-    name: str,
-    threshold: float,
-    config: PredictConfig,
-    out: Path,
-    about: Mapping[str, Any],
-) -> None:
-    """The three files of one video, of which the drawn one is left out without `config.save_images`."""
-    begun = time.perf_counter()
-    batches = clip.batches(config.batch)
-    head = next(batches)
-    _, height, width = head[0][0].pixels.shape
-    batches = chain([head], batches)
-    del head  # else these frames would stay in memory
-    objects = 0
-    with ExitStack() as stack:
-        film = None
-        if config.save_images:
-            film = stack.enter_context(
-                VideoWriter(stack.enter_context(write_aside(out / f"{name}.mp4", out)), clip, height, width)
-            )
-        lines = stack.enter_context(write_text_atomically(out / f"{name}.jsonl", out))
-        progress = stack.enter_context(progress_bar(clip.count if is_main_process() else 0, clip.file.name))
+class VideoSink:
+    """The files of one video in `out`; `close` makes them appear, an error before it leaves none."""
 
-        def use(frames: list[Frame], voices: list[Any], found: list[Detections]) -> None:
-            nonlocal objects
-            for frame, one in zip(frames, found, strict=True):
-                lines.write(json.dumps(row(frame, one, detector.category_ids), allow_nan=False) + "\n")
-                if film is not None:
-                    shown = one.above(threshold)
-                    film.write(draw(frame.pixels, shown) if len(shown) else frame.pixels, frame.time)
-                objects += len(one)
-                progress(frame.number + 1)
-            if film is not None:
-                film.add_sound(voices)
+    def __init__(
+        self,
+        out: Path,
+        name: str,
+        clip: VideoReader,
+        category_ids: Sequence[int],
+        threshold: float,
+        save_images: bool,
+    ) -> None:
+        self.out, self.name, self.clip, self.category_ids = out, name, clip, category_ids
+        self.threshold, self.save_images = threshold, save_images
+        self.count = 0
+        self.size: tuple[int, ...] = ()
+        self._files = ExitStack()
+        self._lines = self._files.enter_context(write_text_atomically(out / f"{name}.jsonl", out))
+        bar = progress_bar(clip.count if is_main_process() else 0, clip.file.name)
+        self._progress = self._files.enter_context(bar)
 
-        stream(detector, batches, config.batch, use)
-        _write(
-            _about(out, name),
-            {
-                **about,
-                "width": width,
-                "height": height,
-                "frames": clip.done,
-                "frame_rate": round(float(clip.rate), 6),
-                "sound_left_out": clip.silenced if film is None else film.left_out,
-                "problems": clip.problems(),
-            },
-            out,
-        )
-    spent = time.perf_counter() - begun
-    log.info(
-        "%s: %d frames, %d answers in %.1f s (%.1f frames a second): %s",
-        *(clip.file, clip.done, objects, spent, clip.done / spent, out / f"{name}.jsonl"),
-    )
-    if film is not None and film.left_out:
-        log.info(
-            "%s: its sound (%s) is left out: it does not go into an MP4 as it is",
-            clip.file,
-            ", ".join(film.left_out),
-        )
-    _told(clip)
+    def write(self, frames: list[Frame], detections: list[Detections]) -> None:
+        """Some more frames with their detections, all above the model's own score threshold."""
+        for frame, found in zip(frames, detections, strict=True):
+            if not self.size:
+                self.size = tuple(frame.pixels.shape[1:])
+                if self.save_images:
+                    place = self._files.enter_context(write_aside(self.out / f"{self.name}.mp4", self.out))
+                    self._video = self._files.enter_context(VideoWriter(place, self.clip, *self.size))
+            self._lines.write(json.dumps(row(frame, found, self.category_ids), allow_nan=False) + "\n")
+            if self.save_images:
+                shown = found.above(self.threshold)
+                self._video.write(draw(frame.pixels, shown) if len(shown) else frame.pixels, frame.time)
+            self.count += len(found)
+            self._progress(frame.number + 1)
+
+    def close(self, about: Mapping[str, Any]) -> None:
+        """Write what made the files, then the files."""
+        height, width = self.size
+        about = {**about, "width": width, "height": height, "frames": self.clip.done}
+        problems = [self.clip.problem] if self.clip.problem else []
+        rate = round(float(self.clip.rate), 6)
+        _write_about(self.out, self.name, {**about, "frame_rate": rate, "problems": problems})
+        self._files.close()
+
+    def __enter__(self) -> VideoSink:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
 
 
-def stream(detector: Detector, batches: Iterator[Batch], size: int, use: Use) -> None:
-    """Decode, answer and use what was found, a batch each at the same time and in order; at most four are
-    held, however long the video.
-    """
+def detect(detector: Detector, batches: Iterator[list[Frame]], size: int, use: Use) -> None:
+    """Decode, detect and use what was found, a batch each at the same time and in order; at most four are
+    held, however long the video."""
     with ThreadPoolExecutor(2) as pool:
         used: Future[None] | None = None
         coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
+        while (frames := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
-            frames, voices = batch
-            found = detector.predict([frame.pixels for frame in frames], size) if frames else []
+            found = detector.predict([frame.pixels for frame in frames], size)
             if used is not None:
                 used.result()
-            used = pool.submit(use, frames, voices, found)
+            used = pool.submit(use, frames, found)
         if used is not None:
             used.result()
 
 
 def row(frame: Frame, found: Detections, category_ids: Sequence[int]) -> dict[str, Any]:
-    """A line of the answers: boxes and scores as in predictions.json, [x, y, width, height] in pixels of the
-    upright frame.
-    """
+    """A line of the JSON: boxes and scores as in predictions.json, [x, y, width, height] in pixels of the
+    upright frame."""
     boxes, scores, labels = found.numpy()
     columns = (
         labels.tolist(),
@@ -240,15 +218,14 @@ def row(frame: Frame, found: Detections, category_ids: Sequence[int]) -> dict[st
         {"category_id": category_ids[label], "name": found.names[label], "bbox": box, "score": score}
         for label, box, score in zip(*columns, strict=True)
     ]
-    damaged = {"damaged": True} if frame.damaged else {}
-    return {"frame": frame.number, "time": round(float(frame.time), 6), **damaged, "detections": detections}
+    return {"frame": frame.number, "time": round(float(frame.time), 6), "detections": detections}
 
 
-def is_done(out: Path, name: str, belongs: Mapping[str, Any], pictures: bool) -> bool:
+def is_done(out: Path, name: str, belongs: Mapping[str, Any], images: bool) -> bool:
     """Whether a video's files are all there; ConfigError when they are of another prediction, or not ours."""
-    files = [out / f"{name}.jsonl", *([out / f"{name}.mp4"] if pictures else [])]
-    about = _read(_about(out, name))
-    if about is None or about.get("frames") == 0:  # what could not be read may be mended by now
+    files = [out / f"{name}.jsonl", *([out / f"{name}.mp4"] if images else [])]
+    about = _read_about(out, name)
+    if about.get("frames", 0) == 0:  # what could not be read may be repaired by now
         held = [file.name for file in (*files, *([] if about else [_about(out, name)])) if file.exists()]
         if held:
             raise ConfigError(
@@ -267,27 +244,15 @@ def _about(out: Path, name: str) -> Path:
     return out / f"{name}.about.json"
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read_about(out: Path, name: str) -> dict[str, Any]:
+    """What made the files of a video; empty where there is no such file of ours."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(_about(out, name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _write(file: Path, content: Mapping[str, Any], folder: Path) -> None:
-    with write_text_atomically(file, folder) as stream:
+def _write_about(out: Path, name: str, content: Mapping[str, Any]) -> None:
+    with write_text_atomically(_about(out, name), out) as stream:
         json.dump(content, stream, indent=1)
-
-
-def _in_words(counts: Mapping[str, int]) -> str:
-    """'3 objects: 2 circle, 1 star'."""
-    each = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{sum(counts.values())} objects" + (f": {each}" if each else "")
-
-
-def _told(clip: VideoReader) -> bool:
-    """Log what was wrong with a video; true when nothing was."""
-    for problem in clip.problems():
-        log.error("%s: %s", clip.file, problem)
-    return not clip.problems()
