@@ -1,11 +1,11 @@
 """A long prediction on its way: a part for each finished block of images, one file of them all in the end.
 
-The processes that share a list of images never talk to each other. Each takes every W-th block and leaves a
-part when one is done; who then finds that none is missing merges them. So a run may be stopped anywhere and
-continued by any number of processes.
+The processes that share a list of images never communicate. Each takes every W-th block and leaves a part when
+one is done; the process that finds none missing merges them. So a run may be stopped anywhere and continued by
+any number of processes.
 
-    OUT/about.json        what the answers belong to; written first, never removed
-    OUT/parts/N.jsonl     block N is done: its images in one line of JSON, then its answers, one a line
+    OUT/about.json        what the detections belong to; written first, never removed
+    OUT/parts/N.jsonl     block N is done: its images in one line of JSON, then its detections, one a line
     OUT/images.json, OUT/failed.json, and last OUT/predictions.json, after which the parts go
 """
 
@@ -15,9 +15,7 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +38,12 @@ the time of 200 images.
 SHARES = 16
 """Blocks of a list in between: enough for eight processes to have equal shares."""
 
-ABOUT, PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES = (
-    "about.json",
-    "predictions.json",
-    "images.json",
-    "failed.json",
-    "parts",
-    "pictures",
-)
+ABOUT, PREDICTIONS, IMAGES, FAILED = "about.json", "predictions.json", "images.json", "failed.json"
+PARTS, PICTURES = "parts", "pictures"
 
 
 def block_size(count: int) -> int:
-    """Images of a block in a list of `count`: the same for any number of processes, since another number
-    may continue.
-    """
+    """Images of a block in a list of `count`; it does not depend on the number of processes, which may change."""
     return min(LARGEST, max(SMALLEST, count // SHARES))
 
 
@@ -64,8 +54,7 @@ def blocks_of(count: int) -> list[range]:
 
 
 class OutputFolder:
-    """The folder of a prediction: claimed once, filled block by block by any number of processes, merged when
-    no block is missing.
+    """The folder of a prediction: claimed once, filled block by block, merged when no block is missing.
 
         folder = OutputFolder(out)
         folder.claim(settings, count)
@@ -73,8 +62,8 @@ class OutputFolder:
             folder.write(number, images, failed, rows)
         all_read = folder.finish()
 
-    ConfigError when `path` holds a training run or a finished prediction, before a model is loaded. One of
-    several processes may only be late: `claim` looks closer there.
+    ConfigError when `path` holds a training run or a finished prediction, before a model is loaded. With
+    several processes a finished prediction may mean that this one started late: `claim` decides there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,22 +76,21 @@ class OutputFolder:
             )
 
     def without_drawn(self, paths: list[Path]) -> list[Path]:
-        """The images without our own: where the folder lies inside a source, they are not there when a run
-        begins but when it continues.
-        """
+        """The images without those drawn here: where the folder is inside a source, a run that continues finds
+        them."""
         if not (self.path / PICTURES).exists():
             return paths
         drawn = os.path.abspath(self.path / PICTURES) + os.sep
         return [path for path in paths if not os.path.abspath(path).startswith(drawn)]
 
     def claim(self, settings: Mapping[str, Any], count: int) -> None:
-        """Claim the folder for the prediction of `count` images that the settings describe, or find that it
-        is so already; ConfigError when it holds anything else.
+        """Claim the folder for the prediction of `count` images that the settings describe, or continue it.
 
-        Several processes may begin at once: they write the same, and each file appears whole.
+        ConfigError when the folder holds anything else. Several processes may begin at once: they write the
+        same, and each file appears whole.
         """
         out = self.path
-        # looked for before about.json is: if a fellow process made these, it has written that first
+        # checked before about.json is: another process that made these has written that first
         held = [name for name in (PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES) if (out / name).exists()]
         if not (out / ABOUT).exists():
             if held:
@@ -114,11 +102,10 @@ class OutputFolder:
         try:
             found = json.loads((out / ABOUT).read_text(encoding="utf-8"))
         except ValueError:
-            found = None
+            found = []
         if found != settings:
-            other = [
-                name for name in settings if not isinstance(found, dict) or found.get(name) != settings[name]
-            ]
+            known = found if isinstance(found, dict) else {}
+            other = [name for name in settings if known.get(name, found) != settings[name]]
             raise ConfigError(
                 f"{out} holds the parts of another prediction, with other {', '.join(other)}; choose another "
                 f"--out, or delete it"
@@ -128,44 +115,38 @@ class OutputFolder:
     def done(self) -> set[int]:
         """The numbers of the finished blocks."""
         found = {int(file.stem) for file in (self.path / PARTS).glob("*.jsonl")}
-        # looked for after the parts: where it is, they may be on their way out
+        # checked after the parts: another process may be removing these
         return set(range(len(self.blocks))) if (self.path / PREDICTIONS).exists() else found
 
     def todo(self) -> dict[int, range]:
         """This process's share of the blocks, without those that are done: number -> positions."""
         done = self.done()
         if done:
-            finished, total = (
-                sum(map(len, blocks)) for blocks in ([self.blocks[number] for number in done], self.blocks)
-            )
-            log.info("%d of %d images are done already", finished, total)
+            finished = sum(len(self.blocks[number]) for number in done)
+            log.info("%d of %d images are done already", finished, sum(map(len, self.blocks)))
         mine = range(rank(), len(self.blocks), world())
         return {number: self.blocks[number] for number in mine if number not in done}
 
     def write(
         self, number: int, images: list[dict[str, Any]], failed: list[dict[str, Any]], rows: Iterable[str]
     ) -> None:
-        """Mark a block as done: its images, those that could not be read, and the detections as rows of
-        JSON.
-        """
+        """Mark a block as done: its images, those that could not be read, and the detections as JSON."""
         rows = list(rows)
         with write_text_atomically(shard_path(self.path, number), self.path / PARTS) as file:
-            file.write(json.dumps({"answers": len(rows), "images": images, "failed": failed}))
+            file.write(json.dumps({"detections": len(rows), "images": images, "failed": failed}))
             file.writelines("\n" + row for row in rows)
 
     def finish(self) -> bool:
         """Merge the blocks if none is missing; false if this process merged them and some image failed.
 
-        Only the process that merges reports the images that could not be read, for all of them: torchrun ends
+        Only a process that merges reports the images that could not be read, for all of them: torchrun ends
         the others as soon as one ends with a status other than 0, and they may still be at work.
         """
         if len(self.done()) < len(self.blocks):
-            log.info(
-                "this process has done its share; the one that is ready last merges the parts in %s",
-                self.path,
-            )
+            log.info("this process has done its share; the last one merges the parts in %s", self.path)
             return True
-        return not (merge_shards(self.path, len(self.blocks)) and (self.path / FAILED).exists())
+        merge_shards(self.path, len(self.blocks))
+        return not (self.path / FAILED).exists()
 
 
 def shard_path(out: Path, number: int) -> Path:
@@ -173,40 +154,36 @@ def shard_path(out: Path, number: int) -> Path:
     return out / PARTS / f"{number:06d}.jsonl"
 
 
-def merge_shards(out: Path, count: int) -> bool:
-    """Make predictions.json, images.json and failed.json of `count` parts, and remove these; false where
-    another process is at it.
+def merge_shards(out: Path, count: int) -> None:
+    """Make predictions.json, images.json and failed.json of `count` parts, and remove these.
+
+    Several processes may merge at once: each file appears whole, with the same bytes.
     """
-    with only_one(out / ABOUT) as mine:
-        if mine:
-            try:
-                if not (out / PREDICTIONS).exists():
-                    _merge_shards(out, [shard_path(out, number) for number in range(count)])
-            except FileNotFoundError:
-                if not (out / PREDICTIONS).exists():
-                    raise
-                # on a disk without locks another process was at it too, and sooner
-            shutil.rmtree(out / PARTS, ignore_errors=True)
-        return mine
+    files = [shard_path(out, number) for number in range(count)]
+    try:
+        if not (out / PREDICTIONS).exists():
+            _write_lists(out, files)
+    except FileNotFoundError:  # another process has removed the parts
+        if not (out / PREDICTIONS).exists():
+            raise
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
-def _merge_shards(out: Path, files: list[Path]) -> None:
-    done, answers, failed = 0, 0, []
+def _write_lists(out: Path, files: list[Path]) -> None:
+    done, detections, failed = 0, 0, []
     for head in _heads(files):
         done += len(head["images"])
-        answers += head["answers"]
+        detections += head["detections"]
         failed += head["failed"]
     if failed:
         write_list(out / FAILED, out / PARTS, map(json.dumps, failed))
-    write_list(
-        out / IMAGES, out / PARTS, (json.dumps(entry) for head in _heads(files) for entry in head["images"])
-    )
-    write_list(
-        out / PREDICTIONS, out / PARTS, _rows(files)
-    )  # last: where it is, nothing else is needed any more
-    log.info("%d of %d images done, %d answers: %s", done, done + len(failed), answers, out / PREDICTIONS)
+    images = (json.dumps(entry) for head in _heads(files) for entry in head["images"])
+    write_list(out / IMAGES, out / PARTS, images)
+    write_list(out / PREDICTIONS, out / PARTS, _rows(files))  # last: where it is, all is done
+    total = done + len(failed)
+    log.info("%d of %d images done, %d detections: %s", done, total, detections, out / PREDICTIONS)
     if failed:
-        log.error("%d of %d images could not be read: %s", len(failed), done + len(failed), out / FAILED)
+        log.error("%d of %d images could not be read: %s", len(failed), total, out / FAILED)
 
 
 def _heads(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
@@ -216,7 +193,7 @@ def _heads(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _rows(files: Iterable[Path]) -> Iterator[str]:
-    """The answers as they stand in the parts, all those of a part at once."""
+    """The detections as they stand in the parts, all those of a part at once."""
     for file in files:
         _, _, rows = file.read_text(encoding="utf-8").partition("\n")
         if rows:
@@ -229,27 +206,3 @@ def write_list(file: Path, folder: Path, rows: Iterable[str]) -> None:
         stream.write("[")
         stream.writelines(f",\n{row}" if number else row for number, row in enumerate(rows))
         stream.write("]\n")
-
-
-@contextmanager
-def only_one(file: Path) -> Iterator[bool]:
-    """Whether this process has `file` for itself; the system takes it back from a process that dies, so
-    nothing is left to clear away.
-
-    It spares work and no more: on a disk without locks several processes may merge, and each renames a whole
-    file of the same bytes.
-    """
-    if sys.platform == "win32":
-        yield True
-        return
-    import fcntl
-
-    with file.open("r+b") as stream:
-        mine = True
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            mine = False
-        except OSError:  # no locks here
-            pass
-        yield mine

@@ -21,15 +21,15 @@ SLOWLY = f"""
 import sys, time
 from retinanet.cli import main
 from retinanet.inference import shards
-from retinanet.inference.detector import Detector
+from retinanet.commands import predict
 
-def slowly(*arguments, stream=Detector.stream, **settings):
+def slowly(*arguments, stream=predict.stream_with_images, **settings):
     for answer in stream(*arguments, **settings):
         yield answer
         time.sleep(0.3)
 
 shards.LARGEST = shards.SMALLEST = {BLOCK}
-Detector.stream = slowly
+predict.stream_with_images = slowly
 sys.exit(main(sys.argv[1:]))
 """
 
