@@ -58,8 +58,8 @@ def undrawn():
 
     draw = Figure.savefig
 
-    def save(figure, path):
-        path.touch() if path.suffix == ".png" else draw(figure, path)
+    def save(figure, path, **settings):
+        path.touch() if path.suffix == ".png" else draw(figure, path, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", save)

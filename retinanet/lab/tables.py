@@ -60,7 +60,6 @@ class Claim:
     control: Values = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Experiment:
     """A table: its rows and its claims.
 
@@ -68,10 +67,10 @@ class Experiment:
     timed  whether milliseconds per image belong to the result
     """
 
-    title: str
-    rows: Callable[[TrainConfig, str], list[Row]]
-    claims: tuple[Claim, ...] = ()
-    timed: bool = False
+    def __init__(
+        self, title: str, rows: Callable[[TrainConfig, str], list[Row]], *claims: Claim, timed: bool = False
+    ) -> None:
+        self.title, self.rows, self.claims, self.timed = title, rows, claims, timed
 
 
 CE = {"loss": "cross_entropy", "alpha": None}
@@ -224,60 +223,57 @@ def fig4(base: TrainConfig, alphas: str) -> list[Row]:
     return [Row({"loss": "FL", "gamma": 2.0}, focal(2.0, 0.25))]
 
 
+def beats(text: str, high: Values, *low: Values) -> Claim:
+    """The AP of `high` is above that of every row of `low`."""
+    return Claim(text, high, low)
+
+
+def fails(text: str, control: Values, *rows: Values) -> Claim:
+    """All `rows` diverge or learn nothing, while `control` trains."""
+    return Claim(text, fails=rows, control=control)
+
+
 EXPERIMENTS = {
     "table1a": Experiment(
         "Varying alpha for cross entropy (gamma = 0)",
         table1a,
-        (
-            Claim("balancing helps: alpha 0.75 beats 0.5", {"alpha": 0.75}, ({"alpha": 0.5},)),
-            Claim(
-                "too small an alpha fails: 0.1 learns nothing",
-                fails=({"alpha": 0.1},),
-                control={"alpha": 0.75},
-            ),
-            Claim("too large an alpha hurts: 0.75 beats 0.999", {"alpha": 0.75}, ({"alpha": 0.999},)),
-        ),
+        beats("balancing helps: alpha 0.75 beats 0.5", {"alpha": 0.75}, {"alpha": 0.5}),
+        fails("too small an alpha fails: 0.1 learns nothing", {"alpha": 0.75}, {"alpha": 0.1}),
+        beats("too large an alpha hurts: 0.75 beats 0.999", {"alpha": 0.75}, {"alpha": 0.999}),
     ),
     "table1b": Experiment(
         "Varying gamma for the focal loss",
         table1b,
-        tuple(
-            Claim(text, {"gamma": 2.0}, ({"gamma": gamma},))
-            for gamma, text in (
-                (0.0, "the focal loss beats cross entropy: gamma 2 over gamma 0"),
-                (0.5, "a larger gamma is better up to 2: gamma 2 over 0.5"),
-                (5.0, "and then worse: gamma 2 over 5"),
-            )
-        ),
+        beats("the focal loss beats cross entropy: gamma 2 over gamma 0", {"gamma": 2.0}, {"gamma": 0.0}),
+        beats("a larger gamma is better up to 2: gamma 2 over 0.5", {"gamma": 2.0}, {"gamma": 0.5}),
+        beats("and then worse: gamma 2 over 5", {"gamma": 2.0}, {"gamma": 5.0}),
     ),
     "table1c": Experiment(
         "Varying the scales and aspect ratios of the anchors",
         table1c,
-        (
-            Claim("more anchors help: 3 x 3 over 1 x 1", anchors_of(3, 3), (anchors_of(1, 1),)),
-            Claim("up to 6 or 9: 2 x 3 over 4 x 3", anchors_of(2, 3), (anchors_of(4, 3),)),
-        ),
+        beats("more anchors help: 3 x 3 over 1 x 1", anchors_of(3, 3), anchors_of(1, 1)),
+        beats("up to 6 or 9: 2 x 3 over 4 x 3", anchors_of(2, 3), anchors_of(4, 3)),
     ),
     "table1d": Experiment(
         "The focal loss against hard example mining",
         table1d,
-        tuple(
-            Claim(
-                f"the focal loss beats every {method}",
+        *(
+            beats(
+                f"the focal loss beats every {name}",
                 {"method": "FL"},
-                tuple(row for row in MINED if row["method"] == method),
+                *(row for row in MINED if row["method"] == name),
             )
-            for method in ("OHEM", "OHEM 1:3")
+            for name in ("OHEM", "OHEM 1:3")
         ),
     ),
     "table1e": Experiment(
         "Accuracy and speed by depth and image scale",
         table1e,
-        tuple(
-            Claim(
+        *(
+            beats(
                 f"larger images are better: 8/6 of the scale over 4/6, on the {depth} backbone",
                 {"depth": depth, "sixths": 8},
-                ({"depth": depth, "sixths": 4},),
+                {"depth": depth, "sixths": 4},
             )
             for depth in ("shallower", "deeper")
         ),
@@ -286,69 +282,58 @@ EXPERIMENTS = {
     "table2": Experiment(
         "RetinaNet beside a two-stage and another one-stage detector",
         table2,
-        tuple(
-            Claim(f"RetinaNet beats the {kind} detector", {"method": "RetinaNet"}, ({"method": method},))
-            for kind, method in (("two-stage", "Faster R-CNN w FPN"), ("one-stage", "SSD"))
+        beats(
+            "RetinaNet beats the two-stage detector",
+            {"method": "RetinaNet"},
+            {"method": "Faster R-CNN w FPN"},
         ),
+        beats("RetinaNet beats the one-stage detector", {"method": "RetinaNet"}, {"method": "SSD"}),
         timed=True,
     ),
     "table3": Experiment(
         "FL and FL* against cross entropy",
         table3,
-        tuple(
-            Claim(f"{text} cross entropy{setting}", values, ({"loss": "CE"},))
-            for text, setting, values in (
-                ("FL beats", "", {"loss": "FL"}),
-                ("FL* beats", " (gamma 2, beta 1)", {"loss": "FL*", "gamma": 2.0}),
-                ("FL* beats", " (gamma 4, beta 0)", {"loss": "FL*", "gamma": 4.0}),
-            )
-        ),
+        beats("FL beats cross entropy", {"loss": "FL"}, {"loss": "CE"}),
+        beats("FL* beats cross entropy (gamma 2, beta 1)", {"loss": "FL*", "gamma": 2.0}, {"loss": "CE"}),
+        beats("FL* beats cross entropy (gamma 4, beta 0)", {"loss": "FL*", "gamma": 4.0}, {"loss": "CE"}),
     ),
     "prior": Experiment(
         "The prior pi of the initialisation",
         prior,
-        (
-            Claim(
-                "without the prior cross entropy diverges or learns nothing",
-                fails=({"loss": "CE", "pi": NO_PRIOR},),
-                control={"loss": "CE", "pi": 0.01},
-            ),
-            Claim(
-                "with pi = 0.01 it trains: better than without",
-                {"loss": "CE", "pi": 0.01},
-                ({"loss": "CE", "pi": NO_PRIOR},),
-            ),
+        fails(
+            "without the prior cross entropy diverges or learns nothing",
+            {"loss": "CE", "pi": 0.01},
+            {"loss": "CE", "pi": NO_PRIOR},
+        ),
+        beats(
+            "with pi = 0.01 it trains: better than without",
+            {"loss": "CE", "pi": 0.01},
+            {"loss": "CE", "pi": NO_PRIOR},
         ),
     ),
     "hinge": Experiment(
         "The hinge loss on p_t",
         hinge,
-        (
-            Claim("it gives no meaningful result", fails=HINGES, control={"loss": "FL"}),
-            Claim("the focal loss beats it", {"loss": "FL"}, HINGES),
-        ),
+        fails("it gives no meaningful result", {"loss": "FL"}, *HINGES),
+        beats("the focal loss beats it", {"loss": "FL"}, *HINGES),
     ),
     "pyramid": Experiment(
         "The designs of the pyramid",
         pyramid,
-        (
-            Claim(
-                "FPN beats the other designs",
-                {"pyramid": "fpn"},
-                tuple({"pyramid": name} for name in ("single", "hierarchy", "finest")),
-            ),
+        beats(
+            "FPN beats the other designs",
+            {"pyramid": "fpn"},
+            *({"pyramid": name} for name in ("single", "hierarchy", "finest")),
         ),
     ),
     "fig4": Experiment("Cumulative losses of a trained model", fig4),
     "fig7": Experiment(
         "FL* over a grid of gamma and beta",
         fig7,
-        (
-            Claim(
-                "FL* beats cross entropy for a range of settings: gamma 2, beta 1",
-                {"gamma": 2.0, "beta": 1.0},
-                ({"gamma": 0.0},),
-            ),
+        beats(
+            "FL* beats cross entropy for a range of settings: gamma 2, beta 1",
+            {"gamma": 2.0, "beta": 1.0},
+            {"gamma": 0.0},
         ),
     ),
 }

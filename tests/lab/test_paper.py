@@ -21,16 +21,11 @@ def printed():
 def test_the_tables_are_those_of_the_paper(printed):
     assert {name for name in printed if name.startswith("table")} == set(paper.TABLES)
     for name, table in paper.TABLES.items():
-        told = printed[name]
-        assert (table.name, table.title, list(table.columns)) == (name, told["title"], told["columns"])
-        assert [list(row) for row in table.rows] == told["rows"]
-        assert table.where == {key: told[key] for key in ("backbone", "scale", "split") if key in told}
+        assert list(table.columns) == printed[name]["columns"]
+        assert [list(row) for row in table.rows] == printed[name]["rows"]
 
 
-def test_the_facts_are_those_of_the_paper(printed):
-    assert {fact.name: fact.value for fact in paper.FACTS} == printed["text"]
-    assert all(fact.source.startswith("Lin et al. 2017, ") for fact in paper.FACTS)
-    assert f"{paper.EFFECTIVE_AP} AP" in printed["text"]["figure 7"]
+def test_the_other_detectors_time_is_that_of_the_text(printed):
     assert f"against {paper.FASTER_RCNN_MILLISECONDS:.0f} ms" in " ".join(map(str, printed["text"].values()))
 
 
