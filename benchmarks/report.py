@@ -18,12 +18,13 @@ HEAD = """# Speed
 
 This page compares the speed of this package with torchvision's. `python benchmarks/report.py` writes it.
 
-Each script runs both sides in one process, and the sides take turns. The tables give ratios. The speed of the machine
-changes from hour to hour, so do not compare seconds of different tables. The command above a table measured it.
-`benchmarks/README.md` says how the scripts deal with noise.
+Each script runs both sides in one process, and the sides take turns. The tables give ratios. The speed of the
+machine changes from hour to hour, so do not compare seconds of different tables. The command above a table
+measured it. `benchmarks/README.md` says how the scripts deal with noise.
 
-Missed targets stay in the tables. Training and inference spend most of their time in convolutions, which torchvision
-runs too. "Arithmetic a second" is compared with a matrix product: at 1.00 the processor can do no more.
+Missed targets stay in the tables. Training and inference spend most of their time in convolutions, which
+torchvision runs too. "Arithmetic a second" is compared with a matrix product: at 1.00 the processor can do no
+more.
 """
 PICTURES = {"growth": "![Seconds and bytes of a training step, beside the expected slopes](growth.svg)\n"}
 Line = tuple[str, str, str]
