@@ -23,7 +23,9 @@ def check(config: Any) -> None:
 
     The fields say what each may be: the type its words and how many numbers, `setting` their range.
     """
-    wrong = [*_faults(config)] or [*_contradictions(flat(config))]
+    values = flat(config)
+    faults = (_fault(name, values[name], *known) for name, known in declared(config).items())
+    wrong = [*filter(None, faults)] or [*_contradictions(values)]
     if wrong:
         raise ConfigError("\n".join(wrong))
 
@@ -34,30 +36,25 @@ def limits(kind: type, name: str) -> tuple[float, float]:
     return known["low"], known["high"]
 
 
-def _faults(config: Any) -> Iterator[str]:
-    """What is wrong with each setting by itself."""
-    hints = get_type_hints(type(config))
-    for entry in fields(config):
-        name, value = entry.name, getattr(config, entry.name)
-        if is_dataclass(value):
-            yield from _faults(value)
-            continue
-        low, high = entry.metadata.get("low"), entry.metadata.get("high")
-        kinds = _alternatives(hints[name])
-        words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-        several = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), None)
-        span = _span(low, high)
-        if (value is None and NoneType in kinds) or value in words:
-            continue
-        if several and several[0] is not str:
-            count = None if several[-1] is ... else len(several)
-            long = isinstance(value, (tuple, list)) and (len(value) == count if count else len(value) > 0)
-            if not long or not all(_within(one, low, high) for one in value):
-                yield f"{name} must be {f'{count} ' if count else ''}numbers{span}, not {value}"
-        elif words and (not span or isinstance(value, str)):
-            yield str(unknown_name_error(name, value, map(str, words)))
-        elif span and not _within(value, low, high):
-            yield f"{name} must be{span}, not {value}"
+def _fault(name: str, value: Any, entry: Field[Any], kind: Any) -> str | None:
+    """What is wrong with a setting by itself."""
+    low, high = entry.metadata.get("low"), entry.metadata.get("high")
+    kinds = _alternatives(kind)
+    words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+    several = next((get_args(one) for one in kinds if get_origin(one) is tuple), None)
+    span = _span(low, high)
+    if (value is None and NoneType in kinds) or value in words:
+        return None
+    if several and several[0] is not str:
+        count = None if several[-1] is ... else len(several)
+        long = isinstance(value, (tuple, list)) and (len(value) == count if count else len(value) > 0)
+        if not long or not all(_within(one, low, high) for one in value):
+            return f"{name} must be {f'{count} ' if count else ''}numbers{span}, not {value}"
+    elif words and (not span or isinstance(value, str)):
+        return str(unknown_name_error(name, value, map(str, words)))
+    elif span and not _within(value, low, high):
+        return f"{name} must be{span}, not {value}"
+    return None
 
 
 def _contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -117,9 +114,11 @@ def override(config: Config, settings: Mapping[str, Any], foreign: bool = False)
     `foreign`.
     """
     assert is_dataclass(config)
-    left = dict(settings)
-    for name, (entry, _) in declared(config).items():
-        if name in left and entry.metadata.get("foreign") and not foreign:
+    known = declared(config)
+    for name in settings:
+        if name not in known:
+            raise unknown_name_error("setting", name, known)
+        if known[name][0].metadata.get("foreign") and not foreign:
             raise ConfigError(
                 f"{name} keeps the boxes of imported weights; `retinanet import` sets it, training does not"
             )
@@ -127,12 +126,10 @@ def override(config: Config, settings: Mapping[str, Any], foreign: bool = False)
     for part in fields(config):
         value = getattr(config, part.name)
         if is_dataclass(value):
-            own = flat(value).keys() & left.keys()
-            changes[part.name] = override(value, {name: left.pop(name) for name in sorted(own)}, foreign)
-        elif part.name in left:
-            changes[part.name] = left.pop(part.name)
-    if left:
-        raise unknown_name_error("setting", next(iter(left)), flat(config))
+            own = {name: settings[name] for name in declared(value) if name in settings}
+            changes[part.name] = override(value, own, foreign)
+        elif part.name in settings:
+            changes[part.name] = settings[part.name]
     changed: Any = replace(config, **changes)  # type: ignore[type-var, unused-ignore]
     return cast(Config, changed)
 
@@ -195,9 +192,7 @@ def _from_text(text: str, kind: Any) -> Any:
 
 
 def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """A dataclass and its parts from what `to_json` left of them; an unknown name or a value of the wrong
-    kind is a ConfigError.
-    """
+    """A dataclass and its parts from `to_json`; ConfigError for an unknown name or a value of the wrong kind."""
     assert is_dataclass(kind)
     known = {entry.name for entry in fields(kind)}
     for name in values:
@@ -205,9 +200,7 @@ def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
             raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
     hints = get_type_hints(kind)
     found = {name: _from_json(hints[name], value) for name, value in values.items()}
-    wrong = [
-        name for name, value in found.items() if not is_dataclass(value) and not fits(value, hints[name])
-    ]
+    wrong = [name for name, value in found.items() if not (is_dataclass(value) or fits(value, hints[name]))]
     if wrong:
         raise ConfigError(f"{' and '.join(wrong)} cannot be what the file says")
     return kind(**found)
@@ -222,9 +215,7 @@ def _from_json(kind: Any, value: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of the kind that a dataclass declares; True is no number, and neither is
-    NaN.
-    """
+    """Whether a value from JSON is of the kind that a dataclass declares; neither True nor NaN is a number."""
     inner = get_args(kind)
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and len(value) > 0 and all(fits(one, inner[0]) for one in value)

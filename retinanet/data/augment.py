@@ -1,6 +1,4 @@
-"""Box-aware augmentation, by torchvision.transforms.v2: flip, scale jitter with random crop, photometric
-changes.
-"""
+"""Augmentation of images with boxes: flip, scale jitter with random crop, photometric changes."""
 
 from __future__ import annotations
 
@@ -8,16 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as transforms
 
 from ..model.preprocess import Preprocess
 
 COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
-"""Mild: v2's RandomPhotometricDistort also swaps the colour channels, which ruins classes that are told by
-colour.
-"""
+"""Mild: v2's RandomPhotometricDistort also swaps the colour channels, which ruins classes known by colour."""
 
 MIN_SIDE = 2.0
 """Pixels: what a crop leaves of a box below this is no object any more."""
@@ -28,9 +22,7 @@ MIN_VISIBLE = 0.25
 
 @dataclass(frozen=True)
 class Augment:
-    """flip: probability; jitter: range of the factor on the scale, drawn log-uniformly; photometric:
-    probability.
-    """
+    """flip, photometric: probabilities; jitter: range of the factor on the scale, drawn log-uniformly."""
 
     flip: float = 0.5
     jitter: tuple[float, float] = (1.0, 1.0)
@@ -49,20 +41,13 @@ class Augment:
         height, width = image.shape[-2:]
         image = preprocess.resized(image, preprocess.scale * factor)
         if image.is_floating_point():
-            image = (
-                image.round().byte()
-            )  # training needs no more than bytes, and the colours are changed in bytes
+            image = image.round().byte()  # training needs no more, and the colours are changed in bytes
         new_height, new_width = image.shape[-2:]
         boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
         image, boxes, labels = crop(image, boxes, labels, canvas)
         if torch.rand(()).item() < self.flip:
-            framed = tv_tensors.BoundingBoxes(
-                boxes, format="XYXY", canvas_size=(image.shape[-2], image.shape[-1])
-            )
-            image, boxes = (
-                transforms.horizontal_flip(image),
-                transforms.horizontal_flip(framed).as_subclass(Tensor),
-            )
+            image, (left, top, right, bottom) = image.flip(-1), boxes.unbind(1)
+            boxes = torch.stack([image.shape[-1] - right, top, image.shape[-1] - left, bottom], dim=1)
         if torch.rand(()).item() < self.photometric:
             image = COLOURS(image)
         return image, boxes, labels

@@ -1,5 +1,5 @@
-"""Batches. What a step learns from is a pure function of (seed, epoch, index): no worker's state, nor their
-number, matters.
+"""Batches. A sample is a pure function of (seed, epoch, index): neither the state of the workers nor their number
+matters.
 """
 
 from __future__ import annotations
@@ -61,13 +61,8 @@ class _Samples(TorchDataset[Batch | DataError]):
     def __init__(
         self, data: Dataset, preprocess: Preprocess, augment: Augment | None, seed: int, max_pixels: int
     ) -> None:
-        self.data, self.preprocess, self.augment, self.seed, self.max_pixels = (
-            data,
-            preprocess,
-            augment,
-            seed,
-            max_pixels,
-        )
+        self.data, self.preprocess, self.augment = data, preprocess, augment
+        self.seed, self.max_pixels = seed, max_pixels
         self._shared: Shared | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,32 +76,21 @@ class _Samples(TorchDataset[Batch | DataError]):
         self.data = self._shared.opened()
 
     def __getitem__(self, entry: Entry) -> Batch | DataError:
+        pairs = list(zip(entry.indices, entry.turns, strict=True))
         try:
-            samples = [
-                self.sample(entry.epoch, *which, entry.canvas)
-                for which in zip(entry.indices, entry.turns, strict=True)
-            ]
+            samples = [self.sample(entry.epoch, *pair, entry.canvas) for pair in pairs]
         except DataError as error:
             return error  # raised by a worker it would come with the worker's traceback
-        images, sizes = self.preprocess.stack([image for image, _, _ in samples], entry.canvas)
-        size_pairs = [(int(height), int(width)) for height, width in sizes.tolist()]
-        targets = Targets.pad(
-            [boxes for _, boxes, _ in samples], [labels for _, _, labels in samples], size_pairs
-        )
-        seeds = torch.tensor(
-            [
-                random_seed(self.seed, entry.epoch, *which, 1)
-                for which in zip(entry.indices, entry.turns, strict=True)
-            ]
-        )
-        return Batch(images, replace(targets, seeds=seeds), torch.tensor(entry.indices))
+        images, boxes, labels = zip(*samples, strict=True)
+        stacked, sizes = self.preprocess.stack(list(images), entry.canvas)
+        targets = Targets.pad(list(boxes), list(labels), [(int(h), int(w)) for h, w in sizes.tolist()])
+        seeds = torch.tensor([random_seed(self.seed, entry.epoch, *pair, 1) for pair in pairs])
+        return Batch(stacked, replace(targets, seeds=seeds), torch.tensor(entry.indices))
 
     def sample(
         self, epoch: int, index: int, turn: int, canvas: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One image at network size [3, h, w] uint8, its boxes [G, 4] and labels [G]; crowds are not for
-        training.
-        """
+        """One image at network size [3, h, w] uint8, its boxes [G, 4] and labels [G], without crowds."""
         image = read_image(self.data.path(index), self.max_pixels)
         rows = self.data.rows(index)
         single = ~self.data.crowd[rows]
@@ -115,16 +99,12 @@ class _Samples(TorchDataset[Batch | DataError]):
         if self.augment is None:
             height, width = image.shape[-2:]
             image = self.preprocess.resized(image)
-            return (
-                image,
-                boxes * torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2),
-                labels,
-            )
+            factors = torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2)
+            return image, boxes * factors, labels
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
             # not torch.manual_seed: that seeds every device too, and costs more than the flip
-            torch.default_generator.manual_seed(
-                random_seed(self.seed, epoch, index, *([turn] if turn else []))
-            )
+            parts = (epoch, index, turn) if turn else (epoch, index)
+            torch.default_generator.manual_seed(random_seed(self.seed, *parts))
             return self.augment(image, boxes, labels, self.preprocess, canvas)
 
 
@@ -152,9 +132,7 @@ def training_batches(
     pin: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Batch]:
-    """The batches of iterations start..stop-1. An image that cannot be decoded is a DataError that names
-    it.
-    """
+    """The batches of iterations start..stop-1. DataError names an image that cannot be decoded."""
     samples = _Samples(data, preprocess, augment, sampler.seed, max_pixels)
     return _load(samples, _Order(sampler, start, stop), workers, pin)
 
@@ -191,8 +169,6 @@ def _load(samples: _Samples, order: Any, workers: int, pin: bool) -> Iterator[Ba
 
 
 def _own_signals(worker: int) -> None:
-    """A worker does not inherit what the training does on Ctrl-C (which the terminal sends to all): it ends
-    when its parent says so.
-    """
+    """A worker ends when its parent does, not on Ctrl-C, which the terminal sends to all processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -10,20 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 from ..model.preprocess import Preprocess
-from .dataset import Dataset, Floats, Integers
+from .dataset import Dataset, Flags, Floats, Integers
 
 
 def repeat_factors(data: Dataset, threshold: float) -> Floats:
     """[N] how often each image should be shown in an epoch, so that rare classes are met more often.
 
     r_i = max over its classes c of max(1, sqrt(threshold / f_c)), f_c being the share of images that hold
-    class c
-    (Gupta et al., "LVIS", 2019, Sec. 5.1). An image without objects is shown once.
+    class c (Gupta et al., "LVIS", 2019, Sec. 5.1). An image without objects is shown once.
     """
     image = data.image_of_box()[~data.crowd]
-    pairs = np.unique(
-        np.stack([image, data.labels[~data.crowd]], axis=1), axis=0
-    )  # an image counts once for a class
+    # an image counts once for a class
+    pairs = np.unique(np.stack([image, data.labels[~data.crowd]], axis=1), axis=0)
     share = np.bincount(pairs[:, 1], minlength=len(data.names)) / max(1, len(data))
     factor = np.sqrt(np.maximum(1.0, threshold / np.maximum(share, 1e-12)))
     repeats = np.ones(len(data))
@@ -45,17 +43,14 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """The steps of a training, shuffled by epoch, tall and wide images apart; an epoch always has the same
-    number of steps.
+    """The steps of a training, shuffled by epoch, tall and wide images apart; all epochs have as many steps.
 
     sizes     [N, 2] height and width of the images
     batch     images of a step, over all processes
-    repeats   [N] how often an image is shown in an epoch, on average (`balance.repeat_factors`); None: each
-              once
+    repeats   [N] how often an image is shown in an epoch, on average (`repeat_factors`); None: each once
     rank      this process among `world`: it gets its share of each step, padded like the whole of it
 
-    Every image appears at least once in an epoch; the last step is filled up from the beginning of the
-    order.
+    Every image appears at least once in an epoch; the last step is filled up from the beginning of the order.
     """
 
     sizes: Integers
@@ -82,26 +77,21 @@ class Sampler:
     def steps_per_epoch(self) -> int:
         """A number that does not change from epoch to epoch."""
         tall, wide = (round(float(self._factors[group].sum())) for group in self._groups)
-        return (
-            wide // self.batch
-            + tall // self.batch
-            + -(-(wide % self.batch + tall % self.batch) // self.batch)
-        )
+        batch = self.batch
+        return wide // batch + tall // batch + -(-(wide % batch + tall % batch) // batch)
 
     def epoch(self, epoch: int) -> list[Entry]:
         """The whole steps of one epoch."""
         return [self._entry(epoch, *step) for step in self._steps(epoch)]
 
     def _steps(self, epoch: int) -> list[tuple[Integers, Integers]]:
-        """Indices and turns [batch] of each step. Entries follow one by one: those of COCO's 118,000 images
-        take a third of a second.
-        """
+        """Indices and turns [batch] of each step; to make all entries at once would take COCO a third of a second."""
         generator = np.random.default_rng(random_seed(self.seed, epoch))
         counts = self._counts(generator)
         indices = np.repeat(np.arange(len(self.sizes)), counts)
         turns = np.arange(len(indices)) - np.repeat(np.cumsum(counts) - counts, counts)
         order = generator.permutation(len(indices))
-        tall = _tall(self.sizes)[indices[order]]
+        tall = self._tall[indices[order]]
         batch = self.batch
         groups = [order[~tall], order[tall]]
         full = [group[: len(group) - len(group) % batch].reshape(-1, batch) for group in groups]
@@ -118,9 +108,12 @@ class Sampler:
         return Entry(epoch, chosen, turns.tolist(), canvas)
 
     @cached_property
+    def _tall(self) -> Flags:
+        return np.asarray(self.sizes[:, 0] > self.sizes[:, 1])
+
+    @cached_property
     def _groups(self) -> tuple[Integers, Integers]:
-        tall = _tall(self.sizes)
-        return np.flatnonzero(tall), np.flatnonzero(~tall)
+        return np.flatnonzero(self._tall), np.flatnonzero(~self._tall)
 
     @cached_property
     def _factors(self) -> Floats:
@@ -132,17 +125,16 @@ class Sampler:
         return factors
 
     def _counts(self, generator: np.random.Generator) -> Integers:
-        """[N] how often each image is shown: its factor rounded up or down by chance, always with the same
-        sum (systematic sampling).
-        """
+        """[N] how often each image is shown: its factor rounded by chance, with a fixed sum (systematic sampling)."""
         counts = np.ones(len(self.sizes), dtype=np.int64)
-        if self.repeats is not None:
-            for group in self._groups:
-                ends = np.concatenate([[0.0], np.cumsum(self._factors[group])])
-                ends[-1] = round(ends[-1])
-                # the offset stays off 0 and 1, where the rounding of the sums would decide
-                marks = np.floor(ends + generator.uniform(1e-6, 1 - 1e-6)).astype(np.int64)
-                counts[group] = np.diff(marks)
+        if self.repeats is None:
+            return counts
+        for group in self._groups:
+            ends = np.concatenate([[0.0], np.cumsum(self._factors[group])])
+            ends[-1] = round(ends[-1])
+            # the offset stays off 0 and 1, where the rounding of the sums would decide
+            marks = np.floor(ends + generator.uniform(1e-6, 1 - 1e-6)).astype(np.int64)
+            counts[group] = np.diff(marks)
         return counts
 
 
@@ -154,30 +146,24 @@ def evaluation_entries(
     world: int = 1,
     others: Sequence[Preprocess] = (),
 ) -> list[Entry]:
-    """Every image once, over all processes; only images of the same padded shape share a batch, since
-    group norm sees the padding.
+    """Every image once, over all processes; only images of one padded shape share a batch, since group norm
+    sees the padding.
 
-    Whole batches are dealt to the processes, so that their composition, and with it every bit of the answers,
-    is that of one process.
-    `others` are further scales at which these images are answered: there too they are of the same padded
-    shape.
+    Whole batches are dealt to the processes, so that their composition, and every bit of the detections, is
+    that of one process. `others` are further scales of these images: there too their padded shape is one.
     """
     shapes: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, (height, width) in enumerate(sizes):
         padded = tuple(one.padded([one.size(int(height), int(width))]) for one in (preprocess, *others))
         shapes.setdefault(padded, []).append(index)
     chunks = [
-        (indices[i : i + batch], padded[0])
+        Entry(0, chunk, [0] * len(chunk), padded[0])
         for padded, indices in shapes.items()
-        for i in range(0, len(indices), batch)
+        for chunk in (indices[i : i + batch] for i in range(0, len(indices), batch))
     ]
-    return [Entry(0, indices, [0] * len(indices), shape) for indices, shape in chunks[rank::world]]
+    return chunks[rank::world]
 
 
 def random_seed(*parts: int) -> int:
     """One 64-bit seed from several numbers, so that (seed, epoch, index) and (seed, index, epoch) differ."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _tall(sizes: Integers) -> np.ndarray:
-    return np.asarray(sizes[:, 0] > sizes[:, 1])

@@ -1,6 +1,4 @@
-"""Other projects' weights as ours: a table of renames, and their conventions as settings. The model itself
-knows of no project.
-"""
+"""Other projects' weights as ours: a table of renames, and their conventions as settings."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ from .projects import COCO, PROJECTS, Rule, conventions
 from .reader import read_foreign, state_dict_of
 
 V1_FILE = "eeacb38b"
-"""How the SHA-256 of torchvision's retinanet_resnet50_fpn_coco-eeacb38b.pth begins: its batch norm has an eps
-of 0 (`overwrite_eps`).
-"""
+"""How the SHA-256 of torchvision's first file begins: its batch norm has an eps of 0 (`overwrite_eps`)."""
 
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
@@ -36,19 +32,25 @@ DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
 """Blocks of a ResNet's four stages, and whether they are bottlenecks (He et al., 2016, Table 1)."""
 
 
+NEEDED = [
+    *("pyramid.p6.weight", "pyramid.p7.weight"),
+    *("class_subnet.conv0.weight", "class_subnet.last.weight", "class_subnet.last.bias"),
+    *("box_subnet.conv0.weight", "box_subnet.last.weight", "box_subnet.last.bias"),
+]
+"""Our names of what every RetinaNet has."""
+
+
 def import_weights(
     path: Path, names: Sequence[str] | None = None, eps: float | None = None, style: str | None = None
 ) -> tuple[dict[str, Tensor], ModelInfo]:
     """Another project's file -> the weights of our network, and a card with that project's conventions.
 
     names  [K] of the classes, when they are not COCO's 80, torchvision's 91 slots or those in the file
-    eps    of the backbone's batch norm, which no file tells; None: 0 for torchvision's own first file, else
-           1e-5
-    style  pytorch or caffe, what the backbone's first weights came from; None: what the file tells
+    eps    of the backbone's batch norm, which no file says; None: 0 for torchvision's first file, else 1e-5
+    style  pytorch or caffe, what the backbone's first weights came from; None: what the file says
 
     CheckpointError when the file cannot be read, is of no known project, or does not fit: no key is guessed,
-    none is left over.
-    ConfigError when names or style are needed and not told.
+    none is left over. ConfigError when names or style are needed and not given.
     """
     content = read_foreign(path)
     weights = state_dict_of(content)
@@ -63,40 +65,32 @@ def import_weights(
     meta = meta if isinstance(meta, dict) else {}
     ours = rename(path, weights, project.table)
     try:
-        told = conventions(path, project, weights, meta, style)
-        settings = {"backbone_eps": eps, **project.settings, **told, **infer_config(path, ours)}
-        config = override(ModelConfig(), settings, foreign=True)
+        settings = {
+            "backbone_eps": eps,
+            **project.settings,
+            **conventions(path, project, weights, meta, style),
+        }
+        config = override(ModelConfig(), {**settings, **infer_config(path, ours)}, foreign=True)
         check(config)
         network = config.network
-        slots = len(ours["class_subnet.last.bias"]) // (
-            len(network.anchor_scales) * len(network.anchor_ratios)
-        )
+        per_cell = len(network.anchor_scales) * len(network.anchor_ratios)
+        slots = len(ours["class_subnet.last.bias"]) // per_cell
         rows, ids, titles = classes(path, slots, names_in(meta) if names is None else names)
-        ours = {
-            layer_name(key, network): value
-            for key, value in reordered(ours, network, project.ratios_first, rows).items()
-        }
-    except (
-        IndexError,
-        RuntimeError,
-        OverflowError,
-        TypeError,
-        ValueError,
-    ) as error:  # shapes and numbers that no such file has
-        if isinstance(error, CheckpointError | ConfigError):
-            raise
-        raise CheckpointError(
-            f"{path} does not hold a RetinaNet that is known: {str(error)[:300]}"
-        ) from error
+        ours = reordered(ours, network, project.ratios_first, rows)
+        ours = {layer_name(key, network): value for key, value in ours.items()}
+    except (CheckpointError, ConfigError):
+        raise
+    # shapes and numbers that no such file has
+    except (IndexError, RuntimeError, OverflowError, TypeError, ValueError) as error:
+        reason = str(error)[:300]
+        raise CheckpointError(f"{path} does not hold a RetinaNet that is known: {reason}") from error
     about = {"imported_from": path.name, "sha256": digest, "project": project.name}
     card = ModelInfo(config, tuple(titles), tuple(ids), about=about)
     return check_shapes(path, ours, card), card
 
 
 def rename(path: Path, weights: Mapping[str, Tensor], table: Sequence[Rule]) -> dict[str, Tensor]:
-    """The same weights under our names; CheckpointError for a key without a rule, or two keys with one
-    name.
-    """
+    """The same weights under our names; CheckpointError for a key without a rule, or two keys of one name."""
     ours: dict[str, Tensor] = {}
     strangers = []
     for key, value in weights.items():
@@ -113,13 +107,7 @@ def rename(path: Path, weights: Mapping[str, Tensor], table: Sequence[Rule]) -> 
     if strangers:
         more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
         raise CheckpointError(f"{path}: no rule for the keys {', '.join(strangers[:5])}{more}")
-    needed = [f"pyramid.{level}.weight" for level in ("p6", "p7")]
-    needed += [
-        f"{subnet}.{layer}"
-        for subnet in ("class_subnet", "box_subnet")
-        for layer in ("conv0.weight", "last.weight", "last.bias")
-    ]
-    missing = [key for key in needed if key not in ours]
+    missing = [key for key in NEEDED if key not in ours]
     if missing:
         raise CheckpointError(
             f"{path} is not the whole of a RetinaNet: {', '.join(missing)} missing (our names)"
@@ -147,17 +135,15 @@ def resnet(path: Path, ours: Mapping[str, Tensor]) -> str:
         for stage in (1, 2, 3, 4)
     ]
     middle = ours.get("backbone.body.layer1.0.conv2.weight")
-    depth = DEPTHS.get((tuple(map(len, stages)), "backbone.body.layer1.0.conv3.weight" in ours))
+    blocks = tuple(map(len, stages))
+    depth = DEPTHS.get((blocks, "backbone.body.layer1.0.conv3.weight" in ours))
     name = f"resnet{depth}"
-    if middle is not None and middle.shape[:2] != (
-        64,
-        64,
-    ):  # in groups, each of as many channels as a filter sees
+    if middle is not None and middle.shape[:2] != (64, 64):
+        # in groups, each of as many channels as a filter sees
         name = f"resnext{depth}_{middle.shape[0] // max(1, middle.shape[1])}x{middle.shape[1]}d"
     if depth is None or middle is None or name not in timm.list_models():
         raise CheckpointError(
-            f"{path}: its backbone, of {'+'.join(str(len(stage)) for stage in stages)} blocks, is no known "
-            f"ResNet"
+            f"{path}: its backbone, of {'+'.join(map(str, blocks))} blocks, is no known ResNet"
         )
     return name
 
@@ -165,9 +151,7 @@ def resnet(path: Path, ours: Mapping[str, Tensor]) -> str:
 def reordered(
     ours: dict[str, Tensor], config: NetworkConfig, ratios_first: bool, rows: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The last layers with a cell's anchors in our order, and of the class scores the `rows` that are
-    classes.
-    """
+    """The last layers with a cell's anchors in our order; of the class scores the `rows` that are classes."""
     scales, ratios = len(config.anchor_scales), len(config.anchor_ratios)
     order = torch.arange(scales * ratios)
     if ratios_first:
@@ -181,9 +165,7 @@ def reordered(
 
 
 def layer_name(key: str, config: NetworkConfig) -> str:
-    """class_subnet.conv2.weight -> class_subnet.4.weight: its place in our subnet of two or three layers for
-    each convolution.
-    """
+    """class_subnet.conv2.weight -> class_subnet.4.weight: ours has two or three layers a convolution."""
     found = re.fullmatch(r"(class_subnet|box_subnet)\.(?:(conv|norm)(\d+)|last)\.(.*)", key)
     if found is None:
         return key
@@ -195,18 +177,16 @@ def layer_name(key: str, config: NetworkConfig) -> str:
 def names_in(meta: Mapping[str, Any]) -> list[str] | None:
     """The class names that an MMDetection file carries."""
     inner = meta.get("dataset_meta")
-    for found in (
-        meta.get("CLASSES"),
-        *((inner.get("classes"), inner.get("CLASSES")) if isinstance(inner, dict) else ()),
-    ):
+    inner = inner if isinstance(inner, dict) else {}
+    for found in (meta.get("CLASSES"), inner.get("classes"), inner.get("CLASSES")):
         if isinstance(found, (list, tuple)) and found and all(isinstance(name, str) for name in found):
             return list(found)
     return None
 
 
 def classes(path: Path, slots: int, names: Sequence[str] | None) -> tuple[list[int], list[int], list[str]]:
-    """The rows that hold classes, the category ids and the names: as given, COCO's 80 in a row, or at their
-    ids among torchvision's 91.
+    """The rows that hold classes, the category ids and the names: as given, or COCO's 80, which torchvision
+    has at their ids among 91.
     """
     if names is not None and list(names) != list(COCO.values()):
         if len(names) != slots:
@@ -216,8 +196,7 @@ def classes(path: Path, slots: int, names: Sequence[str] | None) -> tuple[list[i
         return list(range(slots)), list(range(1, slots + 1)), list(names)
     if slots not in (80, 91):
         raise ConfigError(
-            f"{path} has {slots} classes, neither 80 nor 91 as for COCO; name them with --names FILE, one a "
-            f"line"
+            f"{path} has {slots} classes, neither 80 nor 91 as for COCO; name them with --names FILE, one a line"
         )
     return list(COCO) if slots == 91 else list(range(80)), list(COCO), list(COCO.values())
 
@@ -232,7 +211,7 @@ def check_shapes(path: Path, weights: Mapping[str, Tensor], card: ModelInfo) -> 
         "left over": weights.keys() - common,
         "of another shape": {key for key in common if weights[key].shape != wanted[key].shape},
     }
-    told = [f"{len(keys)} {what}, the first: {min(keys)}" for what, keys in problems.items() if keys]
-    if told:
-        raise CheckpointError(f"{path} does not hold a RetinaNet that is known: {'; '.join(told)}")
+    wrong = [f"{len(keys)} {what}, the first: {min(keys)}" for what, keys in problems.items() if keys]
+    if wrong:
+        raise CheckpointError(f"{path} does not hold a RetinaNet that is known: {'; '.join(wrong)}")
     return {key: weights[key].float().contiguous() for key in wanted}

@@ -1,4 +1,4 @@
-"""Pickles read without importing what they name: tensors, arrays, plain values, and placeholders for the rest."""
+"""Pickles read without importing what they name: tensors, arrays, plain values, placeholders for the rest."""
 
 from __future__ import annotations
 

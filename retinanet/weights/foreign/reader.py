@@ -24,16 +24,13 @@ from ...errors import CheckpointError
 from .inert import Array, Placeholder, Unpickler
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Where projects keep the weights, first choice first; an average of them ("ema_state_dict", "model_ema") is
-not looked for.
-"""
+"""Where projects keep the weights, first choice first. Their averages (such as "model_ema") are not read."""
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a torch file before torch 1.6
 
 
 def read_foreign(path: Path) -> dict[str, Any]:
-    """The content of a .pth, .pt, .bin, .pkl or .safetensors file as plain containers on the CPU, arrays as
-    tensors, numpy's scalars as numbers.
+    """The content of a .pth, .pt, .bin, .pkl or .safetensors file, on the CPU, as plain values and tensors.
 
     Objects of any other class are a `Placeholder`; nothing is imported for them. CheckpointError when the
     file is no checkpoint or is truncated.
@@ -59,7 +56,7 @@ def read_foreign(path: Path) -> dict[str, Any]:
 
 
 def read_any(path: Path) -> Any:
-    """What a pickle or a file of torch holds, the format being told by its first bytes."""
+    """What a pickle or a file of torch holds. Its first bytes say which it is."""
     data = path.read_bytes()
     if not data:
         raise CheckpointError("the file is empty")
@@ -89,10 +86,8 @@ def read_zip(file: io.BytesIO) -> Any:
         if "data.pkl" not in names:
             raise CheckpointError("a zip archive without its data.pkl, so no checkpoint of torch")
         if "constants.pkl" in names:
-            raise CheckpointError(
-                "a TorchScript archive; give the state dict: torch.save(torch.jit.load(FILE).state_dict(), "
-                "OTHER)"
-            )
+            how = "torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+            raise CheckpointError(f"a TorchScript archive; give the state dict: {how}")
         for entry in archive.infolist():
             if entry.CRC:  # torch can be told to write 0; it never looks at those that are there
                 archive.read(entry)
@@ -121,19 +116,17 @@ def plain(value: Any) -> Any:
 
 
 def state_dict_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights by name, out of the usual wrappers and without the "module." in front of all; what is no
-    tensor is left out.
+    """The weights by name, out of the usual wrappers and without the "module." in front of all names.
 
-    CheckpointError when there are none, or when one is no plain tensor.
+    CheckpointError when there are none, or when a tensor is no plain one.
     """
     top = content
     while inner := next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None):
         content = inner
     if odd := [name for name, value in content.items() if is_odd(value)]:
         raise CheckpointError(
-            f"{len(odd)} of its tensors are sparse, quantised or pickled without torch.save, the first "
-            f"being {str(odd[0])[:100]}; "
-            "save plain tensors by torch.save"
+            f"{len(odd)} of its tensors are sparse, quantised or pickled without torch.save, the first being "
+            f"{str(odd[0])[:100]}; save plain tensors by torch.save"
         )
     weights = {
         name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
@@ -143,10 +136,8 @@ def state_dict_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
             f"{str(name)[:60]!r}" + (f" (a {value.name[:100]})" if isinstance(value, Placeholder) else "")
             for name, value in top.items()
         ]
-        raise CheckpointError(
-            f"no state dict at the top, where there is: {', '.join(kinds[:20]) or 'nothing'}; save "
-            f"model.state_dict()"
-        )
+        found = ", ".join(kinds[:20]) or "nothing"
+        raise CheckpointError(f"no state dict at the top, where there is: {found}; save model.state_dict()")
     while all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
     return weights
