@@ -1,6 +1,4 @@
-"""The offline first run: generated scenes, a training of minutes, AP on scenes never seen, a page that shows
-it all.
-"""
+"""The offline first run: generated scenes, minutes of training, AP on unseen scenes, a page with all of it."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from .evaluation.coco import Metrics
 from .files import next_free
 from .inference.detector import Detector
 from .inference.load import load
-from .text import duration
+from .text import duration, shown
 from .view.draw import draw, save, sheet
 from .view.html import write_page
 
@@ -34,7 +32,7 @@ SCENES = {"train": 800, "val": 40, "test": 100}
 SIZE = (320, 320)
 
 NETWORK = {"scale": 192, "train_scale": 192, "anchor_size": 2.0}
-"""Small pictures and small anchors: in four minutes on two cores it is the number of steps that decides."""
+"""Small images and small anchors: in four minutes on two cores the number of steps decides."""
 
 SHOWN = 12
 
@@ -63,10 +61,8 @@ def run(config: DemoConfig) -> Path:
     took = duration(time.perf_counter() - started)
     page(folder, metrics, took)
     log.info("AP %.3f on unseen scenes, after %s in all", metrics["AP"] or 0.0, took)
-    log.info(
-        "look at %s\nthen train on your own images:  retinanet train YOUR_FOLDER --out runs/mine",
-        folder / "page.html",
-    )
+    hint = "look at %s\nthen train on your own images:  retinanet train YOUR_FOLDER --out runs/mine"
+    log.info(hint, folder / "page.html")
     return folder
 
 
@@ -75,57 +71,45 @@ def detections(detector: Detector, scenes: Path) -> torch.Tensor:
     test = open_dataset(scenes)["test"]
     images = [read_image(test.path(index)) for index in range(SHOWN)]
     found = detector.predict(images)
-    return sheet(
-        [draw(image, answer.above(detector.threshold)) for image, answer in zip(images, found, strict=True)],
-        columns=4,
-    )
+    pairs = zip(images, found, strict=True)
+    return sheet([draw(image, one.above(detector.threshold)) for image, one in pairs], columns=4)
 
 
 def page(folder: Path, metrics: Metrics, took: str) -> None:
-    """page.html: the numbers, the pictures, and what to do next."""
+    """page.html: the numbers, the images, and what to do next."""
     about = json.loads((folder / "run" / "config.json").read_text())
-    shown = {
-        name: "-" if metrics[name] is None else f"{metrics[name]:.3f}"
+    numbers = [
+        (f"COCO {name}" if name == "AP" else name, shown(metrics[name]))
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    }
-    numbers = [(f"COCO {name}" if name == "AP" else name, value) for name, value in shown.items()]
+    ]
+    backbone, plots = about["config"]["model"]["network"]["backbone"], folder / "run" / "plots"
     write_page(
         folder / "page.html",
         "A detector, trained here",
-        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a "
-        f"RetinaNet "
-        f"with {about['config']['model']['network']['backbone']} from scratch for {about['iterations']} steps, and "
-        f"measured it on "
-        f"{metrics.images} scenes that it never saw, with {metrics.boxes} objects in them.\n\nAP is COCO's: "
-        f"the mean over "
-        f"IoU thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; s, m and l are "
-        f"objects below 32 px, "
-        "up to 96 px and above.",
+        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a RetinaNet "
+        f"with {backbone} from scratch for {about['iterations']} steps, and measured it on {metrics.images} "
+        f"scenes that it never saw, with {metrics.boxes} objects in them.\n\nAP is COCO's: the mean over IoU "
+        f"thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; s, m and l are objects below "
+        f"32 px, up to 96 px and above.",
         numbers,
         [
             (
                 "Detections on unseen scenes, above the score of best F1 in validation",
                 folder / "detections.jpg",
             ),
-            ("Training: losses", folder / "run" / "plots" / "losses.png"),
-            ("Validation: AP", folder / "run" / "plots" / "ap.png"),
+            ("Training: losses", plots / "losses.png"),
+            ("Validation: AP", plots / "ap.png"),
             ("Precision and recall on unseen scenes at IoU 0.5", folder / "plots" / "precision_recall.png"),
-            ("Who is taken for whom", folder / "plots" / "confusion.png"),
-            (
-                "What the network sees: a first batch, its boxes, and the anchors that answer for them",
-                folder / "run" / "plots" / "first_batch.jpg",
-            ),
+            ("Which class is taken for which", folder / "plots" / "confusion.png"),
+            ("What the network sees: a first batch, its boxes and their anchors", plots / "first_batch.jpg"),
         ],
         [
+            ("Check your own data set: COCO, VOC or YOLO annotations.", "retinanet check YOUR_FOLDER"),
             (
-                "Look your own data set over: a folder with COCO, VOC or YOLO annotations.",
-                "retinanet check YOUR_FOLDER",
-            ),
-            (
-                "Train on it; the minutes are yours to choose.",
+                "Train on it for as long as you like.",
                 "retinanet train YOUR_FOLDER --budget 30min --out runs/mine",
             ),
             ("Measure it.", "retinanet eval runs/mine YOUR_FOLDER --split test --out runs/mine-test"),
-            ("Use it.", "retinanet predict runs/mine SOME_PICTURES --out found"),
+            ("Use it.", "retinanet predict runs/mine YOUR_IMAGES --out found"),
         ],
     )

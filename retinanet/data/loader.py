@@ -1,6 +1,4 @@
-"""Batches. A sample is a pure function of (seed, epoch, index): neither the state of the workers nor their number
-matters.
-"""
+"""Batches. A sample is a pure function of (seed, epoch, index): workers and their number do not matter."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def classes(path: Path, slots: int, names: Sequence[str] | None) -> tuple[list[i
         return list(range(slots)), list(range(1, slots + 1)), list(names)
     if slots not in (80, 91):
         raise ConfigError(
-            f"{path} has {slots} classes, neither 80 nor 91 as for COCO; name them with --names FILE, one a line"
+            f"{path} has {slots} classes, neither 80 nor 91 as COCO has; name them with --names FILE"
         )
     return list(COCO) if slots == 91 else list(range(80)), list(COCO), list(COCO.values())
 

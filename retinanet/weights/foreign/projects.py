@@ -237,7 +237,8 @@ def mmdetection(
                 f"{path}: its configuration has {name} = {odd[-1][:50]}, which is not read here; only "
                 f"{usual[0]} is"
             )
-    chosen = settings.pop("style", None) if style is None else style
+    stated = settings.pop("style", None)
+    chosen = style or stated
     if chosen not in STYLES:
         raise ConfigError(
             f"{path} does not say what its backbone came from; give --style pytorch or caffe, as its "
