@@ -101,11 +101,7 @@ def test_tiny_pictures_with_long_names_are_drawn(height: int, width: int):
         height,
         width,
     )
-    assert draw_truth(grey(height, width), boxes, torch.tensor([0, 1]), names, tags=True).shape == (
-        3,
-        height,
-        width,
-    )
+    assert draw_truth(grey(height, width), boxes, torch.tensor([0, 1])).shape == (3, height, width)
 
 
 def test_boxes_that_are_no_numbers_swapped_or_elsewhere_do_no_harm():
@@ -138,15 +134,13 @@ def test_the_truth_is_dashed():
     assert edge == {colour(0), (0, 0, 0)}
 
 
-def test_anchors_have_the_colour_of_their_box_and_lie_below_it():
+def test_anchors_are_pale_and_lie_below_the_boxes():
     boxes, anchors = (
         torch.tensor([[40.0, 40, 80, 80]]),
         torch.tensor([[20.0, 30, 100, 110], [40, 40, 80, 80]]),
     )
-    drawn = anchors_picture(grey(), boxes, torch.tensor([1]), NAMES, anchors, torch.tensor([0, 0]))
-    red, green, blue = pixel(drawn, 20, 100)
-    assert (red, green, blue) != (128, 128, 128)
-    assert blue > 128 > red  # class 1 is blue, half transparent
+    drawn = anchors_picture(grey(), boxes, torch.tensor([1]), NAMES, anchors)
+    assert 128 < min(pixel(drawn, 20, 100)) < 255  # white, half transparent
     assert pixel(drawn, 40, 60) == colour(1)
 
 
@@ -175,7 +169,6 @@ def test_a_sheet_has_even_cells_and_keeps_every_picture_whole():
     assert counts[0] == counts[1] == cell * tall
     assert counts[2] == pytest.approx(tall * tall / 2, rel=0.02)
     assert made.shape[1] == 4 + 2 * (tall + 4)
-    assert sheet(pictures, 2, ["one", "two", "three"], 400).shape[1] > made.shape[1]
     assert sheet([], width=100).shape[2] == 100
 
 
