@@ -66,8 +66,6 @@ LONGEST = 380
 LONG_YET = {
     "lab.baselines": 403,
     "lab.figures": 433,
-    "view.draw": 390,
-    "view.plots": 381,
 }
 
 each_module = pytest.mark.parametrize("name", modules())

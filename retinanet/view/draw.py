@@ -24,7 +24,20 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Mark = tuple[Box, str, Colour]
 """A box inside the image, the text of its tag, its colour."""
 
-PALETTE = ["ffc33b", "008df9", "e20134", "00c2f9", "ff6e3a", "8400cd", "00fccf", "ff5aaf", "009f81", "a40122", "ffb2fd", "9f0162"]
+PALETTE = [
+    "ffc33b",
+    "008df9",
+    "e20134",
+    "00c2f9",
+    "ff6e3a",
+    "8400cd",
+    "00fccf",
+    "ff5aaf",
+    "009f81",
+    "a40122",
+    "ffb2fd",
+    "9f0162",
+]
 """Twelve colours that are distinguishable with any colour blindness (after M. Krzywinski), neighbours far
 apart."""
 

@@ -109,26 +109,22 @@ def write_page(
     parts = [f"<h1>{escape(title)}</h1>"]
     parts += [f"<p>{escape(' '.join(part.split()))}</p>" for part in intro.split("\n\n") if part.strip()]
     if numbers:
-        cards = "\n".join(
-            f"<div><dt>{escape(label)}</dt><dd>{escape(str(value))}</dd></div>" for label, value in numbers
-        )
-        parts.append(f"<dl>\n{cards}\n</dl>")
+        cards = (f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in numbers)
+        parts += ["<dl>", *cards, "</dl>"]
     for caption, picture in pictures:
-        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        content = picture if isinstance(picture, bytes) else picture.read_bytes()
         parts.append(_figure(content, escape(caption), caption))
     if commands:
-        steps = "\n".join(
-            f"<li><p>{escape(why)}</p><pre><code>{escape(command)}</code></pre></li>"
-            for why, command in commands
-        )
-        parts.append(f"<h2>What to do next</h2>\n<ol>\n{steps}\n</ol>")
+        parts.append("<h2>What to do next</h2>\n<ol>")
+        for why, command in commands:
+            parts.append(f"<li><p>{escape(why)}</p><pre><code>{escape(command)}</code></pre></li>")
+        parts.append("</ol>")
     for heading, sentence, crops in sections:
-        figures = "\n".join(map(_crop_figure, crops))
-        head = f"<h2>{escape(heading)}</h2>\n<p>{escape(sentence)}</p>"
-        parts.append(f'{head}\n<div class="crops">\n{figures}\n</div>')
+        parts.append(f'<h2>{escape(heading)}</h2>\n<p>{escape(sentence)}</p>\n<div class="crops">')
+        parts += [*map(_crop_figure, crops), "</div>"]
     if table:
         parts.append(f"<h2>In numbers</h2>\n<pre><code>{escape(table)}</code></pre>")
-    write_atomically(Path(path), document(title, "\n".join(parts)).encode())
+    write_atomically(path, document(title, "\n".join(parts)).encode())
 
 
 def document(title: str, body: str) -> str:
@@ -170,35 +166,25 @@ def _crop_figure(picture: Picture) -> str:
 def crop(
     image: Tensor, around: Sequence[Box], side: int = 360, margin: float = 0.6, least: float = 48
 ) -> tuple[Tensor, float, Box]:
-    """The part of a picture [3, H, W] around some boxes, enlarged or reduced to `side` pixels in its longer
-    direction.
+    """The part of an image [3, H, W] around some boxes, resized so that its longer side has `side` pixels.
 
-    margin   of the longer side of the boxes together, on each side of them, and at least
-    least    pixels
-    returns  the part, by what factor it was enlarged, and what it shows (xyxy in pixels of the picture);
-             `placed` takes the last two
+    margin   on each side of the boxes, as a fraction of their longer side together; `least`: pixels
+    returns  the part, its scale, and what it shows (xyxy in pixels of the image); `placed` takes the last two
     """
     height, width = image.shape[1:]
     left, top = (min(box[i] for box in around) for i in (0, 1))
     right, bottom = (max(box[i] for box in around) for i in (2, 3))
     room = max(least, margin * max(right - left, bottom - top))
     first_x, first_y = min(max(0, int(left - room)), width - 1), min(max(0, int(top - room)), height - 1)
-    last_x, last_y = (
-        max(min(width, int(right + room) + 1), first_x + 1),
-        max(min(height, int(bottom + room) + 1), first_y + 1),
-    )
+    last_x = max(min(width, int(right + room) + 1), first_x + 1)
+    last_y = max(min(height, int(bottom + room) + 1), first_y + 1)
     part = image[:, first_y:last_y, first_x:last_x]
     scale = side / max(part.shape[1:])
     size = [max(1, round(length * scale)) for length in part.shape[1:]]
-    enlarged = (
-        F.interpolate(part[None].float(), size, mode="bilinear", antialias=scale < 1)[0]
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-    )
-    return enlarged, scale, (first_x, first_y, last_x, last_y)
+    resized = F.interpolate(part[None].float(), size, mode="bilinear", antialias=scale < 1)[0]
+    return resized.round().clamp(0, 255).to(torch.uint8), scale, (first_x, first_y, last_x, last_y)
 
 
 def placed(boxes: Tensor, scale: float, shown: Box) -> Tensor:
-    """Boxes [N, 4] in pixels of a picture -> in pixels of a crop of it."""
+    """Boxes [N, 4] in pixels of an image -> in pixels of a crop of it."""
     return (boxes - torch.tensor([*shown[:2], *shown[:2]], dtype=boxes.dtype)) * scale

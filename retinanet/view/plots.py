@@ -1,6 +1,4 @@
-"""The curves of a run as pictures. Matplotlib is imported on use, without pyplot: no window, no global state,
-safe in threads.
-"""
+"""The curves of a run as images. Matplotlib is imported on use, without pyplot: no window, no global state."""
 
 from __future__ import annotations
 
@@ -18,11 +16,12 @@ Row = Mapping[str, Any]
 
 Floats = NDArray[np.float64]
 
-# Okabe and Ito's colours, distinguishable with any colour blindness and in grey print; one thing, one colour
-# in all plots.
+# Okabe and Ito's colours, distinguishable with any colour blindness and in grey print
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 
 INK, QUIET = "#222831", "#6b7280"
+
+PARTS = (("loss", "total", INK), ("class_loss", "class", BLUE), ("box_loss", "box", ORANGE))
 
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -53,33 +52,26 @@ STYLE: Any = {
 
 def plot_losses(rows: Sequence[Row], path: Path) -> None:
     """The parts of the loss against the iteration, raw and smoothed, with the validation loss; the learning
-    rate below.
-    """
+    rate below."""
     train, val = _kind(rows, "train"), _kind(rows, "val")
     with _figure(path, (8, 5.4)) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         shown: list[Floats] = []
-        for key, label, colour in (
-            ("loss", "total", INK),
-            ("class_loss", "class", BLUE),
-            ("box_loss", "box", ORANGE),
-        ):
+        for key, label, colour in PARTS:
             x, y = _column(train, key)
             if len(x):
                 top.plot(x, y, color=colour, alpha=0.22, linewidth=0.9)
-                smooth = _smooth(y)
-                shown.append(smooth)
-                top.plot(x, smooth, color=colour, label=label, marker="o" if len(x) == 1 else None)
+                shown.append(_smooth(y))
+                top.plot(x, shown[-1], color=colour, label=label, marker="o" if len(x) == 1 else None)
         x, y = _column(val, "loss")
         if len(x):
             shown.append(y)
             top.plot(x, y, color=RED, marker="o", markersize=5, linewidth=1.2, label="total, validation")
         top.set(title="Loss", ylabel="loss per positive anchor")
-        highest = np.concatenate([part[np.isfinite(part)] for part in shown]) if shown else np.empty(0)
-        if len(highest) and highest.max() > 0:
-            # The first steps may be a hundred times higher than all that follows, which is what is to be
-            # seen.
-            top.set_ylim(0, 1.1 * max(float(np.percentile(highest, 99)), float(highest[-1])))
+        values = np.concatenate([np.empty(0), *shown])
+        if len(values) and values.max() > 0:
+            # the first steps may be a hundred times higher than all that follows, which matters more
+            top.set_ylim(0, 1.1 * max(float(np.percentile(values, 99)), float(values[-1])))
         _legend(top)
         x, y = _column(train, "lr")
         bottom.plot(x, y, color=QUIET, linewidth=1.4, marker="o" if len(x) == 1 else None)
@@ -95,63 +87,39 @@ def plot_ap(rows: Sequence[Row], path: Path) -> None:
     val = _kind(rows, "val")
     with _figure(path, (8, 4.2)) as figure:
         axes = figure.subplots()
+        highest = 0.0
         for key, colour, width in (("AP50", SKY, 1.4), ("AP", BLUE, 2.4), ("AP75", GREEN, 1.4)):
             x, y = _column(val, key)
             if len(x):
-                axes.plot(
-                    x,
-                    y,
-                    color=colour,
-                    linewidth=width,
-                    marker="o",
-                    markersize=4,
-                    label=f"{key}   {y[-1]:.3f}",
-                )
+                highest = max(highest, float(y.max()))
+                label = f"{key}   {y[-1]:.3f}"
+                axes.plot(x, y, color=colour, linewidth=width, marker="o", markersize=4, label=label)
         x, y = _column(val, "AP")
         if len(x):
             best = int(y.argmax())
-            axes.plot(
-                x[best],
-                y[best],
-                marker="o",
-                markersize=11,
-                markerfacecolor="none",
-                markeredgecolor=RED,
-                linestyle="none",
-            )
-            beside = "left" if x[best] > x.mean() else "right"
-            offset = (-10, -16) if beside == "left" else (10, -16)
+            ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "linestyle": "none"}
+            axes.plot(x[best], y[best], markeredgecolor=RED, **ring)
+            side = "right" if x[best] > x.mean() else "left"
             text = f"best AP {y[best]:.3f} at {x[best]:.0f}"
-            axes.annotate(
-                text,
-                (x[best], y[best]),
-                offset,
-                textcoords="offset points",
-                ha="right" if beside == "left" else "left",
-                color=RED,
-            )
+            _note(axes, text, (x[best], y[best]), side, (10, -16))
         axes.set(title="Average precision on validation", xlabel="iteration", ylabel="AP")
-        axes.set_ylim(0, _ceiling([_column(val, key)[1] for key in ("AP", "AP50", "AP75")]))
+        # the next tenth above all values, so that a curve at 0.2 is not flat and one at 0.9 is not cut
+        axes.set_ylim(0, min(1.0, max(0.1, math.ceil((highest or 1.0) * 10 + 0.5) / 10)) + 0.01)
         _legend(axes)
         _whole_numbers(axes)
         _nothing(axes, len(x) > 0)
 
 
-def plot_precision_recall(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
-    path: Path,
-    mean: tuple[ArrayLike, ArrayLike] | None = None,
-) -> None:
-    """Precision against recall at IoU 0.5: name -> (recall [R], precision [R]), and the mean over the classes
-    (computed if not given).
+def plot_precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path) -> None:
+    """Precision against recall at IoU 0.5: name -> (recall [R], precision [R]), and the mean over the classes.
 
     Up to twelve classes have a colour each; of more, which no legend could hold, all lines are grey and the
     best and worst are named.
     """
     data = {name: _pair(*curve) for name, curve in curves.items()}
     data = {name: (x, y) for name, (x, y) in data.items() if len(x)}
-    average = _pair(*mean) if mean is not None else _mean_curve(list(data.values()))
-    area = {name: float(np.mean(_at(x, y, GRID))) for name, (x, y) in data.items()}
+    sampled = {name: _at(x, y, GRID) for name, (x, y) in data.items()}
+    area = {name: float(np.mean(y)) for name, y in sampled.items()}
     ranked = sorted(area, key=area.__getitem__, reverse=True)
     named = ranked if len(ranked) <= len(CYCLE) else [*ranked[:3], *ranked[-3:]]
     with _figure(path, (7.6, 5)) as figure:
@@ -160,24 +128,13 @@ def plot_precision_recall(
             if name not in named:
                 axes.plot(*data[name], color="#cbd0d8", linewidth=0.7, zorder=1)
         for i, name in enumerate(named):
-            axes.plot(
-                *data[name],
-                color=CYCLE[i % 6],
-                linestyle="-" if i < 6 else "--",
-                linewidth=1.3,
-                label=f"{_short(name)}   {area[name]:.2f}",
-            )
-        if len(average[0]):
-            axes.plot(
-                *average, color=INK, linewidth=2.6, label=f"mean   {float(np.mean(_at(*average, GRID))):.2f}"
-            )
-        axes.set(
-            title="Precision and recall at IoU 0.5",
-            xlabel="recall",
-            ylabel="precision",
-            xlim=(0, 1),
-            ylim=(0, 1.03),
-        )
+            style = {"color": CYCLE[i % 6], "linestyle": "-" if i < 6 else "--", "linewidth": 1.3}
+            axes.plot(*data[name], label=f"{_short(name)}   {area[name]:.2f}", **style)
+        if sampled:
+            mean = np.mean([*sampled.values()], axis=0)
+            axes.plot(GRID, mean, color=INK, linewidth=2.6, label=f"mean   {float(np.mean(mean)):.2f}")
+        axes.set(title="Precision and recall at IoU 0.5", xlabel="recall", ylabel="precision")
+        axes.set(xlim=(0, 1), ylim=(0, 1.03))
         title = "AP50" if len(named) == len(ranked) else f"AP50, best and worst of {len(ranked)}"
         _legend(axes, title=title, loc="upper left", bbox_to_anchor=(1.01, 1))
         _nothing(axes, bool(data))
@@ -187,31 +144,24 @@ def plot_confusion(matrix: ArrayLike, names: Sequence[str], path: Path) -> None:
     """[K+1, K+1] counts, rows the truth, columns the prediction, the last of both the background; coloured by
     share of the row.
     """
-    counts = np.nan_to_num(np.asarray(matrix, dtype=np.float64))
-    if counts.shape != (len(names) + 1, len(names) + 1):
+    counts = np.asarray(matrix, dtype=np.float64)
+    size = len(names) + 1
+    if counts.shape != (size, size):
         raise ValueError(
-            f"a confusion matrix of {len(names)} classes is [{len(names) + 1}, {len(names) + 1}], not "
-            f"{list(counts.shape)}"
+            f"a confusion matrix of {len(names)} classes is [{size}, {size}], not {list(counts.shape)}"
         )
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    labels, size = [*map(_short, names), "background"], len(counts)
+    labels = [*map(_short, names), "background"]
     side = min(max(4.2, 0.62 * size), 17)
-    small = max(
-        3.5, min(9.5, 0.55 * 72 * side / size / 2.2)
-    )  # points: a cell's text has to fit into the cell
+    small = max(3.5, min(9.5, 0.55 * 72 * side / size / 2.2))  # points: a text has to fit into its cell
     with _figure(path, (side + 1.9, side + 1.2)) as figure:
         axes = figure.subplots()
-        picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         axes.grid(False)
         ticks = {"fontsize": max(4.5, min(10, small * 1.1)), "color": INK}
-        axes.set_xticks(
-            range(size),
-            labels,
-            rotation=90 if size > 8 else 35,
-            ha="center" if size > 8 else "right",
-            rotation_mode="anchor" if size <= 8 else "default",
-            **ticks,
-        )
+        slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+        upright = {"rotation": 90, "ha": "center", "rotation_mode": "default"}
+        axes.set_xticks(range(size), labels, **(upright if size > 8 else slant), **ticks)
         axes.set_yticks(range(size), labels, **ticks)
         axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
@@ -220,20 +170,13 @@ def plot_confusion(matrix: ArrayLike, names: Sequence[str], path: Path) -> None:
         axes.spines[:].set_visible(False)
         for row, column in np.argwhere(counts > 0).tolist():
             if size > 30 and share[row, column] < 0.02:
-                # a rare mistake among eighty classes: its colour says as much as a number too small to read
-                continue
+                continue  # the colour of a rare mistake among eighty classes says as much as a tiny number
+            value = counts[row, column]
+            text = f"{value:.0f}" if value < 10_000 else f"{value / 1000:.0f}k"
             colour = "white" if share[row, column] > 0.55 else INK
-            axes.text(
-                column,
-                row,
-                _count(counts[row, column]),
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=small,
-            )
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=small)
         axes.set(title="Confusion", xlabel="predicted", ylabel="true")
-        bar = figure.colorbar(picture, ax=axes, shrink=0.5, aspect=18, pad=0.02)
+        bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=18, pad=0.02)
         bar.set_label("share of the row")
         bar.outline.set_visible(False)
 
@@ -245,27 +188,14 @@ def plot_f1(thresholds: ArrayLike, f1: ArrayLike, best: float | None, path: Path
         axes = figure.subplots()
         axes.fill_between(x, y, color=BLUE, alpha=0.08, linewidth=0)
         axes.plot(x, y, color=BLUE, marker="o" if len(x) == 1 else None)
-        if best is not None and math.isfinite(best) and len(x):
+        if best is not None and len(x):
             height = float(_at(x, y, np.array([best]))[0])
             axes.axvline(best, color=RED, linewidth=1.2, linestyle="--")
             axes.plot(best, height, color=RED, marker="o", markersize=6)
             side = "right" if best > 0.55 else "left"
-            text = f"F1 {height:.3f} at threshold {best:.2f}"
-            axes.annotate(
-                text,
-                (best, 0.04),
-                (-8 if side == "right" else 8, 0),
-                textcoords="offset points",
-                ha=side,
-                color=RED,
-            )
-        axes.set(
-            title="F1 against the score threshold",
-            xlabel="score threshold",
-            ylabel="F1",
-            xlim=(0, 1),
-            ylim=(0, 1.03),
-        )
+            _note(axes, f"F1 {height:.3f} at threshold {best:.2f}", (best, 0.04), side, (8, 0))
+        axes.set(title="F1 against the score threshold", xlabel="score threshold", ylabel="F1")
+        axes.set(xlim=(0, 1), ylim=(0, 1.03))
         _nothing(axes, len(x) > 0)
 
 
@@ -283,7 +213,7 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # Names in a script that the font lacks are drawn as boxes; a run must not end or chatter over them.
+        # names in a script that the font lacks are drawn as boxes, without a warning for each
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=size, layout="constrained")
         yield figure
@@ -305,17 +235,13 @@ def _number(value: object) -> float:
 
 def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
     """Two columns of one length without the rows that are not finite."""
-    first, second = np.asarray(x, dtype=np.float64).ravel(), np.asarray(y, dtype=np.float64).ravel()
-    if len(first) != len(second):
-        raise ValueError(f"a curve has as many x as y, not {len(first)} and {len(second)}")
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     good = np.isfinite(first) & np.isfinite(second)
     return first[good], second[good]
 
 
 def _smooth(values: Floats) -> Floats:
-    """A running mean over a fiftieth of the curve, that looks both ways: a lag would show a turn later than
-    it came.
-    """
+    """A centred running mean over a fiftieth of the curve: a lag would show a turn later than it came."""
     reach = len(values) // 50
     if not reach:
         return values
@@ -333,25 +259,15 @@ def _at(x: Floats, y: Floats, points: Floats) -> Floats:
     return values
 
 
-def _mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
-    if not curves:
-        return np.empty(0), np.empty(0)
-    return GRID, np.mean([_at(x, y, GRID) for x, y in curves], axis=0)
-
-
-def _ceiling(columns: Sequence[Floats]) -> float:
-    """The next tenth above all values, so that a curve at 0.2 is not flat and one at 0.9 is not cut."""
-    highest = max((float(column.max()) for column in columns if len(column)), default=1.0)
-    return min(1.0, max(0.1, math.ceil(highest * 10 + 0.5) / 10)) + 0.01
-
-
 def _short(name: str) -> str:
     name = " ".join(str(name).split())
     return name if len(name) <= 22 else name[:21] + "…"
 
 
-def _count(value: float) -> str:
-    return f"{value:.0f}" if value < 10_000 else f"{value / 1000:.0f}k"
+def _note(axes: Any, text: str, place: tuple[float, float], side: str, offset: tuple[int, int]) -> None:
+    """A red text whose left or right `side` is beside a point."""
+    shift = (offset[0] if side == "left" else -offset[0], offset[1])
+    axes.annotate(text, place, shift, textcoords="offset points", ha=side, color=RED)
 
 
 def _legend(axes: Any, **options: Any) -> None:
@@ -369,13 +285,5 @@ def _whole_numbers(axes: Any) -> None:
 def _nothing(axes: Any, anything: bool) -> None:
     """Say so when there is nothing to show: an empty frame looks like a fault."""
     if not anything:
-        axes.text(
-            0.5,
-            0.5,
-            "no data yet",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            color=QUIET,
-            fontsize=12,
-        )
+        style = {"ha": "center", "va": "center", "color": QUIET, "fontsize": 12}
+        axes.text(0.5, 0.5, "no data yet", transform=axes.transAxes, **style)
