@@ -44,8 +44,8 @@ BOX = np.dtype(
         ("own", "f4"),  # support by predictions of its class,
         ("other", "f4"),  # and by those of another: of which,
         ("other_label", "i4"),
-        ("answer", "f4", 4),  # where the best of them is, xyxy in pixels,
-        ("answer_p", "f4"),  # and its probability, 0 where there is none
+        ("predicted", "f4", 4),  # where the best of them is, xyxy in pixels,
+        ("predicted_p", "f4"),  # and its probability, 0 where there is none
         ("partner", "f4"),  # probability of the prediction that could be where the box belongs; 0: none
         ("partner_at", "i8"),  # its position among the peaks of the image; -1: none
         ("renamed_own", "f4"),  # of the perturbed boxes; NaN where there is but one class
@@ -117,8 +117,8 @@ def examine(found: Predictions, truth: Truth) -> tuple[Rows, Rows]:
         evidence["own"], evidence["other"], evidence["other_label"] = own, other, other_label
         if len(found.boxes):
             where = best.gather(1, other_label[:, None])[:, 0]
-            evidence["answer"] = found.boxes[where]
-            evidence["answer_p"] = torch.where(other > 0, found.p[where, other_label], 0)
+            evidence["predicted"] = found.boxes[where]
+            evidence["predicted_p"] = torch.where(other > 0, found.p[where, other_label], 0)
         evidence["partner"], evidence["partner_at"] = partners(boxes, labels, unmatched)
         rename_and_move(evidence, found, truth)
         drop(evidence, spots, overlap, labels)

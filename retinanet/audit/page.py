@@ -87,11 +87,11 @@ def suspected(data: Dataset, suspect: Suspect, max_pixels: int) -> Picture:
     lines = [f"{data.files[suspect.image]}, image {data.image_ids[suspect.image]}"]
     lines += [f"annotation {data.annotation_ids[row]}: {data.names[data.labels[row]]}" for row in annotated]
     found = detections(data)
-    if suspect.answer is None or suspect.box is None or suspect.probability is None:
+    if suspect.label is None or suspect.box is None or suspect.probability is None:
         lines.append("the model predicts nothing here")
     else:
-        lines.append(f"the model: {data.names[suspect.answer]} {suspect.probability:.2f}")
-        found = detections(data, [suspect.box], [suspect.probability], [suspect.answer])
+        lines.append(f"the model: {data.names[suspect.label]} {suspect.probability:.2f}")
+        found = detections(data, [suspect.box], [suspect.probability], [suspect.label])
     part = cut(data, suspect.image, annotated, found, max_pixels)
     return Picture(part, f"{suspect.kind} {suspect.score:.2f}: {QUESTIONS[suspect.kind]}", lines)
 

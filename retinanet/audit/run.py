@@ -282,16 +282,16 @@ def place(data: Dataset, index: int, row: int | None) -> dict[str, Any]:
 
 def entry(data: Dataset, suspect: Suspect) -> dict[str, Any]:
     """A suspect as an entry of suspects.json."""
-    answer = None
-    if suspect.answer is not None and suspect.box is not None:
-        answer = {
-            "label": data.names[suspect.answer],
+    predicted = None
+    if suspect.label is not None and suspect.box is not None:
+        predicted = {
+            "label": data.names[suspect.label],
             "probability": round(suspect.probability or 0.0, 4),
             "bbox": _xywh(suspect.box),
         }
     missing = {"label": None, "bbox": None} if suspect.row is None else {}
     about = {"kind": suspect.kind, "score": round(suspect.score, 4)}
-    return {**about, **place(data, suspect.image, suspect.row), **missing, "answer": answer}
+    return {**about, **place(data, suspect.image, suspect.row), **missing, "answer": predicted}
 
 
 def report(found: LossAnalysis, data: Dataset, content: dict[str, Any]) -> str:
@@ -315,9 +315,9 @@ def report(found: LossAnalysis, data: Dataset, content: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    answer = f"{row['answer']['label']} {row['answer']['probability']:.2f}" if row["answer"] else "-"
+    predicted = f"{row['answer']['label']} {row['answer']['probability']:.2f}" if row["answer"] else "-"
     number = "-" if row["annotation_id"] is None else str(row["annotation_id"])
-    return [row["kind"], f"{row['score']:.2f}", row["file"], number, row["label"] or "-", answer]
+    return [row["kind"], f"{row['score']:.2f}", row["file"], number, row["label"] or "-", predicted]
 
 
 def _xywh(box: Any) -> list[float]:

@@ -53,7 +53,7 @@ class Suspect:
     score        log of how many times more perturbed boxes than real ones look like this
     image        index in the data set
     row          of the box in the data set; None for a missing one
-    answer       class that the model predicts; None where it predicts nothing in the box's place or nearby
+    label        class that the model predicts; None where it predicts nothing in the box's place or nearby
     probability  of that class
     box          where it predicts that, xyxy in pixels
     """
@@ -62,7 +62,7 @@ class Suspect:
     score: float
     image: int
     row: int | None
-    answer: int | None = None
+    label: int | None = None
     probability: float | None = None
     box: tuple[float, float, float, float] | None = None
 
@@ -78,8 +78,8 @@ def rank(boxes: Rows, peaks: Sequence[Rows]) -> list[Suspect]:
         image, row = int(box["image"]), int(box["row"])
         if as_renamed >= as_misplaced:
             one = Suspect("renamed", as_renamed, image, row)
-            if box["answer_p"] > 0:
-                one = with_answer(one, box["other_label"], box["answer_p"], box["answer"])
+            if box["predicted_p"] > 0:
+                one = with_prediction(one, box["other_label"], box["predicted_p"], box["predicted"])
         else:
             one = Suspect("misplaced", as_misplaced, image, row)
             if box["partner_at"] >= 0:
@@ -87,19 +87,19 @@ def rank(boxes: Rows, peaks: Sequence[Rows]) -> list[Suspect]:
                 if as_misplaced > 0 and missing[at] > -np.inf:  # one error, one suspect
                     one = replace(one, score=max(as_misplaced, float(missing[at])))
                     missing[at] = -np.inf
-                one = with_answer(one, spots[at]["label"], spots[at]["p"], spots[at]["box"])
+                one = with_prediction(one, spots[at]["label"], spots[at]["p"], spots[at]["box"])
         suspects.append(one)
     for spot, score in zip(spots, missing.tolist(), strict=True):
         one = Suspect("missing", score, int(spot["image"]), None)
-        suspects.append(with_answer(one, spot["label"], spot["p"], spot["box"]))
+        suspects.append(with_prediction(one, spot["label"], spot["p"], spot["box"]))
     suspects = [one for one in suspects if one.score > -np.inf]
     return sorted(suspects, key=lambda one: (-one.score, one.image, -1 if one.row is None else one.row))
 
 
-def with_answer(suspect: Suspect, label: Any, p: Any, box: Any) -> Suspect:
+def with_prediction(suspect: Suspect, label: Any, p: Any, box: Any) -> Suspect:
     """The suspect with what the model predicts there."""
     left, top, right, bottom = box.tolist()
-    return replace(suspect, answer=int(label), probability=float(p), box=(left, top, right, bottom))
+    return replace(suspect, label=int(label), probability=float(p), box=(left, top, right, bottom))
 
 
 def score_renamed(boxes: Rows) -> Floats:

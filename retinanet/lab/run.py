@@ -246,7 +246,7 @@ def identity(
         "seed": seed,
         "iterations": iterations,
         "data": [split.fingerprint() for split in data],
-        "rival": baseline,  # the word of the first version: another would change the keys of all rows
+        "baseline": baseline,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

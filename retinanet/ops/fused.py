@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import unknown_name_error
 from . import losses
 from .assign import IGNORE
-from .losses import at_least_float32
+from .losses import Alpha, at_least_float32
 
 log = logging.getLogger("retinanet")
 
@@ -63,11 +63,7 @@ class ClassLoss:
 
 
 def class_loss(
-    logits: Tensor,
-    labels: Tensor,
-    loss: str = "focal",
-    alpha: float | Tensor | None = 0.25,
-    **parameters: Any,
+    logits: Tensor, labels: Tensor, loss: str = "focal", alpha: Alpha = 0.25, **parameters: Any
 ) -> Tensor:
     """Sum of the class loss over anchors and classes, as a float32 number.
 
@@ -91,11 +87,7 @@ def class_loss(
 
 @torch.no_grad()
 def anchor_losses(
-    logits: Tensor,
-    labels: Tensor,
-    loss: str = "focal",
-    alpha: float | Tensor | None = 0.25,
-    **parameters: Any,
+    logits: Tensor, labels: Tensor, loss: str = "focal", alpha: Alpha = 0.25, **parameters: Any
 ) -> Tensor:
     """The class loss of each anchor, summed over classes: [...], float32 (float64 stays), no gradient.
     Arguments as in `class_loss`.
@@ -264,7 +256,7 @@ def _pieces(logits: Tensor, *others: Tensor) -> list[tuple[Tensor, ...]]:
     return [tuple(tensor.flatten(0, logits.dim() - 2) for tensor in tensors)]
 
 
-def _weight(entry: ClassLoss, alpha: float | Tensor | None, device: torch.device) -> Tensor | None:
+def _weight(entry: ClassLoss, alpha: Alpha, device: torch.device) -> Tensor | None:
     """Alpha, [1] or [K], or None for 1 and 1."""
     if alpha is None or not entry.weighted:
         return None

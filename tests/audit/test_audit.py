@@ -221,7 +221,7 @@ def made_up(sound=300, seed=0):
     boxes["renamed_own"], boxes["renamed_other"] = boxes["other"], boxes["own"]
     boxes["dropped_p"], boxes["dropped_side"] = boxes["own"], boxes["side"]
     boxes["moved_own"], boxes["moved_partner"] = rng.uniform(0, 0.1, sound), boxes["own"]
-    boxes["partner_at"], boxes["answer_p"], boxes["answer"] = -1, boxes["other"], [0, 0, 9, 9]
+    boxes["partner_at"], boxes["predicted_p"], boxes["predicted"] = -1, boxes["other"], [0, 0, 9, 9]
     peaks = [np.zeros(2, PEAK) for _ in range(sound)]
     for image, one in enumerate(peaks):
         one["image"], one["p"], one["side"] = image, rng.uniform(0.05, 0.3, 2), rng.uniform(20, 80, 2)
