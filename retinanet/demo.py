@@ -1,4 +1,4 @@
-"""The offline first run: generated scenes, minutes of training, AP on unseen scenes, a page with all of it."""
+"""The offline first run: generated scenes, minutes of training, AP on unseen scenes, and a page of it all."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def page(folder: Path, metrics: Metrics, took: str) -> None:
     write_page(
         folder / "page.html",
         "A detector, trained here",
-        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a RetinaNet "
-        f"with {backbone} from scratch for {about['iterations']} steps, and measured it on {metrics.images} "
-        f"scenes that it never saw, with {metrics.boxes} objects in them.\n\nAP is COCO's: the mean over IoU "
-        f"thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; s, m and l are objects below "
-        f"32 px, up to 96 px and above.",
+        f"In {took} this machine ({about['machine']}) drew {sum(SCENES.values())} scenes, trained a "
+        f"RetinaNet with {backbone} from scratch for {about['iterations']} steps, and measured it on "
+        f"{metrics.images} scenes that it never saw, with {metrics.boxes} objects in them.\n\nAP is COCO's: "
+        f"the mean over IoU thresholds from 0.50 to 0.95 and over {len(metrics.per_class)} classes; s, m and "
+        f"l are objects below 32 px, up to 96 px and above.",
         numbers,
         [
             (

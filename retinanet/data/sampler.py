@@ -85,7 +85,7 @@ class Sampler:
         return [self._entry(epoch, *step) for step in self._steps(epoch)]
 
     def _steps(self, epoch: int) -> list[tuple[Integers, Integers]]:
-        """Indices and turns [batch] of each step. All entries of COCO at once would take a third of a second."""
+        """Indices and turns [batch] of each step. All of COCO's entries at once would take 0.3 s."""
         generator = np.random.default_rng(random_seed(self.seed, epoch))
         counts = self._counts(generator)
         indices = np.repeat(np.arange(len(self.sizes)), counts)
@@ -125,7 +125,7 @@ class Sampler:
         return factors
 
     def _counts(self, generator: np.random.Generator) -> Integers:
-        """[N] how often each image is shown: factors rounded by chance, the sum fixed (systematic sampling)."""
+        """[N] how often each image is shown: systematic sampling, with a fixed sum."""
         counts = np.ones(len(self.sizes), dtype=np.int64)
         if self.repeats is None:
             return counts

@@ -1,6 +1,4 @@
-"""Generated scenes: shapes on busy backgrounds, for the offline demo and the tests, written as an ordinary
-COCO data set.
-"""
+"""Generated scenes: shapes on busy backgrounds, for the demo and the tests, written as a COCO data set."""
 
 from __future__ import annotations
 
@@ -24,24 +22,13 @@ SPLITS: Mapping[str, int] = {"train": 800, "val": 100, "test": 100}
 SIZE = ((320, 384), (320, 512))
 
 ACROSS = (12, 256)
-"""Pixels across the smallest and the largest outline. The paper's anchors begin at 32: what is smaller than
-about 20 has no match.
-"""
+"""Pixels across the smallest and the largest outline. The paper's anchors match none below about 20."""
 
-# share of the image that the objects' squares cover together, at the most: else large ones leave nothing of
-# the background
-FULL = 0.4
-
+FULL = 0.4  # share of the image that the objects' squares cover at most, so that background is left
 MIN_VISIBLE = 0.7  # of an object, at the least: what is hidden more has no fair box
-
 MAX_OVERLAP = 0.25  # IoU of two boxes, at the most: NMS at 0.5 must be able to keep both
-
 EMPTY = 0.03  # share of images without objects
-
-USUAL_COLOUR = (
-    0.9  # share of objects that wear the colour of their class: as in life, colour helps and does not decide
-)
-
+USUAL_COLOUR = 0.9  # share of objects in the colour of their class: colour helps and does not decide
 JPEG_QUALITY = 92
 
 Size = tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
@@ -51,7 +38,7 @@ Points = NDArray[np.float64]
 
 
 class Scene(NamedTuple):
-    """One picture and the truth about it."""
+    """An image and the truth about it."""
 
     image: Bytes
     """[H, W, 3] RGB."""
@@ -68,8 +55,7 @@ def write_scenes(
     seed: int = 0,
     across: tuple[float, float] = ACROSS,
 ) -> Path:
-    """Write `splits` (name -> number of images) as folder/annotations/NAME.json and folder/NAME/000001.jpg
-    ...; returns the folder.
+    """Write `splits` (name -> number of images) as annotations/NAME.json and NAME/000001.jpg, ...
 
     The same arguments give the same bytes, and a larger split begins with the images of a smaller one.
     """
@@ -84,39 +70,29 @@ def write_scenes(
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number in range(1, count + 1):
-            picture, boxes, labels = scene((seed, zlib.crc32(split.encode()), number), size, across)
-            name = f"{number:06d}.jpg"
-            Image.fromarray(picture).save(folder / split / name, quality=JPEG_QUALITY)
-            images.append(
-                {"id": number, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]}
-            )
+            image, boxes, labels = scene((seed, zlib.crc32(split.encode()), number), size, across)
+            name, (height, width, _) = f"{number:06d}.jpg", image.shape
+            Image.fromarray(image).save(folder / split / name, quality=JPEG_QUALITY)
+            images.append({"id": number, "file_name": name, "height": height, "width": width})
             for label, (left, top, right, bottom) in zip(labels.tolist(), boxes.tolist(), strict=True):
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": label + 1,
-                        "bbox": [left, top, right - left, bottom - top],
-                        "area": (right - left) * (bottom - top),
-                        "iscrowd": 0,
-                    }
-                )
+                ids = {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1}
+                area = (right - left) * (bottom - top)
+                box = [left, top, right - left, bottom - top]
+                annotations.append({**ids, "bbox": box, "area": area, "iscrowd": 0})
         index = {
             "info": {"description": f"retinanet's generated scenes, {split}, seed {seed}"},
             "images": images,
             "annotations": annotations,
             "categories": [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)],
         }
-        # Last of all: an index on disk means that all its pictures are there.
+        # last of all: an index on disk means that all its images are there
         indexes[split].parent.mkdir(parents=True, exist_ok=True)
         indexes[split].write_text(json.dumps(index), encoding="utf-8")
     return folder
 
 
 def scene(seed: int | Sequence[int], size: Size = SIZE, across: tuple[float, float] = ACROSS) -> Scene:
-    """A picture with its boxes and labels: a pure function of its arguments. `across` is the range of the
-    objects' sizes.
-    """
+    """A pure function of its arguments; `across` is the range of the objects' sizes in pixels."""
     rng = np.random.default_rng(seed)
     height, width = (
         int(rng.integers(side[0], side[1] + 1)) if isinstance(side, tuple) else side for side in size
@@ -145,23 +121,19 @@ class Placed:
     left: int
     top: int
     mask: Bytes
-    """[h, w] how much of each pixel it covers, 0..255; its corner lies at (left, top), and all of it inside
-    the image.
-    """
+    """[h, w] how much of each pixel it covers, 0..255; its corner is (left, top), all of it in the image."""
     box: tuple[int, int, int, int]
     """xyxy around the pixels that it covers by half or more."""
 
 
 def place(rng: np.random.Generator, height: int, width: int, smallest: float, largest: float) -> list[Placed]:
-    """Up to twelve objects in the order of painting; each hides only so much of the earlier ones that they
-    can still be told.
-    """
+    """Objects in the order of painting; enough of each stays visible to recognise it."""
     if rng.uniform() < EMPTY:
         return []
     room, spans = FULL * height * width, np.empty(0)
     for share in rng.triangular(
         0, 0.6, 1, rng.integers(5, 15)
-    ):  # most are of a middle size, some tiny, some huge
+    ):  # most of a middle size, some tiny, some huge
         span = smallest * (largest / smallest) ** share
         if span**2 <= room:
             spans, room = np.append(spans, span), room - span**2
@@ -191,9 +163,7 @@ def place(rng: np.random.Generator, height: int, width: int, smallest: float, la
 
 
 def drop(rng: np.random.Generator, label: int, shape: Bytes, height: int, width: int) -> Placed | None:
-    """Put a shape [h, w] somewhere, perhaps over the edge of the image; None when too little of it stays
-    inside.
-    """
+    """Put a shape [h, w] somewhere, perhaps over the edge of the image; None when too little stays inside."""
     tall, wide = shape.shape
     edge = 0.25 if rng.uniform() < 0.15 else 0.0
     top = int(rng.integers(-int(edge * tall), height - int((1 - edge) * tall) + 1))
@@ -236,10 +206,8 @@ def triangle(rng: np.random.Generator) -> Points:
 
 
 def star(rng: np.random.Generator) -> Points:
-    angle, radius = (
-        np.arange(10) * np.pi / 5 - np.pi / 2,
-        np.where(np.arange(10) % 2, rng.uniform(0.38, 0.48), 1.0),
-    )
+    angle = np.arange(10) * np.pi / 5 - np.pi / 2
+    radius = np.where(np.arange(10) % 2, rng.uniform(0.38, 0.48), 1.0)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
@@ -251,9 +219,9 @@ def cross(rng: np.random.Generator) -> Points:
 
 QUARTER_TURN = np.array([(0.0, 1.0), (-1.0, 0.0)])
 
-SHAPES: tuple[Callable[[np.random.Generator], Points | tuple[Points, Points]], ...]
+Shape = Callable[[np.random.Generator], Points | tuple[Points, Points]]
 
-SHAPES = (disc, ring, block, triangle, star, cross)
+SHAPES: tuple[Shape, ...] = (disc, ring, block, triangle, star, cross)
 """The outline [P, 2] of each class, about -1..1, y downwards; of some also that of its hole."""
 
 NAMES = tuple(shape.__name__ for shape in SHAPES)
@@ -264,15 +232,11 @@ STRETCHED = (disc, block, triangle)  # these stay what they are when drawn wider
 def render(rng: np.random.Generator, label: int, span: float) -> Bytes:
     """[h, w] the cover 0..255 of a shape whose outline is `span` pixels long in its longer direction."""
     drawn = SHAPES[label](rng)
-    stretch, angle = (
-        rng.uniform(-1, 1) * (0.25 if SHAPES[label] in STRETCHED else 0.1),
-        rng.uniform(-0.3, 0.3),
-    )
+    stretch = rng.uniform(-1, 1) * (0.25 if SHAPES[label] in STRETCHED else 0.1)
+    angle = rng.uniform(-0.3, 0.3)
     turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
-    parts = [
-        part * (np.exp(stretch), np.exp(-stretch)) @ turn
-        for part in (drawn if isinstance(drawn, tuple) else (drawn,))
-    ]
+    outlines = drawn if isinstance(drawn, tuple) else (drawn,)
+    parts = [part * (np.exp(stretch), np.exp(-stretch)) @ turn for part in outlines]
     low, extent = parts[0].min(axis=0), np.ptp(parts[0], axis=0)
     wide, tall = (int(side) + 2 for side in span * extent / extent.max())
     fine = 4 if span < 64 else 2  # drawn larger and averaged down: Pillow's polygons have hard edges

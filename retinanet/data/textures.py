@@ -1,6 +1,4 @@
-"""What is no object in the generated scenes: patterned backgrounds, scribbles that mislead, uneven light and
-noise.
-"""
+"""All but the objects of generated scenes: backgrounds, scribbles that mislead, uneven light and noise."""
 
 from __future__ import annotations
 
@@ -20,9 +18,8 @@ def background(rng: np.random.Generator, height: int, width: int) -> Floats:
     # Muted, and near each other: a background as strong as the objects would be camouflage.
     first = np.clip(rng.uniform(40, 215) + rng.uniform(-40, 40, 3), 15, 240)
     second = np.clip(first + rng.uniform(-60, 60) + rng.uniform(-25, 25, 3), 15, 240)
-    canvas: Floats = planes(first) + PATTERNS[rng.integers(len(PATTERNS))](rng, height, width) * planes(
-        second - first
-    )
+    pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, height, width)
+    canvas: Floats = planes(first) + pattern * planes(second - first)
     clouds = np.zeros((height, width), dtype=np.float32)
     for cell in (40, 16, 7):
         clouds += (noise(rng, height, width, cell) - 0.5) * rng.uniform(4, 28)
@@ -32,17 +29,14 @@ def background(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def planes(colour: NDArray[np.float64]) -> Floats:
-    """[3] -> [3, 1, 1]. Pictures are planar until they are done: numpy is several times slower over a last
-    axis of 3.
-    """
+    """[3] -> [3, 1, 1]. Images are planar until they are done: numpy is far slower over a last axis of 3."""
     return colour.astype(np.float32)[:, None, None]
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cell: int) -> Floats:
     """[H, W] in 0..1: random values on a grid of `cell` pixels, smoothly joined."""
     grid = rng.integers(0, 256, (height // cell + 3, width // cell + 3), dtype=np.uint8)
-    # Only the part between the outermost grid points is used, where the interpolation has neighbours on both
-    # sides.
+    # between the outermost grid points, where the interpolation has neighbours on both sides
     part = (0.5, 0.5, 0.5 + width / cell, 0.5 + height / cell)
     smooth = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC, box=part)
     return np.asarray(smooth, dtype=np.float32) * np.float32(1 / 255)
@@ -98,23 +92,15 @@ PATTERNS = (gradient, stripes, checkers, blobs, wood)
 
 
 def scribble(rng: np.random.Generator, canvas: Floats) -> None:
-    """Draw on [3, H, W] what is meant to mislead: lines, zigzags, open arcs and specks, as crisp and bright
-    as the objects.
-    """
+    """Draw on [3, H, W] lines, zigzags, open arcs and specks that mislead, as bright as the objects."""
     height, width = canvas.shape[1:]
-    colours, strength = (
-        rng.uniform(0, 255, (3, 13)).astype(np.float32),
-        rng.uniform(0.4, 1, 13).astype(np.float32),
-    )
+    colours = rng.uniform(0, 255, (3, 13)).astype(np.float32)
+    strength = rng.uniform(0.4, 1, 13).astype(np.float32)
     ink = Image.new("L", (width, height))  # 0 where nothing is drawn, else the number of the stroke
     draw = ImageDraw.Draw(ink)
     for stroke in range(1, int(rng.integers(1, 14))):
-        x, y, reach, thick = (
-            rng.uniform(0, width),
-            rng.uniform(0, height),
-            rng.uniform(10, 90),
-            int(rng.integers(1, 4)),
-        )
+        x, y, reach = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(10, 90)
+        thick = int(rng.integers(1, 4))
         kind = rng.integers(4)
         if kind == 0:
             draw.line((x, y, rng.uniform(0, width), rng.uniform(0, height)), fill=stroke, width=thick)
@@ -123,14 +109,8 @@ def scribble(rng: np.random.Generator, canvas: Floats) -> None:
             points = [(x + dx, y + dy) for dx, dy in np.cumsum(steps, axis=0).tolist()]
             draw.line(points, fill=stroke, width=thick, joint="curve")
         elif kind == 2:  # at most half a turn: a whole one would be a ring
-            start = rng.uniform(0, 360)
-            draw.arc(
-                (x - reach, y - reach, x + reach, y + reach),
-                start,
-                start + rng.uniform(60, 180),
-                fill=stroke,
-                width=thick,
-            )
+            start, box = rng.uniform(0, 360), (x - reach, y - reach, x + reach, y + reach)
+            draw.arc(box, start, start + rng.uniform(60, 180), fill=stroke, width=thick)
         else:
             for dx, dy in rng.uniform(-reach, reach, (int(rng.integers(3, 15)), 2)).tolist():
                 draw.rectangle((x + dx, y + dy, x + dx + thick, y + dy + thick), fill=stroke)
@@ -141,9 +121,7 @@ def scribble(rng: np.random.Generator, canvas: Floats) -> None:
 
 
 def develop(rng: np.random.Generator, canvas: Floats) -> Bytes:
-    """Light that falls unevenly, an exposure with a tint, and the sensor's noise: [3, H, W] -> [H, W, 3]
-    uint8.
-    """
+    """Uneven light, an exposure with a tint, and the sensor's noise: [3, H, W] -> [H, W, 3] uint8."""
     height, width = canvas.shape[1:]
     light = 1 + (gradient(rng, height, width) - 0.5) * rng.uniform(0, 0.6)
     shot = canvas * light * planes(rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3))

@@ -1,6 +1,4 @@
-"""The weights of one model as the start of another: tensors by name, the rows of the classes by the classes'
-names.
-"""
+"""The weights of one model as the start of another: tensors by name, classes by their names."""
 
 from __future__ import annotations
 
@@ -30,47 +28,35 @@ class Pretrained:
 def load_pretrained(model: RetinaNet, names: Sequence[str], init: Pretrained) -> None:
     """Fill `model`, whose K classes are `names`, with the weights of `init` as far as they fit.
 
-    The log says what was kept. A tensor of another shape keeps its fresh values, as do the rows of new
-    classes.
+    The log says what was kept. Tensors of another shape and rows of new classes keep their fresh values.
     """
     theirs, card = init.weights, init.info
     mine = model.state_dict()
     last = [f"class_subnet.{len(model.class_subnet) - 1}.{part}" for part in ("weight", "bias")]
-    fresh = []
-    for name, tensor in mine.items():
-        other = theirs.get(name)
-        if name in last:
-            continue
-        if other is None or other.shape != tensor.shape:
-            fresh.append(name)
-        else:
-            tensor.copy_(other)
+    body = [name for name in mine if name not in last]
+    fresh = [name for name in body if name not in theirs or theirs[name].shape != mine[name].shape]
+    for name in set(body).difference(fresh):
+        mine[name].copy_(theirs[name])
     shared = [name for name in names if name in card.names]
     fits = all(copy_rows(mine[name], theirs, name, names, card.names) for name in last)
-    log.info(
-        "from %s: %d of %d tensors, the class layer aside",
-        init.source,
-        len(mine) - len(last) - len(fresh),
-        len(mine) - len(last),
-    )
+    kept = len(body) - len(fresh)
+    log.info("from %s: %d of %d tensors, the class layer aside", init.source, kept, len(body))
     if fresh:
         log.info("  fresh, since the file has none of their shape: %s", ", ".join(fresh))
     if fits and shared:
         new = [name for name in names if name not in card.names]
         log.info("  classes kept by name: %s%s", ", ".join(shared), f"; new: {', '.join(new)}" if new else "")
     else:
-        log.info(
-            "  the class layer starts fresh: %s",
-            "its shape differs" if shared else "no class has a name that the model knows",
-        )
+        reason = "its shape differs" if shared else "no class has a name that the model knows"
+        log.info("  the class layer starts fresh: %s", reason)
 
 
 @torch.no_grad()
 def copy_rows(
     mine: Tensor, theirs: Mapping[str, Tensor], name: str, names: Sequence[str], their_names: Sequence[str]
 ) -> bool:
-    """Copy the rows of the classes that both know, [A * K, ...] being anchors, then classes; false when
-    anchors or widths differ.
+    """Copy the rows of the classes that both know, [A * K, ...] by anchors, then classes; false when anchors
+    or widths differ.
     """
     other = theirs.get(name)
     rows = mine.unflatten(0, (-1, len(names)))  # [A, K, ...], a view
