@@ -64,8 +64,6 @@ TO_OPEN = {
 }
 LONGEST = 380
 LONG_YET = {
-    "lab.baselines": 403,
-    "lab.figures": 433,
 }
 
 each_module = pytest.mark.parametrize("name", modules())

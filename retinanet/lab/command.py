@@ -18,6 +18,7 @@ from ..files import write_atomically
 from ..inference.load import load
 from ..model.criterion import Criterion
 from . import figures
+from .cumulative import cumulative_losses
 from .paper import speed_points
 from .run import run
 from .tables import EXPERIMENTS, FORMULAS
@@ -104,7 +105,7 @@ def cumulated(folder: Path, source: str, lines: Sequence[Line]) -> Drawn:
     detector = load(folder / "rows" / result["key"])
     config = from_json(TrainConfig, result["config"])
     validation = open_training(source, config.seed, **reading(config))[1]
-    shares = figures.cumulative_losses(detector, validation, Criterion(**asdict(config.criterion)))
+    shares = cumulative_losses(detector, validation, Criterion(**asdict(config.criterion)))
     figures.fig4(shares, folder / "figures")
     parts = []
     for kind in ("negatives", "positives"):

@@ -25,7 +25,7 @@ class Row:
 
     values    the row's columns in the paper's table
     changes   settings of `TrainConfig` and its parts, by name, that differ from the base
-    baseline  another detector than ours, a key of `lab.baselines.BASELINES`
+    baseline  another detector than ours, a key of `lab.baseline_models.BASELINES`
     group     of the rows of one group only the best counts, by mean AP in validation
     printed   columns by which the paper's table knows the row; None: `values`
     """

@@ -16,11 +16,10 @@ from retinanet.errors import ConfigError, DivergenceError
 from retinanet.evaluation.coco import NUMBERS
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.lab import baselines
+from retinanet.lab.baseline_models import BASELINES, build_baseline
 from retinanet.lab.baselines import (
-    BASELINES,
     FILE,
     as_torchvision,
-    build_baseline,
     detector_of,
     load_baseline,
     setup,

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from retinanet.data.formats.coco import read_coco
 from retinanet.data.images import read_image
 from retinanet.inference.detector import Detector
-from retinanet.lab import figures
+from retinanet.lab import cumulative, figures
 from retinanet.lab.paper import speed_points
 from retinanet.model.criterion import Criterion
 from retinanet.model.postprocess import Postprocess
@@ -32,14 +32,14 @@ CELLS = [
 
 
 def line(gamma, losses):
-    y = figures.cumulative(np.array(losses))
+    y = cumulative.cumulative(np.array(losses))
     return {"label": f"γ = {gamma:g}", "gamma": gamma, "y": y, "hardest_fifth": 1 - y[160]}
 
 
 def shares():
     lines = [line(gamma, np.arange(1, 11) ** (gamma + 1)) for gamma in GAMMAS]
     groups = {name: {"found": 10, "used": 10, "lines": lines} for name in ("positives", "negatives")}
-    return {"images": 1, "seed": 0, "x": figures.FRACTIONS.tolist(), **groups}
+    return {"images": 1, "seed": 0, "x": cumulative.FRACTIONS.tolist(), **groups}
 
 
 def rows(losses):
@@ -155,15 +155,15 @@ def test_a_curve_ends_where_its_loss_is_no_number(tmp_path):
 
 
 def test_the_hardest_fifth_of_one_to_ten_are_nine_and_ten():
-    y = figures.cumulative(np.array([3, 10, 1, 9, 5, 7, 2, 8, 4, 6]))
+    y = cumulative.cumulative(np.array([3, 10, 1, 9, 5, 7, 2, 8, 4, 6]))
     assert (y[0], y[-1]) == (0, 1)
     assert 1 - y[160] == pytest.approx(19 / 55)
     assert y[20] == pytest.approx(1 / 55)  # the easiest tenth
     assert y[10] == pytest.approx(0.5 / 55)  # between anchors it is straight
     assert (
-        figures.cumulative(np.zeros(3))
-        is figures.cumulative(np.empty(0))
-        is figures.cumulative(np.array([math.nan, 1]))
+        cumulative.cumulative(np.zeros(3))
+        is cumulative.cumulative(np.empty(0))
+        is cumulative.cumulative(np.array([math.nan, 1]))
         is None
     )
 
@@ -210,20 +210,20 @@ def slow_losses(detector, data, gamma):
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_the_shares_of_the_loss_are_those_of_a_slow_restatement(detector, scenes, gamma):
     data = read_coco(scenes / "annotations" / "train.json")
-    told = figures.cumulative_losses(detector, data, Criterion())
+    told = cumulative.cumulative_losses(detector, data, Criterion())
     assert told["images"] == len(data)
     for name, losses in zip(("positives", "negatives"), slow_losses(detector, data, gamma), strict=True):
         assert told[name]["found"] == told[name]["used"] == len(losses) > 0
         (line,) = [line for line in told[name]["lines"] if line["gamma"] == gamma]
         ordered = sorted(losses)
         whole = math.fsum(ordered)
-        assert line["y"] == pytest.approx(figures.cumulative(np.array(losses)), abs=1e-5)
+        assert line["y"] == pytest.approx(cumulative.cumulative(np.array(losses)), abs=1e-5)
         easiest = math.fsum(ordered[: int(0.8 * len(ordered))]) / whole
         assert 1 - line["hardest_fifth"] == pytest.approx(easiest, abs=ordered[-1] / whole)
 
 
 def test_curves_rise_from_0_to_1_and_gamma_moves_the_loss_to_the_hardest(detector, scenes):
-    told = figures.cumulative_losses(detector, read_coco(scenes / "annotations" / "val.json"), Criterion())
+    told = cumulative.cumulative_losses(detector, read_coco(scenes / "annotations" / "val.json"), Criterion())
     for name in ("positives", "negatives"):
         lines = told[name]["lines"]
         assert [line["gamma"] for line in lines] == list(GAMMAS)
@@ -236,13 +236,13 @@ def test_curves_rise_from_0_to_1_and_gamma_moves_the_loss_to_the_hardest(detecto
 
 def test_a_limit_draws_negatives_by_the_seed_whatever_the_batch(detector, scenes, monkeypatch):
     data = read_coco(scenes / "annotations" / "train.json")
-    whole = figures.cumulative_losses(detector, data, Criterion())["negatives"]["lines"][2]
-    monkeypatch.setattr(figures, "LIMIT", 700)
+    whole = cumulative.cumulative_losses(detector, data, Criterion())["negatives"]["lines"][2]
+    monkeypatch.setattr(cumulative, "LIMIT", 700)
     drawn = []
     for seed, batch in ((0, 1), (0, 4), (1, 4)):
-        monkeypatch.setattr(figures, "SEED", seed)
-        monkeypatch.setattr(figures, "BATCH", batch)
-        drawn.append(figures.cumulative_losses(detector, data, Criterion())["negatives"])
+        monkeypatch.setattr(cumulative, "SEED", seed)
+        monkeypatch.setattr(cumulative, "BATCH", batch)
+        drawn.append(cumulative.cumulative_losses(detector, data, Criterion())["negatives"])
     assert drawn[0]["found"] == drawn[1]["found"] > drawn[0]["used"] == 700
     curves = [negatives["lines"][2]["y"] for negatives in drawn]
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
@@ -253,8 +253,8 @@ def test_a_limit_draws_negatives_by_the_seed_whatever_the_batch(detector, scenes
 def test_none_of_the_anchors_need_be_positive(detector, scenes):
     data = read_coco(scenes / "annotations" / "train.json")
     bare = data.keep_boxes(np.zeros(len(data.labels), dtype=bool))
-    told = figures.cumulative_losses(detector, bare, Criterion())
-    assert told == figures.cumulative_losses(detector, bare, Criterion())
+    told = cumulative.cumulative_losses(detector, bare, Criterion())
+    assert told == cumulative.cumulative_losses(detector, bare, Criterion())
     assert (told["images"], told["positives"]["found"]) == (len(data), 0)
     assert all(line["y"] is None and line["hardest_fifth"] is None for line in told["positives"]["lines"])
     json.dumps(told, allow_nan=False)
@@ -263,5 +263,5 @@ def test_none_of_the_anchors_need_be_positive(detector, scenes):
 def test_figure_4_leaves_out_a_group_without_a_loss(detector, scenes, tmp_path):
     data = read_coco(scenes / "annotations" / "val.json")
     bare = data.keep_boxes(np.zeros(len(data.labels), dtype=bool))
-    figures.fig4(figures.cumulative_losses(detector, bare, Criterion()), tmp_path)
+    figures.fig4(cumulative.cumulative_losses(detector, bare, Criterion()), tmp_path)
     assert (tmp_path / "fig4.png").stat().st_size > 0
