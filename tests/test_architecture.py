@@ -63,8 +63,7 @@ TO_OPEN = {
     "disk to step": (19, 3_550),  # to be 17, 2_600
 }
 LONGEST = 380
-LONG_YET = {
-}
+LONG_YET = {}
 
 each_module = pytest.mark.parametrize("name", modules())
 
