@@ -22,7 +22,18 @@ from ..inference.detector import Detector
 from .batching import Batcher, Found, Full
 from .metrics import Metrics
 from .middleware import Guard
-from .schema import BODY, ERRORS, PREDICT_ERRORS, About, Health, Prediction, Problem, answer
+from .schema import (
+    BODY,
+    ERRORS,
+    PREDICT_ERRORS,
+    SCRAPED,
+    About,
+    Category,
+    Health,
+    Prediction,
+    Problem,
+    answer,
+)
 from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Limiter, Refused, busy, read_pictures
 
 PAGE = {
@@ -31,21 +42,21 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript"),
 }
 
+THRESHOLD = Query(
+    ge=0,
+    le=1,
+    allow_inf_nan=False,
+    description="Least score of the detections. Without: the model's own threshold; 0: everything.",
+)
+
 FAILED = "the server failed on this picture; its log says why"
 
 
 def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
     """The application around a detector; it has threads of its own, which end with its lifespan."""
     metrics = Metrics()
-    batcher = Batcher(
-        detector,
-        metrics,
-        config.max_batch,
-        config.max_wait / 1000,
-        config.queue,
-        config.decoders,
-        max_pixels=config.max_pixels,
-    )
+    limits = (config.max_batch, config.max_wait / 1000, config.queue, config.decoders, config.max_pixels)
+    batcher = Batcher(detector, metrics, *limits)
     gate = Limiter(REQUESTS_OF_QUEUE * config.queue, REQUESTS_OF_BYTES * config.max_bytes)
 
     @asynccontextmanager
@@ -69,21 +80,10 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         openapi_extra={"requestBody": BODY},
         summary="Objects in pictures",
     )
-    async def predict(
-        request: Request,
-        threshold: Annotated[
-            float | None,
-            Query(
-                ge=0,
-                le=1,
-                allow_inf_nan=False,
-                description="Least score of what is told. Without: the model's own; 0: all it has.",
-            ),
-        ] = None,
-    ) -> Response:
+    async def predict(request: Request, threshold: Annotated[float | None, THRESHOLD] = None) -> Response:
         limit = detector.threshold if threshold is None else threshold
-        with gate.enter(batcher.patience()) as place:
-            pictures = await read_pictures(request, config, place)
+        with gate.enter(batcher.patience()) as take:
+            pictures = await read_pictures(request, config, take)
             names = [name for name, _ in pictures]
             try:
                 futures = batcher.submit(pictures)
@@ -94,9 +94,8 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         images: list[dict[str, Any]] = []
         for name, outcome in zip(names, outcomes, strict=True):
             if isinstance(outcome, BaseException):
-                images.append(
-                    {"name": name, "error": str(outcome) if isinstance(outcome, DataError) else FAILED}
-                )
+                reason = str(outcome) if isinstance(outcome, DataError) else FAILED
+                images.append({"name": name, "error": reason})
             else:
                 images.append(answer(name, outcome[1], outcome[0].above(limit), detector.category_ids))
         errors = [image["error"] for image in images if "error" in image]
@@ -106,17 +105,14 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
 
     @app.get("/model", dependencies=token, responses=ERRORS, summary="Classes, threshold and limits")
     async def model() -> About:
-        classes = [
-            {"name": name, "category_id": number}
-            for name, number in zip(detector.names, detector.category_ids, strict=True)
-        ]
-        limits = {
-            "max_images": config.max_images,
-            "max_bytes": config.max_bytes,
-            "max_pixels": config.max_pixels,
-        }
-        return About.model_validate(
-            {"version": __version__, "classes": classes, "threshold": detector.threshold, **limits}
+        pairs = zip(detector.names, detector.category_ids, strict=True)
+        return About(
+            version=__version__,
+            classes=[Category(name=name, category_id=number) for name, number in pairs],
+            threshold=detector.threshold,
+            max_images=config.max_images,
+            max_bytes=config.max_bytes,
+            max_pixels=config.max_pixels,
         )
 
     @app.get(
@@ -133,13 +129,7 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         "/metrics",
         dependencies=token,
         response_class=Response,
-        responses=ERRORS
-        | {
-            200: {
-                "content": {"text/plain": {"schema": {"type": "string"}}},
-                "description": "Prometheus' text format.",
-            }
-        },
+        responses=ERRORS | SCRAPED,
         summary="For Prometheus",
     )
     async def scrape() -> Response:
@@ -173,7 +163,7 @@ async def outcomes_of(request: Request, futures: Sequence[Future[Found]]) -> lis
             raise ClientDisconnect
         return answers.result()
     finally:
-        for future in futures:  # at once: through the task they would hear of it when the loop comes to it
+        for future in futures:  # at once: the task would cancel them only when the loop reaches it
             future.cancel()
         gone.cancel()
         answers.cancel()
@@ -188,7 +178,5 @@ async def disconnect(request: Request) -> None:
 async def invalid(_: Request, error: Exception) -> JSONResponse:
     """Parameters that are not what they should be, as a sentence."""
     assert isinstance(error, RequestValidationError)
-    text = "; ".join(
-        f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()
-    )
-    return JSONResponse({"detail": text}, 422)
+    texts = (f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
+    return JSONResponse({"detail": "; ".join(texts)}, 422)

@@ -1,6 +1,4 @@
-"""Pictures of many requests as batches of one shape: a few threads decode, one runs the detector, and nobody
-suffers for another.
-"""
+"""Pictures of many requests as batches of one shape: a few threads decode, one runs the detector."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ from .metrics import Metrics
 log = logging.getLogger("retinanet")
 
 SICK = 10
-"""After so many pictures in a row on which the detector failed it is not healthy: a GPU that has failed once
-fails for ever.
-"""
+"""Failures in a row after which the detector is not healthy: a GPU that has failed once fails for ever."""
 
 Found = tuple[Detections, tuple[int, int]]
 """What was found in a picture, and its height and width."""
@@ -59,19 +55,14 @@ class Job:
 class Batcher:
     """Answers for pictures from any thread.
 
-    max_batch   pictures that the detector is given at once; only those of one padded shape, so that an answer
-                does not depend on
-                its neighbours
-    wait        seconds that a batch waits for pictures that are still being decoded; nobody waits when there
-                are none
-    queue       when so many pictures are here, from `submit` to the answer, no more are taken; the last
-                request may go beyond it
+    max_batch   pictures per batch; these have one padded shape, so that no result depends on its neighbours
+    wait        seconds that a batch waits for pictures that are still being decoded, if there are any
+    queue       pictures between `submit` and the answer above which no request is taken
     decoders    threads that decode and resize
-    max_pixels  above so many a picture is refused before it is decoded
+    max_pixels  a larger picture is refused before it is decoded
 
     A picture that cannot be read gives its own future a DataError. When the detector fails on a batch, its
-    pictures are tried one by
-    one, so that the error reaches only the culprit. A future that is cancelled in time is left out.
+    pictures are tried one by one, so that only the cause gets the error. Cancelled futures are left out.
     """
 
     def __init__(
@@ -102,17 +93,14 @@ class Batcher:
         self._runner = Thread(target=self._run, name="retinanet-detect", daemon=True)
         for thread in (*self._decoders, self._runner):
             thread.start()
-        metrics.watch(self)
+        metrics.watch(lambda: self.held)
 
     def submit(self, pictures: Sequence[tuple[str, bytes]]) -> list[Future[Found]]:
-        """Futures for (name, content of a file), all of them or none: Full when there is no room for even
-        one.
-        """
+        """Futures for (name, content of a file), all of them or none: Full when there is no room."""
         jobs = [Job(name, content) for name, content in pictures]
         with self._changed:
-            if (
-                self._closed or self.held >= self.queue
-            ):  # with room wanted for all, a request of many would starve behind those of one
+            # room for one is enough: else a request of many pictures would starve behind those of one
+            if self._closed or self.held >= self.queue:
                 raise Full(self.patience())
             self.held += len(jobs)
             self._decoding += len(jobs)
@@ -154,10 +142,8 @@ class Batcher:
         try:
             if not job.future.cancelled():
                 image = decode(job.name, job.content, self.max_pixels)
-                job.image, job.original = (
-                    self.detector.preprocess.resized(image),
-                    (image.shape[1], image.shape[2]),
-                )
+                job.image = self.detector.preprocess.resized(image)
+                job.original = (image.shape[1], image.shape[2])
                 shape = self.detector.preprocess.padded([(job.image.shape[1], job.image.shape[2])])
         except BaseException as problem:  # whatever it is, the future must hear of it
             if not isinstance(problem, DataError):
@@ -224,17 +210,14 @@ class Batcher:
             found = self.detector.predict_batch(*self.detector.preprocess.stack(images), originals)
         except Exception as error:
             log.exception("the detector failed on %s", ", ".join(repr(job.name) for job in batch))
-            return error.with_traceback(
-                None
-            )  # its frames hold the batch, which may be what has filled the memory
+            return error.with_traceback(None)  # its frames hold the batch, which may have filled the memory
         self.metrics.seconds.labels("detect").observe(time.perf_counter() - start)
         self.metrics.batch.observe(len(batch))
         return found
 
     def _conclude(self, batch: Sequence[Job], outcome: list[Detections] | BaseException) -> None:
-        """Tell running futures their answers, or the error. They leave first: who has an answer may send the
-        next picture at once.
-        """
+        """Give running futures their results, or the error. They leave the queue first: a client may send the
+        next picture at once."""
         if isinstance(outcome, BaseException):
             unreadable = isinstance(outcome, DataError)
             self._failures += 0 if unreadable else len(batch)
@@ -255,8 +238,7 @@ class Batcher:
 
 def compute_with(threads: int) -> None:
     """Have the calling thread compute with so many OpenMP threads."""
-    # only a thread that has asked keeps its own number: else its first computation takes what was set last,
-    # by any
+    # a thread keeps its own number only after it has asked for it
     torch.get_num_threads()
     torch.set_num_threads(threads)
 

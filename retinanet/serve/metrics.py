@@ -2,65 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Queue(Protocol):
-    """What holds pictures."""
-
-    held: int
-
-
 class Metrics:
-    """requests by path and status, pictures by what became of them, batch sizes, the queue, and where the
-    seconds go.
-    """
+    """Requests by path and status, pictures by outcome, batch sizes, the queue, and where the seconds go."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "retinanet_requests", "Requests that were answered.", ["path", "status"], registry=self.registry
-        )
-        self.latency = Histogram(
-            "retinanet_request_seconds",
-            "From the head of a request to its answer.",
-            ["path"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.images = Counter(
-            "retinanet_images",
-            "Pictures by outcome: answered, unreadable, failed, gone.",
-            ["outcome"],
-            registry=self.registry,
-        )
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        text = "Requests that were answered."
+        self.requests = Counter("retinanet_requests", text, ["path", "status"], registry=registry)
+        name, text = "retinanet_request_seconds", "From the head of a request to its answer."
+        self.latency = Histogram(name, text, ["path"], buckets=SECONDS, registry=registry)
+        text = "Pictures by outcome: answered, unreadable, failed, gone."
+        self.images = Counter("retinanet_images", text, ["outcome"], registry=registry)
+        text = "Seconds of a picture: decode (and resize), wait (for its batch). Of a batch: detect."
         self.seconds = Histogram(
-            "retinanet_stage_seconds",
-            "Seconds of a picture: decode (and resize), wait (for its batch). Of a batch: detect.",
-            ["stage"],
-            buckets=SECONDS,
-            registry=self.registry,
+            "retinanet_stage_seconds", text, ["stage"], buckets=SECONDS, registry=registry
         )
-        self.batch = Histogram(
-            "retinanet_batch_size",
-            "Pictures that the detector was given at once.",
-            buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=self.registry,
-        )
-        self.queue = Gauge(
-            "retinanet_queue_length",
-            "Pictures between their request and their answer.",
-            registry=self.registry,
-        )
+        text = "Pictures that the detector was given at once."
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self.batch = Histogram("retinanet_batch_size", text, buckets=sizes, registry=registry)
+        text = "Pictures between their request and their answer."
+        self.queue = Gauge("retinanet_queue_length", text, registry=registry)
 
-    def watch(self, queue: Queue) -> None:
+    def watch(self, held: Callable[[], int]) -> None:
         """Read the queue's length when asked."""
-        self.queue.set_function(lambda: queue.held)
+        self.queue.set_function(held)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -1,6 +1,4 @@
-"""Who may ask, and what every answer carries: host, origin and token are checked before a byte of a body is
-read.
-"""
+"""Host, origin and token are checked before a byte of a body is read; every response gets safe headers."""
 
 from __future__ import annotations
 
@@ -28,9 +26,8 @@ GONE = 499
 """How a request is counted whose client has left."""
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src "
-    "'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 HEADERS = {
@@ -79,11 +76,10 @@ class Guard:
             try:
                 self.check(scope)
                 await self.app(scope, receive_on, send_on)
-            except Refused as refused:  # left at once: its traceback holds what has arrived of the body
+            except Refused as refused:  # dropped here: its traceback holds what has arrived of the body
                 answer = JSONResponse({"detail": refused.detail}, refused.status, refused.headers)
             if answer is not None:
-                # a client that is still sending when the connection closes never sees the reason; one that
-                # asked whether to send is told no
+                # a client that is still sending when the connection closes never sees the reason
                 if not whole and "expect" not in Headers(scope=scope):
                     await drain(receive)
                 await answer(scope, receive, send_on)
@@ -97,9 +93,8 @@ class Guard:
         """Refused when this request may not be answered.
 
         A page of another site can make a browser send requests to a server on the same machine, or, by a name
-        that it resolves to 127.0.0.1
-        (DNS rebinding), even read the answers. So the Host must be one of ours, and what a browser says comes
-        from elsewhere is not served.
+        that it resolves to 127.0.0.1 (DNS rebinding), even read the answers. So the Host must be one of ours,
+        and a request that comes from another site according to the browser is not served.
         """
         headers = Headers(scope=scope)
         host = headers.get("host", "")
@@ -111,15 +106,12 @@ class Guard:
             kind, _, token = headers.get("authorization", "").partition(" ")
             expected = self.config.token.encode()
             if kind.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), expected):
-                raise Refused(
-                    401,
-                    "a token is needed: send the header Authorization: Bearer TOKEN",
-                    {"WWW-Authenticate": "Bearer"},
-                )
+                text = "a token is needed: send the header Authorization: Bearer TOKEN"
+                raise Refused(401, text, {"WWW-Authenticate": "Bearer"})
 
 
 def known_hosts(config: ServeConfig) -> frozenset[str] | None:
-    """What the Host header may say; None: anything, where a token protects or everybody is let in."""
+    """What the Host header may say; None: anything, with a token or --no-auth."""
     own = frozenset(map(bare, (config.host, *config.hosts)))
     if config.hosts or (config.token is None and is_loopback(config.host)):
         return own | frozenset({"localhost", "127.0.0.1", "::1"})
@@ -150,9 +142,8 @@ def name_of(host: str) -> str:
 def foreign(headers: Headers, host: str, named: Collection[str]) -> bool:
     """Whether a browser says that another site's page sends this.
 
-    Sec-Fetch-Site is sure and survives a proxy, but is sent over HTTPS and to loopback only. Else there is
-    Origin, which must be the Host,
-    or, since a proxy may send another Host, one of the names that the server was given.
+    Sec-Fetch-Site is sure and survives a proxy, but is sent over HTTPS and to loopback only. Else Origin must
+    be the Host or, since a proxy may send another Host, one of the names that the server was given.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

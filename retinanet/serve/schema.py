@@ -63,9 +63,7 @@ class Failure(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The pictures of a request, in its order. Those that could not be read have an error in place of
-    detections.
-    """
+    """The pictures of a request, in its order; those that cannot be read have an error in place of detections."""
 
     threshold: float
     images: list[Answer | Failure]
@@ -93,7 +91,7 @@ class About(BaseModel):
     version: str
     classes: list[Category]
     threshold: float = Field(
-        description="the score of best F1 in validation: what /predict uses when it is told none"
+        description="the score of best F1 in validation: what /predict uses without one"
     )
     max_images: int
     max_bytes: int
@@ -105,6 +103,13 @@ class Health(BaseModel):
 
     status: str
 
+
+SCRAPED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+        "description": "Prometheus' text format.",
+    }
+}
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "The token is missing or wrong."},

@@ -1,6 +1,4 @@
-"""The verb `serve`: settings that make no sense or let everybody in are refused, then the model is loaded,
-then the port is opened.
-"""
+"""The command `serve`: checks the settings, opens the port, loads the model, and serves it."""
 
 from __future__ import annotations
 
@@ -53,26 +51,19 @@ def run(model: str, config: ServeConfig) -> None:
     config = checked(replace(config, token=config.token or os.environ.get("RETINANET_TOKEN") or None))
     if not is_loopback(config.host) and config.token is None and config.auth:
         raise ConfigError(
-            f"{config.host} can be reached from other machines: set a token (the variable RETINANET_TOKEN, "
-            f"or --token), which every "
-            "request must then show, or let everybody in with --no-auth"
+            f"{config.host} can be reached from other machines: set a token (the variable RETINANET_TOKEN, or "
+            "--token), which every request must then show, or let everybody in with --no-auth"
         )
     with listen(config.host, config.port) as door:
         detector = load(model, config.device, config.precision, config.scale)
         detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))  # the first takes longer than the others
         app = create_app(detector, config)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        logging.getLogger("python_multipart").setLevel(
-            logging.ERROR
-        )  # a broken form is its sender's trouble, who is told
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the sender gets the reason
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
         who = "with the token" if config.token else "no token needed"
-        log.info(
-            "%d classes at http://%s/ (%s); POST pictures to /predict; Ctrl-C ends",
-            len(detector.names),
-            address(door),
-            who,
-        )
+        text = "%d classes at http://%s/ (%s); POST pictures to /predict; Ctrl-C ends"
+        log.info(text, len(detector.names), address(door), who)
         uvicorn.Server(uvicorn.Config(app, **UVICORN)).run(sockets=[door])
 
 
@@ -82,12 +73,9 @@ def checked(config: ServeConfig) -> ServeConfig:
     wrong = []
     if config.token is not None and not config.auth:
         wrong.append("either a token or --no-auth, not both")
-    if config.token is not None and not (
-        config.token.isascii() and config.token.isprintable() and " " not in config.token
-    ):
-        wrong.append(
-            "a token must be of letters, digits and signs without spaces, since it travels in a header"
-        )
+    token = config.token or ""
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        wrong.append("a token must be of letters, digits and signs without spaces: it is sent in a header")
     if wrong:
         raise ConfigError("\n".join(wrong))
     return config
@@ -96,9 +84,8 @@ def checked(config: ServeConfig) -> ServeConfig:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that has the port, before minutes are spent on anything else."""
     try:
-        family, _, _, _, place = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, place = found[0]
         door = socket.socket(family, socket.SOCK_STREAM)
         try:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

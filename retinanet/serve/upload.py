@@ -1,12 +1,10 @@
-"""The pictures of a request, read within limits: what is too much is refused while it arrives and not
-after.
-"""
+"""The images of a request, read within limits: what is too much is refused while it arrives."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
 from fastapi import Request
@@ -29,14 +27,13 @@ REQUESTS_OF_BYTES = 8
 """So many of the largest requests may be in memory at once."""
 
 REQUESTS_OF_QUEUE = 8
-"""So many times the queue's places may be arriving at once: they come slowly, and must not keep out those
-that come at once.
-"""
+"""So many times the queue's places may be arriving at once: slow requests must not keep out fast ones."""
 
 CHARSETS = frozenset([b"utf-8", b"utf8", b"latin-1", b"iso-8859-1", b"us-ascii", b"ascii"])
-"""Of names in a form. Python would keep every other name that it is asked for, and some of its codecs
-raise.
-"""
+"""Of names in a form. Some of Python's other codecs raise."""
+
+
+Take = Callable[[int], None]
 
 
 class Refused(Exception):
@@ -54,78 +51,59 @@ def busy(seconds: int) -> Refused:
 
 
 class Limiter:
-    """How much is being received: requests and bytes, over all connections. What does not fit is told to come
-    back.
-    """
+    """How much is being received: requests and bytes, over all connections. What does not fit is sent away."""
 
     def __init__(self, requests: int, size: int) -> None:
         self.requests, self.size = requests, size
         self.open_requests = self.held = 0
 
     @contextmanager
-    def enter(self, seconds: int) -> Iterator[Reservation]:
-        """A place for one request; `seconds` is what Retry-After says if there is none."""
+    def enter(self, seconds: int) -> Iterator[Take]:
+        """A place for one request, and a function that takes bytes; `seconds`: Retry-After if there is none."""
         if self.open_requests >= self.requests:
             raise busy(seconds)
-        place = Reservation(self, seconds)
+        held = 0
+
+        def take(size: int) -> None:
+            nonlocal held
+            if self.held + size > self.size:
+                raise busy(seconds)
+            self.held += size
+            held += size
+
         self.open_requests += 1
         try:
-            yield place
+            yield take
         finally:
             self.open_requests -= 1
-            place.release()
+            self.held -= held
 
 
-class Reservation:
-    """One request's share of the gate."""
-
-    def __init__(self, gate: Limiter, seconds: int) -> None:
-        self.gate, self.seconds, self.held = gate, seconds, 0
-
-    def take(self, size: int) -> None:
-        """So many more bytes."""
-        if self.gate.held + size > self.gate.size:
-            raise busy(self.seconds)
-        self.gate.held += size
-        self.held += size
-
-    def release(self) -> None:
-        """The bytes are no longer held."""
-        self.gate.held -= self.held
-        self.held = 0
-
-
-async def read_pictures(request: Request, config: ServeConfig, place: Reservation) -> list[tuple[str, bytes]]:
-    """(name, content) of every file of a form, or of the one whose bytes are the body. Refused when there is
-    none or too much.
-    """
+async def read_pictures(request: Request, config: ServeConfig, take: Take) -> list[tuple[str, bytes]]:
+    """(name, content) of every file of a form, or of the one that is the body; Refused for none or too much."""
     kind = request.headers.get("content-type", "")
     try:
         async with asyncio.timeout(PATIENCE):
             if kind.partition(";")[0].strip().lower() == FORM:
-                return await _files(request, config, place)
+                return await _files(request, config, take)
             body = bytearray()
-            async for chunk in _limited(request, config.max_bytes, place):
+            async for chunk in _limited(request, config.max_bytes, take):
                 body += chunk
     except TimeoutError:
         raise Refused(408, f"the request has not arrived within {PATIENCE:.0f} s") from None
     if not body:
-        raise Refused(
-            422,
-            "there is no picture: send its bytes as the body, or one or several files as multipart/form-data",
-        )
+        raise Refused(422, "there is no picture: send its bytes as the body, or files as multipart/form-data")
     return [("picture", bytes(body))]
 
 
-async def _files(request: Request, config: ServeConfig, place: Reservation) -> list[tuple[str, bytes]]:
+async def _files(request: Request, config: ServeConfig, take: Take) -> list[tuple[str, bytes]]:
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").lower()
     if charset not in CHARSETS:
-        raise Refused(
-            400, f"the form cannot be read: its charset is {clean(charset.decode('latin-1'))!r}; take utf-8"
-        )
+        name = clean(charset.decode("latin-1"))
+        raise Refused(400, f"the form cannot be read: its charset is {name!r}; take utf-8")
 
     async def chunks() -> AsyncGenerator[bytes, None]:
-        async for chunk in _limited(request, config.max_bytes, place):
+        async for chunk in _limited(request, config.max_bytes, take):
             yield chunk
         if not parser.ended:
             raise MultiPartException("it ends before its last boundary")
@@ -135,9 +113,8 @@ async def _files(request: Request, config: ServeConfig, place: Reservation) -> l
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise Refused(
-                413, f"one request may hold {config.max_images} pictures at the most; send several requests"
-            ) from None
+            limit = f"one request may hold {config.max_images} pictures at the most"
+            raise Refused(413, f"{limit}; send several requests") from None
         raise Refused(400, f"the form cannot be read: {error.message}") from None
     files: list[tuple[str, bytes]] = []
     try:
@@ -145,9 +122,8 @@ async def _files(request: Request, config: ServeConfig, place: Reservation) -> l
             if not isinstance(value, UploadFile):
                 raise Refused(
                     422,
-                    f"the field {clean(field)!r} of the form is not a file; a picture needs a file name "
-                    f"(curl -F files=@picture.jpg), and "
-                    "settings go in the address (/predict?threshold=0.3)",
+                    f"the field {clean(field)!r} of the form is not a file; a picture needs a file name (curl -F "
+                    "files=@picture.jpg), and settings go in the address (/predict?threshold=0.3)",
                 )
             files.append((clean(value.filename or "") or f"picture {len(files) + 1}", await value.read()))
     finally:
@@ -158,42 +134,36 @@ async def _files(request: Request, config: ServeConfig, place: Reservation) -> l
 
 
 class _Form(MultiPartParser):
-    spool_max_size = (
-        sys.maxsize
-    )  # in memory: the whole request is limited already, and a disk would only be slower
+    spool_max_size = sys.maxsize  # in memory: the whole request is limited already
     ended = False
 
     def on_end(self) -> None:
         self.ended = True
 
 
-async def _limited(request: Request, limit: int, place: Reservation) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, limit: int, take: Take) -> AsyncGenerator[bytes, None]:
     """The body as it comes."""
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > limit:
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > limit:
         raise too_much(limit)
     total = 0
     async for chunk in request.stream():
         total += len(chunk)
         if total > limit:
             raise too_much(limit)
-        place.take(len(chunk))
+        take(len(chunk))
         yield chunk
 
 
 def too_much(limit: int) -> Refused:
     """413. Made where it is raised: a frame that kept it would keep itself alive, and the body with it."""
-    return Refused(
-        413,
-        f"a request may hold {limit} bytes at the most; send fewer or smaller pictures, or raise --max-bytes",
-    )
+    text = f"a request may hold {limit} bytes at the most"
+    return Refused(413, f"{text}; send fewer or smaller pictures, or raise --max-bytes")
 
 
 def clean(name: str) -> str:
     """A name that can be written in an answer and in a log."""
-    return "".join(
-        letter for letter in name[:255].encode("utf-8", "replace").decode() if letter.isprintable()
-    )
+    return "".join(filter(str.isprintable, name[:255].encode("utf-8", "replace").decode()))
 
 
 async def drain(receive: Receive) -> None:

@@ -17,13 +17,13 @@ MEGABYTE = 1_000_000
 def test_bytes_that_are_held_for_all_requests_together_are_limited():
     gate = upload.Limiter(requests=3, size=100)
     with gate.enter(7) as one, gate.enter(7) as other:
-        one.take(60)
+        one(60)
         with pytest.raises(upload.Refused) as refused:
-            other.take(41)
+            other(41)
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "7"})
-        other.take(40)
+        other(40)
     with gate.enter(7) as one:
-        one.take(100)
+        one(100)
     assert (gate.held, gate.open_requests) == (0, 0)
 
 
