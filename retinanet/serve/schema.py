@@ -90,9 +90,7 @@ class About(BaseModel):
 
     version: str
     classes: list[Category]
-    threshold: float = Field(
-        description="the score of best F1 in validation: what /predict uses without one"
-    )
+    threshold: float = Field(description="the score of best F1 in validation: what /predict uses without one")
     max_images: int
     max_bytes: int
     max_pixels: int
