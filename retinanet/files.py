@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import TextIO
 
@@ -15,11 +16,9 @@ from .errors import ConfigError
 
 @contextmanager
 def write_aside(file: Path, folder: Path | None = None) -> Iterator[Path]:
-    """A path to write to, which becomes `file` when all went well and goes when not: a reader sees the old
-    file or the new one, never half of one.
+    """A path to write to, which becomes `file` when all went well: a reader sees the old file or the new one.
 
-    It lies in `folder` (None: beside `file`) under a name that nobody else has: a process id is not enough,
-    since two machines may share the folder.
+    It lies in `folder` (None: beside `file`) under a unique name: two machines may share the folder.
     """
     folder = folder or file.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,9 +46,7 @@ def write_text_atomically(file: Path, folder: Path | None = None) -> Iterator[Te
 
 
 def sha256(file: Path) -> str:
-    """Of the bytes of a file: a model that was trained again is another one, whatever its name. An OpenVINO
-    model's weights count too.
-    """
+    """The digest of a file's bytes, and of the weights beside an OpenVINO model."""
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256")
     if file.suffix == ".xml" and (weights := file.with_suffix(".bin")).exists():
@@ -59,24 +56,15 @@ def sha256(file: Path) -> str:
 
 def next_free(path: Path) -> Path:
     """`path`, or the first of path-2, path-3, ... that does not exist."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+    later = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(free for free in chain([path], later) if not free.exists())
 
 
 def new_folder(out: Path | None, fallback: str) -> Path:
-    """The folder of a run: `out`, which must not hold a run already, or the first free runs/<fallback>[-2, -3
-    ...].
-    """
-    if out is not None:
-        refuse_run(out)
-        folder = out
-    else:
-        folder = next_free(Path("runs") / fallback)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plots").mkdir(exist_ok=True)
+    """The folder of a run: `out`, which must hold no run, or the first free runs/<fallback>[-2, -3 ...]."""
+    refuse_run(out)
+    folder = out or next_free(Path("runs") / fallback)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -24,9 +24,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] | None = (0,)) -> str:
-    """Rows of cells as aligned columns of plain text: the columns `left` to the left (None: all), the others
-    to the right.
-    """
+    """Rows of cells as aligned plain text: columns `left` to the left (None: all), others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -55,9 +53,7 @@ def many(count: int, one: str, more: str | None = None) -> str:
 
 @contextmanager
 def progress_bar(total: int, title: str) -> Iterator[Any]:
-    """A function (done, text) that moves a bar with the time left; silent where nobody watches, since the log
-    tells the same.
-    """
+    """A function (done, text) that moves a bar with the time left; silent where stderr is no terminal."""
     if not (total and sys.stderr.isatty()):
         yield lambda done, text=title: None
         return

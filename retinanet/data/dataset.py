@@ -21,13 +21,13 @@ Integers = NDArray[np.int64]
 
 Flags = NDArray[np.bool_]
 
+BOX_COLUMNS = ("boxes", "labels", "crowd", "areas", "annotation_ids")
+
 NO_TEXT = "file names that are no text"
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be printed and saved: half a character (a surrogate), as broken encoders leave it,
-    cannot.
-    """
+    """Whether a name can be printed and saved: half a character (a surrogate of a broken encoder) cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -108,48 +108,26 @@ class Dataset:
         if keep.all():
             return self  # and not a copy: the columns may be those of a mapped file
         counts = np.bincount(self.image_of_box()[keep], minlength=len(self))
-        return replace(
-            self,
-            first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            boxes=self.boxes[keep],
-            labels=self.labels[keep],
-            crowd=self.crowd[keep],
-            areas=self.areas[keep],
-            annotation_ids=self.annotation_ids[keep],
-        )
+        return replace(self, **self._boxes_at(keep, counts))
 
     def subset(self, indices: Integers, split: str | None = None) -> Dataset:
         """The images at `indices`, in that order, with their boxes."""
         counts = np.diff(self.first)[indices]
         before = np.cumsum(counts) - counts
         order = np.arange(counts.sum()) + np.repeat(self.first[indices] - before, counts)
-        return replace(
-            self,
-            split=split or self.split,
-            files=self.files[indices],
-            image_ids=self.image_ids[indices],
-            sizes=self.sizes[indices],
-            first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            boxes=self.boxes[order],
-            labels=self.labels[order],
-            crowd=self.crowd[order],
-            areas=self.areas[order],
-            annotation_ids=self.annotation_ids[order],
-        )
+        images = {name: getattr(self, name)[indices] for name in ("files", "image_ids", "sizes")}
+        return replace(self, split=split or self.split, **images, **self._boxes_at(order, counts))
+
+    def _boxes_at(self, rows: Any, counts: Integers) -> dict[str, Any]:
+        """The columns of boxes at `rows`, of which each image has its count."""
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return {"first": first, **{name: getattr(self, name)[rows] for name in BOX_COLUMNS}}
 
     def fingerprint(self) -> str:
         """16 hex digits that change whenever the index changes (not the pixels)."""
         digest = hashlib.sha256(repr((self.names, self.category_ids)).encode())
-        for column in (
-            self.files,
-            self.image_ids,
-            self.sizes,
-            self.first,
-            self.boxes,
-            self.labels,
-            self.crowd,
-        ):
-            digest.update(np.ascontiguousarray(column).tobytes())
+        for name in ("files", "image_ids", "sizes", "first", "boxes", "labels", "crowd"):
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -219,9 +197,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Shared:
-    """A data set whose columns lie in shared memory: as tensors, which torch hands to a new process without
-    copying them.
-    """
+    """A data set in shared memory: tensors, which torch hands to a new process without a copy."""
 
     columns: dict[str, tuple[Tensor, str]]
     """Of each column its bytes, one axis more than it has, and NumPy's name of what they are."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..cache import cached
-from ..dataset import Columns, Dataset, Integers, is_text
+from ..dataset import BOX_COLUMNS, Columns, Dataset, Integers, is_text
 from .format import Read, split_of, subfolders
 from .json import NUMBERS, ONLY_INT, WHOLE, as_int, reject_duplicate_keys, shorten
 
@@ -130,8 +130,7 @@ def _read(file: Path) -> Dataset:
     order = np.argsort(image_of_box, kind="stable")  # the annotations come in any order
     columns.counts = np.bincount(image_of_box, minlength=len(columns.files)).tolist()
     dataset = columns.build(file, file.parent, file.stem, names, category_ids)
-    per_box = ("boxes", "labels", "crowd", "areas", "annotation_ids")
-    return replace(dataset, **{name: getattr(dataset, name)[order] for name in per_box})
+    return replace(dataset, **{name: getattr(dataset, name)[order] for name in BOX_COLUMNS})
 
 
 def find_root(file: Path, names: Iterable[str], split: str, images: Path | None = None) -> Path:
