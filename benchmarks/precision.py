@@ -26,12 +26,12 @@ from measure import record
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from retinanet.commands.train import run
 from retinanet.config.io import override
 from retinanet.config.presets import preset
 from retinanet.data.splits import open_training
 from retinanet.evaluation.evaluate import evaluate
 from retinanet.inference.load import load
+from retinanet.training.run import run
 
 SMOOTH = 20  # steps
 

@@ -75,7 +75,7 @@ COMMANDS = {
         options.CheckConfig,
         ("data",),
     ),
-    "train": Command(TRAIN, "commands.train:run", TrainConfig, ("data",)),
+    "train": Command(TRAIN, "training.run:run", TrainConfig, ("data",)),
     "replay": Command(
         "Repeat a step of training that was not finite, from the dump that the run has left.",
         "commands.replay:run",
@@ -181,7 +181,7 @@ def parse_train(words: list[str]) -> tuple[str, list[Any]]:
     """A run that goes on, or a new one, or what a new one would need."""
     run, rest = take("--resume", words)
     if run is not None:
-        return "commands.train:resume_run", [
+        return "training.run:resume_run", [
             Path(run),
             *read("train --resume RUN", rest, options.ResumeConfig()),
         ]

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from .commands import evaluate as evaluate_command
-from .commands import train
 from .config.commands import DemoConfig, EvalConfig
 from .config.io import override
 from .config.presets import preset
@@ -22,6 +21,7 @@ from .files import next_free
 from .inference.detector import Detector
 from .inference.load import load
 from .text import duration, shown
+from .training.run import run as train
 from .view.draw import draw, save, sheet
 from .view.html import write_page
 
@@ -51,7 +51,7 @@ def run(config: DemoConfig) -> Path:
         "validations": 3,
         "out": folder / "run",
     }
-    train.run(scenes, override(preset("tiny"), {**NETWORK, **settings}), "tiny")
+    train(scenes, override(preset("tiny"), {**NETWORK, **settings}), "tiny")
     log.info("evaluating on %d scenes that were not trained on", SCENES["test"])
     metrics = evaluate_command.run(
         str(folder / "run"), str(scenes), EvalConfig(split="test", device=config.device, out=folder)

@@ -39,7 +39,7 @@ class Reach:
     @property
     def missed(self) -> Flags:
         """[M] whether no anchor answers for the object."""
-        return self.anchors == 0
+        return np.asarray(self.anchors == 0)
 
 
 def anchor_reach(
