@@ -220,9 +220,7 @@ def lab_names() -> dict[str, str]:
 
 
 def start(name: str | None, words: list[str]) -> tuple[TrainConfig, str | None, Any]:
-    """The defaults of a training (its preset, with the network of --init), the preset's name, and the model of
-    --init.
-    """
+    """The defaults of a training (a preset, and the network of --init), its preset, the model of --init."""
     if {"-h", "--help"} & set(words):
         return preset(name or "tiny"), name, None
     from .commands.train import start_config

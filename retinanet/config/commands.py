@@ -74,8 +74,7 @@ class TilesConfig(RunConfig):
     tiles: int | None = setting(None, 32, 1 << 16)
     """Side in pixels of the tiles of larger images, for small objects. None: no tiles."""
     overlap: float = setting(0.25, 0, 1 - 1e-9)
-    """Share of its side that a tile shares with the next. Larger objects may be cut; the pieces are joined.
-    """
+    """Share of its side that a tile shares with the next. Larger objects are cut, and their pieces joined."""
 
 
 @dataclass(frozen=True)

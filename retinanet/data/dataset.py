@@ -210,7 +210,7 @@ class Shared:
 
 
 def share(data: Dataset) -> Shared:
-    """Copies the columns once, for any number of processes. The problems stay behind: they were told."""
+    """Copies the columns once, for any number of processes. The problems are left behind."""
     import torch  # readers of annotations do without
 
     parts = {field.name: getattr(data, field.name) for field in fields(data) if field.name != "problems"}

@@ -110,9 +110,7 @@ def _listed_again(dataset: Dataset) -> list[int]:
 def _check_headers(
     dataset: Dataset, max_pixels: int, problems: list[Problem], good: Flags
 ) -> tuple[Integers, Flags]:
-    """-> [N, 2] sizes, and [N] where they are sure, so that boxes can be held against them; marks bad images
-    in `good`.
-    """
+    """-> [N, 2] sizes, and [N] where they are sure, to judge boxes by; marks bad images in `good`."""
     found, failures = read_sizes(dataset.root, dataset.files.tolist())
     if len(failures) == len(dataset) and all(kind == MISSING for kind, _ in failures.values()):
         raise DataError(

@@ -12,9 +12,7 @@ ONLY_INT, NUMBERS = frozenset([int]), frozenset([int, float])  # isinstance woul
 
 
 def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are all different: of two lists of annotations json would silently keep the
-    last.
-    """
+    """An object whose keys all differ: of two lists of annotations json would silently keep the last."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
         twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))

@@ -24,6 +24,9 @@ from .format import Read, split_of, subfolders
 
 HOLDS = "data.yaml, or images/ with labels/, here or in train/, valid/, test/"
 
+USUAL = ("data", "dataset")
+"""Names of the file that describes the set."""
+
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 SLACK = 0.01
@@ -43,9 +46,42 @@ class YoloFile:
 
 
 def recognise_yolo(root: Path, images: Path | None) -> Read | None:
-    """A folder with a data.yaml, else images/ beside labels/, in folders that are named for the splits."""
-    read = _recognised(root)
-    return read if read is None or images is None else lambda: _refuse_images(root)
+    """A folder with a data.yaml, else images/ beside labels/, here or in folders named for the splits."""
+    files = sorted(filter(Path.is_file, [*root.glob("*.yaml"), *root.glob("*.yml")]))
+    described = [file for file in files if b"names" in file.read_bytes()]
+    described = described or [file for file in files if file.stem in USUAL]
+    sources: dict[str, Path] = {}
+    if not described:
+        if _has_labels(root):
+            folders = subfolders(root / "images")
+            sources = {split: folder for folder in folders if (split := split_of(folder.name))}
+            sources = sources or {"all": root / "images"}
+        for folder in subfolders(root):
+            if (split := split_of(folder.name)) and _has_labels(folder):
+                sources[split] = folder / "images"
+    return (lambda: _read_splits(root, described, sources, images)) if described or sources else None
+
+
+def _has_labels(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "labels").is_dir()
+
+
+def _read_splits(
+    root: Path, described: list[Path], sources: dict[str, Path], images: Path | None
+) -> dict[str, Dataset]:
+    """By the data.yaml where there is one, else from the folders of images of the splits."""
+    if images is not None:
+        raise DataError(
+            f"{root}: a YOLO set says itself where its images are; --images goes with COCO and VOC"
+        )
+    if not described:
+        names = guess_names(root, sources.values())
+        return {split: read_yolo(root, [folder], names, split) for split, folder in sources.items()}
+    file, *others = [file for file in described if file.stem in USUAL] or described
+    if others:
+        listed = ", ".join(file.name for file in described)
+        raise DataError(f"{root}: several YOLO files: {listed}; pass one of them instead of the folder")
+    return read_yolo_file(file)
 
 
 def read_yolo_file(file: Path, images: Path | None = None) -> dict[str, Dataset]:
@@ -60,46 +96,6 @@ def read_yolo_file(file: Path, images: Path | None = None) -> dict[str, Dataset]
         split: read_yolo(content.base, sources, content.names, split, content.pose)
         for split, sources in content.splits.items()
     }
-
-
-def _recognised(root: Path) -> Read | None:
-    files = sorted(filter(Path.is_file, [*root.glob("*.yaml"), *root.glob("*.yml")]))
-    usual = [file for file in files if file.stem in ("data", "dataset")]
-    described = [file for file in files if b"names" in file.read_bytes()] or usual
-    if described:
-        named = [file for file in described if file in usual]
-        if len(described) > 1 and len(named) != 1:
-            return lambda: _refuse_several(root, described)
-        return lambda: read_yolo_file((named or described)[0])
-    sources: dict[str, Path] = {}
-    if _has_labels(root):
-        folders = subfolders(root / "images")
-        sources = {split: folder for folder in folders if (split := split_of(folder.name))}
-        sources = sources or {"all": root / "images"}
-    for folder in subfolders(root):
-        if (split := split_of(folder.name)) and _has_labels(folder):
-            sources[split] = folder / "images"
-    return (lambda: _read_folders(root, sources)) if sources else None
-
-
-def _has_labels(folder: Path) -> bool:
-    return (folder / "images").is_dir() and (folder / "labels").is_dir()
-
-
-def _read_folders(root: Path, sources: dict[str, Path]) -> dict[str, Dataset]:
-    names = guess_names(root, sources.values())
-    return {split: read_yolo(root, [folder], names, split) for split, folder in sources.items()}
-
-
-def _refuse_several(root: Path, files: Iterable[Path]) -> dict[str, Dataset]:
-    raise DataError(
-        f"{root}: several YOLO files: {', '.join(file.name for file in files)}; pass one of them instead of "
-        f"the folder"
-    )
-
-
-def _refuse_images(root: Path) -> dict[str, Dataset]:
-    raise DataError(f"{root}: a YOLO set says itself where its images are; --images goes with COCO and VOC")
 
 
 class _Loader(yaml.BaseLoader):

@@ -116,7 +116,7 @@ def rename(path: Path, weights: Mapping[str, Tensor], table: Sequence[Rule]) -> 
 
 
 def infer_config(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The settings that the weights themselves tell: backbone, widths, depths, source of P6."""
+    """The settings that follow from the weights: backbone, widths, depths, source of P6."""
     bottlenecks = "backbone.body.layer1.0.conv3.weight" in ours
     return {
         "backbone": resnet(path, ours),

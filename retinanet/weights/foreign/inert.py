@@ -32,9 +32,7 @@ def placeholder(name: str) -> type[Placeholder]:
 
 
 class Dtype:
-    """A dtype of numpy; its state says the byte order. numpy's own takes any state, even one that crashes the
-    process.
-    """
+    """A dtype of numpy; its state says the byte order. numpy's own takes a state that crashes the process."""
 
     def __init__(self, code: str, *_: Any) -> None:
         self.code, self.order = code, "="

@@ -45,9 +45,7 @@ the stride in the 1x1.
 
 @dataclass(frozen=True)
 class Project:
-    """One project: the key that only its files have, the rules for all its keys, its conventions that are not
-    ours.
-    """
+    """One project: the key that only its files have, rules for all its keys, conventions unlike ours."""
 
     name: str
     mark: str
