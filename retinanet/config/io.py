@@ -165,30 +165,25 @@ def from_text(config: Any, pairs: Iterable[str]) -> dict[str, Any]:
             raise unknown_name_error("setting", name, known)
         try:
             found[name] = _from_text(text.strip(), known[name][1])
-        except ValueError:
+        except (ValueError, KeyError):
             raise ConfigError(f"--set {name}: {text!r} is no value for it") from None
     return found
 
 
 def _from_text(text: str, kind: Any) -> Any:
-    """The first of the type's alternatives that the text can be, None and words before the others."""
+    """None or a word of the type where the text is that, else what the first of its other alternatives makes."""
     kinds = _alternatives(kind)
     if NoneType in kinds and text == "None":
         return None
-    words = [one for one in kinds if get_origin(one) is Literal]
-    for one in [*words, *(one for one in kinds if one not in words)]:
-        if get_origin(one) is Literal:
-            if text in get_args(one) or len(kinds) == 1:
-                return text
-        elif get_origin(one) is tuple:
-            return tuple(_from_text(word, get_args(one)[0]) for word in text.replace(",", " ").split())
-        elif one is bool:
-            if text.lower() not in ("true", "false"):
-                raise ValueError(text)
-            return text.lower() == "true"
-        elif one is not NoneType:
-            return one(text)
-    return text
+    words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+    others = [one for one in kinds if one is not NoneType and get_origin(one) is not Literal]
+    if text in words or not others:
+        return text
+    if get_origin(others[0]) is tuple:
+        return tuple(_from_text(word, get_args(others[0])[0]) for word in text.replace(",", " ").split())
+    if others[0] is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return others[0](text)
 
 
 def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
@@ -241,7 +236,5 @@ def parse_budget(budget: str, name: str = "budget") -> tuple[float, Literal["s",
             f"{name} {budget!r} is not a length; write 7min, 2h, 90s, 300it (iterations), 12ep (epochs) or "
             f"5000im (images)"
         )
-    number, unit = float(found[1]), found[2]
-    if unit in ("it", "ep", "im"):
-        return number, unit  # type: ignore[return-value]
-    return number * {"s": 1, "min": 60, "h": 3600}[unit], "s"
+    seconds = {"s": 1, "min": 60, "h": 3600}.get(found[2])
+    return (float(found[1]) * seconds, "s") if seconds else (float(found[1]), found[2])  # type: ignore[return-value]
