@@ -17,32 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "retinanet"
 
-BATCH_TO_STEP = [
-    "training.loop",
-    "training.setup",
-    "training.optim",
-    "structures",
-    "model.preprocess",
-    "model.retinanet",
-    "model.backbone",
-    "model.criterion",
-    "ops.anchors",
-    "ops.assign",
-    "ops.boxes",
-    "ops.losses",
-]
+BATCH_TO_STEP = ["training.loop", "training.setup", "training.optim", "structures", "model.preprocess"]
+BATCH_TO_STEP += ["model.retinanet", "model.backbone", "model.criterion", "ops.anchors", "ops.assign"]
+BATCH_TO_STEP += ["ops.boxes", "ops.losses"]
 """`assign_fast` and `fused` are faster forms of `assign` and `losses`, held equal to them by tests. What
 `autocast` and `all_reduce_sum` do, their names say.
 """
-DISK_TO_BATCH = [
-    "data.dataset",
-    "data.formats.coco",
-    "data.loader",
-    "data.images",
-    "data.augment",
-    "data.sampler",
-    "model.resize",
-]
+DISK_TO_BATCH = ["data.dataset", "data.formats.coco", "data.loader", "data.images", "data.augment"]
+DISK_TO_BATCH += ["data.sampler", "model.resize"]
 READING = {"batch to step": BATCH_TO_STEP, "disk to step": DISK_TO_BATCH + BATCH_TO_STEP}
 """What one opens to follow a batch to its optimiser step, and an image from its file to there."""
 

@@ -13,85 +13,15 @@ from PIL import Image
 
 NAMES = ("cat", "dög", "no", "1e3", "traffic light")
 DEEP, DIGITS = "@deep@", "@digits@"
-HOSTILE_NAMES = [
-    *(
-        "../a.png",
-        "/etc/passwd",
-        "..",
-        ".",
-        "",
-        " ",
-        "a\0.png",
-        "\ud800.png",
-        "x/../../a.png",
-        "..\\a.png",
-        "C:\\a.png",
-    ),
-    *(
-        "a" * 300,
-        "x/" * 600,
-        "images",
-        "a.png/",
-        "a.png/b.png",
-        "\N{RIGHT-TO-LEFT OVERRIDE}gnp.a",
-        "~/a.png",
-        "con",
-        "a\n.png",
-        "\ufeffa.png",
-    ),
-]
-STRANGE: list[Any] = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        2,
-        0.5,
-        -0.0,
-        7.0,
-        1e9,
-        1e300,
-        -1e308,
-        2**31,
-        2**53 + 1,
-        2**63,
-        -(2**63),
-        2**70,
-        10**400,
-    ),
-    *(
-        float("nan"),
-        float("inf"),
-        float("-inf"),
-        "",
-        "1",
-        "nan",
-        "x",
-        "\0",
-        "\ud800",
-        "\u202e",
-        [],
-        {},
-        [[]],
-        [1],
-        ["1"],
-        {"a": 1},
-    ),
-    *(
-        [1, 2, 3, 4],
-        [0, 0, 0, 0],
-        [1e308, 1, 1e308, 1],
-        [True, True, True, True],
-        [5, 5, -2, -2],
-        "1234",
-        {"0": 1, "1": 2, "2": 3, "3": 4},
-    ),
-    *([1, 2, 3, 10**400], [0, 0, 1e-320, 1e-320], [1, 1, 2, 2, 2], [[1, 1, 2, 2]], DEEP, DIGITS, [DEEP]),
-    *HOSTILE_NAMES,
-]
+HOSTILE_NAMES = ["../a.png", "/etc/passwd", "..", ".", "", " ", "a\0.png", "\ud800.png", "x/../../a.png"]
+HOSTILE_NAMES += ["..\\a.png", "C:\\a.png", "a" * 300, "x/" * 600, "images", "a.png/", "a.png/b.png"]
+HOSTILE_NAMES += ["\N{RIGHT-TO-LEFT OVERRIDE}gnp.a", "~/a.png", "con", "a\n.png", "\ufeffa.png"]
+STRANGE: list[Any] = [None, True, False, 0, 1, -1, 2, 0.5, -0.0, 7.0, 1e9, 1e300, -1e308, 2**31, 2**53 + 1]
+STRANGE += [2**63, -(2**63), 2**70, 10**400, float("nan"), float("inf"), float("-inf"), "", "1", "nan", "x"]
+STRANGE += ["\0", "\ud800", "\u202e", [], {}, [[]], [1], ["1"], {"a": 1}, [1, 2, 3, 4], [0, 0, 0, 0]]
+STRANGE += [[1e308, 1, 1e308, 1], [True, True, True, True], [5, 5, -2, -2], "1234"]
+STRANGE += [{"0": 1, "1": 2, "2": 3, "3": 4}, [1, 2, 3, 10**400], [0, 0, 1e-320, 1e-320], [1, 1, 2, 2, 2]]
+STRANGE += [[[1, 1, 2, 2]], DEEP, DIGITS, [DEEP], *HOSTILE_NAMES]
 
 
 def bytes_damaged(data: bytes, rng: random.Random) -> bytes:
@@ -244,25 +174,8 @@ def write_coco(root: Path, rng: random.Random, odd: bool) -> Path:
     return file
 
 
-WORDS = [
-    "nan",
-    "inf",
-    "-1",
-    "1e9",
-    "1e999",
-    "1_0",
-    "0x10",
-    "१",
-    "",
-    " ",
-    "x",
-    "9" * 400,
-    "1,5",
-    "\u202e",
-    "1 2",
-    "true",
-    "2",
-]
+WORDS = ["nan", "inf", "-1", "1e9", "1e999", "1_0", "0x10", "१", "", " ", "x", "9" * 400, "1,5", "\u202e"]
+WORDS += ["1 2", "true", "2"]
 
 
 def text_damaged(text: str, rng: random.Random) -> str:
@@ -352,23 +265,13 @@ def write_voc(root: Path, rng: random.Random, odd: bool) -> Path:
 YAML = [
     "a: &a [x]\n"
     + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghi"))
-    + "{} : *i",
-    "train: &x [*x]",
-    "path: !!python/object/apply:os.system [true]",
-    'train: "\\UFFFFFFFF"',
-    'names: ["\\ud800", "a\\0b"]',
-    "names: {0: cat, 0: dog, 1: no}",
-    "train: " + "[" * 3000,
-    "nc: {a: [1]}",
-    "train: [../../.., /nowhere]",
-    "path: " + "a" * 5000,
-    "? [a, b]\n: c",
-    "<<: {train: images/train}",
-    "%YAML 9.9\n---",
-    "val: 2020-01-01",
-    "train: [images/train, [images/train]]",
-    "names: {0: cat, 1: {2: dog}}",
+    + "{} : *i"
 ]
+YAML += ["train: &x [*x]", "path: !!python/object/apply:os.system [true]", 'train: "\\UFFFFFFFF"']
+YAML += ['names: ["\\ud800", "a\\0b"]', "names: {0: cat, 0: dog, 1: no}", "train: " + "[" * 3000]
+YAML += ["nc: {a: [1]}", "train: [../../.., /nowhere]", "path: " + "a" * 5000, "? [a, b]\n: c"]
+YAML += ["<<: {train: images/train}", "%YAML 9.9\n---", "val: 2020-01-01"]
+YAML += ["train: [images/train, [images/train]]", "names: {0: cat, 1: {2: dog}}"]
 
 
 def write_yolo(root: Path, rng: random.Random, odd: bool) -> Path:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,38 +81,29 @@ def test_ids_that_pandas_made_floats_are_the_same_ids(tmp_path: Path) -> None:
     assert (data.image_ids.tolist(), data.annotation_ids.tolist(), data.problems) == ([1], [4], ())
 
 
+SECOND = "annotation 2, image 1 (a.jpg)"
+
+
 @pytest.mark.parametrize(
     "faulty, kind, words",
     [
         (box(2, image_id=9), "annotations of unknown images", "annotation 2, image 9"),
         (box(2, image_id="1"), "annotations of unknown images", 'annotation 2, image "1"'),
-        (
-            box(2, category_id=3),
-            "annotations of unknown categories",
-            "annotation 2, image 1 (a.jpg): category 3",
-        ),
+        (box(2, category_id=3), "annotations of unknown categories", f"{SECOND}: category 3"),
         (box(2, category_id=[1]), "annotations of unknown categories", "category [1]"),
         (box(1), "duplicate annotation ids", "annotation 1, image 1 (a.jpg)"),
         (box("x"), "annotations whose id is no whole number", 'id "x"'),
         (box(2**70), "annotations whose id is no whole number", "id 1180591620717411303424"),
-        (
-            {"id": 2, "image_id": 1, "category_id": 1},
-            "annotations without bbox",
-            "annotation 2, image 1 (a.jpg)",
-        ),
+        ({"id": 2, "image_id": 1, "category_id": 1}, "annotations without bbox", SECOND),
         ({"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}, "annotations without id", "entry 1"),
-        (
-            box(2, bbox=[1, 2, 3]),
-            "boxes that are not four numbers",
-            "annotation 2, image 1 (a.jpg): bbox [1, 2, 3]",
-        ),
+        (box(2, bbox=[1, 2, 3]), "boxes that are not four numbers", f"{SECOND}: bbox [1, 2, 3]"),
         (box(2, bbox="1234"), "boxes that are not four numbers", '"1234"'),
         (box(2, bbox=["1", "2", "3", "4"]), "boxes that are not four numbers", "annotation 2"),
         (box(2, bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "boxes that are not four numbers", "annotation 2"),
         (
-            box(2, bbox=[1, 2, float("nan"), 4]),
+            box(2, bbox=[1, 2, math.nan, 4]),
             "boxes or areas that are not finite",
-            "annotation 2, image 1 (a.jpg): bbox [1, 2, NaN, 4]",
+            f"{SECOND}: bbox [1, 2, NaN",
         ),
         (box(2, bbox=[1, 2, 10**400, 4]), "boxes or areas that are not finite", "annotation 2"),
         (box(2, image_id=True), "annotations of unknown images", "image true"),

@@ -67,44 +67,24 @@ def test_trainval_is_train_where_there_is_no_other(tmp_path: Path) -> None:
     assert [(split, len(one)) for split, one in data.items()] == [("train", 1), ("test", 1)]
 
 
+UNREADABLE, TWO = "XML files that cannot be read", "objects with two names or boxes"
+NOT_FINITE = "boxes that are not four finite numbers"
+
+
 @pytest.mark.parametrize(
     "text, kind, words",
     [
-        ("<annotation>", "XML files that cannot be read", "no element found"),
-        (
-            '<!DOCTYPE x [<!ENTITY e "boom">]><annotation>&e;</annotation>',
-            "XML files that cannot be read",
-            "Entit",
-        ),
-        ('<?xml version="1.0" encoding="klingon"?><annotation/>', "XML files that cannot be read", "klingon"),
+        ("<annotation>", UNREADABLE, "no element found"),
+        ('<!DOCTYPE x [<!ENTITY e "boom">]><annotation>&e;</annotation>', UNREADABLE, "Entit"),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', UNREADABLE, "klingon"),
         ("<html/>", "XML files that are no VOC annotations", "<html>"),
         (xml(thing(), size=""), "XML files without the size of the image", "b.xml"),
         (xml("<object><name>cat</name></object>", thing()), "objects without bndbox", "object 1 (cat)"),
-        (
-            xml(thing(corners=(1, 2, "x", 4)), thing()),
-            "boxes that are not four finite numbers",
-            "object 1 (cat)",
-        ),
-        (
-            xml(thing(corners=(1, 2, "nan", 4)), thing()),
-            "boxes that are not four finite numbers",
-            "object 1 (cat)",
-        ),
-        (
-            xml(thing(corners=(1, 2, "1_0", 4)), thing()),
-            "boxes that are not four finite numbers",
-            "object 1 (cat)",
-        ),
-        (
-            xml(thing().replace("</bndbox>", "</bndbox><bndbox/>"), thing()),
-            "objects with two names or boxes",
-            "object 1 (cat)",
-        ),
-        (
-            xml(thing().replace("<name>", "<name>dog</name><name>"), thing()),
-            "objects with two names or boxes",
-            "object 1 (dog)",
-        ),
+        (xml(thing(corners=(1, 2, "x", 4)), thing()), NOT_FINITE, "object 1 (cat)"),
+        (xml(thing(corners=(1, 2, "nan", 4)), thing()), NOT_FINITE, "object 1 (cat)"),
+        (xml(thing(corners=(1, 2, "1_0", 4)), thing()), NOT_FINITE, "object 1 (cat)"),
+        (xml(thing().replace("</bndbox>", "</bndbox><bndbox/>"), thing()), TWO, "object 1 (cat)"),
+        (xml(thing().replace("<name>", "<name>dog</name><name>"), thing()), TWO, "object 1 (dog)"),
         (xml(thing(difficult=2), thing()), "objects whose difficult is neither 0 nor 1", "object 1 (cat): 2"),
         (xml(thing(name=""), thing()), "objects without a name", "object 1"),
     ],

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import words
 
 import retinanet
 from retinanet.commands import evaluate as command
@@ -22,28 +23,13 @@ def test_the_verb_writes_the_numbers_the_answers_and_the_plots(trained, scenes, 
         str(trained), str(scenes), EvalConfig(split="test", out=tmp_path / "out", device="cpu", workers=0)
     )
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert {
-        "AP",
-        "AP50",
-        "AP75",
-        "APs",
-        "APm",
-        "APl",
-        "AR100",
-        "per_class",
-        "confusion",
-        "data_hash",
-        "versions",
-        "machine",
-    } <= written.keys()
+    expected = words("AP AP50 AP75 APs APm APl AR100 per_class confusion data_hash versions machine")
+    assert set(expected) <= written.keys()
     assert written["AP"] == metrics["AP"]
     assert written["split"] == "test"
     assert isinstance(json.loads((tmp_path / "out" / "predictions.json").read_text()), list)
-    assert {path.name for path in (tmp_path / "out" / "plots").iterdir()} == {
-        "precision_recall.png",
-        "confusion.png",
-        "f1.png",
-    }
+    plots = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
+    assert plots == {"precision_recall.png", "confusion.png", "f1.png"}
 
 
 def test_a_results_file_is_scored_without_any_picture(scenes, tmp_path):
@@ -65,20 +51,8 @@ def test_published_coco_detections_give_their_published_figures(shared_data):
         str(folder / "instances_val2014_100.json"),
         EvalConfig(),
     )
-    published = [
-        0.504581,
-        0.696973,
-        0.572982,
-        0.585626,
-        0.519400,
-        0.501398,
-        0.386813,
-        0.593680,
-        0.595353,
-        0.639811,
-        0.566421,
-        0.564291,
-    ]
+    published = [0.504581, 0.696973, 0.572982, 0.585626, 0.519400, 0.501398, 0.386813, 0.593680, 0.595353]
+    published += [0.639811, 0.566421, 0.564291]
     assert list(metrics.numbers.values()) == pytest.approx(published, abs=1e-6)
 
 

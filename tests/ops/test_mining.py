@@ -133,30 +133,9 @@ def test_an_ignored_anchor_suppresses_nobody():
 def test_one_to_three_keeps_the_hardest_positives_and_three_times_as_many_negatives():
     labels = torch.tensor([0] * 3 + [BACKGROUND] * 10)
     scores = torch.tensor([1.0, 3, 2, *range(10)])
-    assert ohem_one_to_three(scores, labels, apart(13), 8, 0.5).tolist() == [
-        1,
-        2,
-        12,
-        11,
-        10,
-        9,
-        8,
-        7,
-    ]  # 2 + 6
-    assert ohem_one_to_three(scores, labels, apart(13), 400, 0.5).tolist() == [
-        1,
-        2,
-        0,
-        12,
-        11,
-        10,
-        9,
-        8,
-        7,
-        6,
-        5,
-        4,
-    ]  # 3 + 9
+    eight, many = (ohem_one_to_three(scores, labels, apart(13), size, 0.5).tolist() for size in (8, 400))
+    assert eight == [1, 2, 12, 11, 10, 9, 8, 7]  # 2 + 6
+    assert many == [1, 2, 0, 12, 11, 10, 9, 8, 7, 6, 5, 4]  # 3 + 9
 
 
 def test_one_to_three_goes_down_to_the_easiest_positive():

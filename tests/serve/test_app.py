@@ -32,19 +32,9 @@ def metric(client, name):
 def test_the_bytes_of_a_picture_get_its_detections(client, picture):
     answer = client().post("/predict", content=picture(RED, (40, 20)))
     assert answer.status_code == 200
-    assert answer.json() == {
-        "threshold": 0.5,
-        "images": [
-            {
-                "name": "picture",
-                "width": 40,
-                "height": 20,
-                "detections": [
-                    {"class_name": "red", "category_id": 10, "score": 1.0, "box": [0.0, 0.0, 40.0, 20.0]}
-                ],
-            }
-        ],
-    }
+    red = {"class_name": "red", "category_id": 10, "score": 1.0, "box": [0.0, 0.0, 40.0, 20.0]}
+    image = {"name": "picture", "width": 40, "height": 20, "detections": [red]}
+    assert answer.json() == {"threshold": 0.5, "images": [image]}
 
 
 def test_files_of_a_form_are_answered_in_their_order(client, picture):
@@ -104,37 +94,26 @@ def test_when_the_detector_fails_only_the_culprit_is_told(client, picture):
     assert "the server failed" in answer.json()["images"][1]["error"]
 
 
+NO_BOUNDARY = {"content-type": "multipart/form-data"}
+HALF = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nxyz'
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "words"),
     [
         ({"content": b""}, 422, "send its bytes as the body"),
-        (
-            {"files": files(*[(f"{number}.png", b"x") for number in range(4)])},
-            413,
-            "one request may hold 3 pictures",
-        ),
+        ({"files": files(*[(f"{n}.png", b"x") for n in range(4)])}, 413, "one request may hold 3 pictures"),
         ({"content": b"x" * 5001}, 413, "5000 bytes at the most"),
         ({"content": iter([b"x" * 3000] * 2)}, 413, "5000 bytes at the most"),
         ({"files": files(("a.png", b"x" * 5001))}, 413, "5000 bytes at the most"),
         (
             {"data": {"threshold": "0.3"}, "files": files(("a.png", b"x"))},
             422,
-            "'threshold' of the form is not a file",
+            "'threshold' of the form is not",
         ),
         ({"content": b"--x--\r\n", "headers": FORM}, 422, "the form holds no file"),
-        (
-            {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
-            400,
-            "the form cannot be read",
-        ),
-        (
-            {
-                "content": b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nxyz',
-                "headers": FORM,
-            },
-            400,
-            "ends before its last",
-        ),
+        ({"content": b"x", "headers": NO_BOUNDARY}, 400, "the form cannot be read"),
+        ({"content": HALF, "headers": FORM}, 400, "ends before its last"),
         ({"content": b"nothing like it", "headers": FORM}, 400, "cannot be read"),
     ],
 )
