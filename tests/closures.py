@@ -9,11 +9,12 @@ import ast
 import contextlib
 import functools
 import io
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "retinanet"
 
@@ -77,22 +78,17 @@ def cycle() -> list[str]:
     return next(filter(None, (visit(name, ()) for name in modules())), [])
 
 
-def flags(command: str) -> int:
-    """How many flags a command's --help shows, --help itself aside."""
+def flags(command: str) -> list[str]:
+    """The flags that the --help of a command shows, in its order; --help itself aside."""
     from retinanet import cli
 
     shown = io.StringIO()
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
-    try:
-        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+        patch.setenv("COLUMNS", "100")
+        with contextlib.suppress(SystemExit):
             cli.main([*command.split(), "--help"])
-    finally:
-        if columns is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = columns
-    return len(set(re.findall(r"^\W*?(--[a-z][\w.-]*)", shown.getvalue(), re.MULTILINE)) - {"--help"})
+    found = re.findall(r"^\W*?(--[a-z][\w.-]*)", shown.getvalue(), re.MULTILINE)
+    return [flag for flag in dict.fromkeys(found) if flag != "--help"]
 
 
 def _loaded(body: list[ast.stmt]) -> Iterator[ast.AST]:
@@ -139,7 +135,7 @@ def table() -> Iterator[str]:
         yield f"to open, {name:28}{len(files):6d} files {lines(files):7,d} lines"
     for command in cli.COMMANDS:
         if command != "lab":  # a command of commands
-            yield f"{command:37}{flags(command):6d} flags"
+            yield f"{command:37}{len(flags(command)):6d} flags"
     for folder in (ROOT, ROOT.parent / "tests"):
         paths = [*folder.rglob("*.py")]
         total = sum(len(path.read_text().splitlines()) for path in paths)
