@@ -13,8 +13,6 @@ import pytest
 from PIL import Image
 
 from retinanet.view.plots import (
-    _at,
-    _smooth,
     plot_ap,
     plot_confusion,
     plot_f1,
@@ -120,19 +118,31 @@ def test_the_suffix_chooses_the_format(tmp_path: Path):
     assert "<svg" in (tmp_path / "f1.svg").read_text()
 
 
-def test_smoothing_is_a_centred_mean_that_keeps_the_length():
-    assert _smooth(np.array([1.0, 5.0])).tolist() == [1.0, 5.0]
-    values = np.arange(100.0)
-    smooth = _smooth(values)  # reach 2
-    assert smooth[2:-2] == pytest.approx(values[2:-2])
-    assert smooth[0] == 1.0
-    assert smooth[-1] == 98.0
+@pytest.fixture
+def axes(monkeypatch, tmp_path: Path):
+    """The first axes of what a function draws."""
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: figures.append(figure))
+
+    def drawn(plot, *content):
+        plot(*content, tmp_path / "plot.png")
+        return figures[-1].axes[0]
+
+    return drawn
 
 
-def test_precision_beyond_the_last_recall_is_zero():
-    assert _at(
-        np.array([0.0, 0.5]), np.array([1.0, 0.6]), np.array([0.25, 0.5, 0.75])
-    ).tolist() == pytest.approx([0.8, 0.6, 0.0])
+def test_smoothing_is_a_centred_mean_that_keeps_the_length(axes):
+    rows = [{"kind": "train", "iteration": number, "loss": float(number)} for number in range(100)]
+    raw, smooth = (line.get_ydata() for line in axes(plot_losses, rows).lines)
+    assert raw.tolist() == list(range(100))
+    assert smooth[2:-2] == pytest.approx(raw[2:-2])
+    assert (smooth[0], smooth[-1]) == (1.0, 98.0)
+    assert axes(plot_losses, rows[:2]).lines[1].get_ydata().tolist() == [0.0, 1.0]
+
+
+def test_precision_beyond_the_last_recall_is_zero(axes):
+    (line, *_) = axes(plot_precision_recall, {"cat": ([0.0, 0.5], [1.0, 0.6])}).lines
+    assert "0.40" in line.get_label()  # 51 of 101 points with 0.8 on average; 0.70 if it went on
 
 
 def test_importing_the_module_does_not_import_matplotlib():
