@@ -39,14 +39,20 @@ def paper(
     return TrainConfig(model=model, budget=budget, jitter=jitter)
 
 
+def paper_row(config: TrainConfig, ap: float, table: str) -> Preset:
+    """A row of the paper's tables."""
+    return Preset(config, EIGHT_GPUS, f"AP {ap} on COCO test-dev", f"Lin et al. 2017, Table {table}")
+
+
 def table_1e(backbone: str, ap: dict[int, float]) -> dict[str, Preset]:
     """The rows of Table 1e for one backbone: scale -> AP."""
     short = backbone.replace("resnet", "r")
-    source = "Lin et al. 2017, Table 1e"
-    return {
-        f"{short}-{scale}": Preset(paper(backbone, scale), EIGHT_GPUS, f"AP {value} on COCO test-dev", source)
-        for scale, value in ap.items()
-    }
+    return {f"{short}-{scale}": paper_row(paper(backbone, scale), value, "1e") for scale, value in ap.items()}
+
+
+def table_2(backbone: str, ap: float) -> Preset:
+    """A row of Table 2. Its scale jitter has no numbers; short sides of 640 to 800 are Detectron's."""
+    return paper_row(paper(backbone, 800, IMAGES_1_5X, (0.8, 1.0)), ap, "2")
 
 
 TINY = TrainConfig(
@@ -90,11 +96,6 @@ MODERN = TrainConfig(
     photometric=0.5,
 )
 
-JITTER = (0.8, 1.0)
-"""Table 2's "scale jitter", of which the paper gives no numbers: short sides of 640 to 800, Detectron's
-own.
-"""
-
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         TINY,
@@ -111,18 +112,8 @@ PRESETS: dict[str, Preset] = {
     ),
     **table_1e("resnet50", {400: 30.5, 500: 32.5, 600: 34.3, 700: 35.1, 800: 35.7}),
     **table_1e("resnet101", {400: 31.9, 500: 34.4, 600: 36.0, 700: 37.1, 800: 37.8}),
-    "r101-800-1.5x": Preset(
-        paper("resnet101", 800, IMAGES_1_5X, JITTER),
-        EIGHT_GPUS,
-        "AP 39.1 on COCO test-dev",
-        "Lin et al. 2017, Table 2",
-    ),
-    "x101-800": Preset(
-        paper("resnext101_32x8d", 800, IMAGES_1_5X, JITTER),
-        EIGHT_GPUS,
-        "AP 40.8 on COCO test-dev",
-        "Lin et al. 2017, Table 2",
-    ),
+    "r101-800-1.5x": table_2("resnet101", 39.1),
+    "x101-800": table_2("resnext101_32x8d", 40.8),
 }
 """Name -> recipe, for `train(preset=...)` and `--preset`.
 

@@ -34,13 +34,15 @@ STYLES: dict[str, dict[str, Any]] = {
     "caffe": {
         "pixel_order": "bgr",
         "pixel_mean": MEAN,
-        "pixel_std": (1 / 255, 1 / 255, 1 / 255),
+        "pixel_std": (1 / 255,) * 3,
         "backbone_stride": "1x1",
     },
 }
-"""What a ResNet was trained on: RGB divided by its deviation, or BGR with the deviation in the first weights and
-the stride in the 1x1.
-"""
+"""What a ResNet was trained on: RGB over its deviation, or BGR with the deviation in the first weights."""
+
+
+COMMON = {"scale": 800, "max_side": 1333, "anchor_center": 0.0, "filter_padding": False}
+"""What all three projects have, unlike ours."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Project:
 
 
 def _layer(kind: str, spacing: int = 1) -> Callable[[re.Match[str]], str]:
-    """Layer `kind` of a subnet, of which theirs have one every `spacing` numbers; `convert.layer_name` places it."""
+    """Layer `kind` of a subnet: theirs has one every `spacing` numbers, `convert.layer_name` places ours."""
     return lambda found: f"{SUBNETS[found[1]]}.{kind}{int(found[2]) // spacing}.{found[3]}"
 
 
@@ -89,12 +91,9 @@ TORCHVISION = Project(
         (r"head\.(?:classification|regression)_head\.(cls_logits|bbox_reg)" + END, _last),
     ],
     settings={
-        "scale": 800,
-        "max_side": 1333,
-        "anchor_center": 0.0,
+        **COMMON,
         "anchor_rounding": True,
         "anchor_steps": "image",
-        "filter_padding": False,
         "resize": "plain",
         "max_detections": 300,
     },
@@ -123,15 +122,7 @@ DETECTRON2 = Project(
         (r"pixel_(?:mean|std)", None),
         (r"anchor_generator\.cell_anchors\.\d", None),
     ],
-    settings={
-        "scale": 800,
-        "max_side": 1333,
-        "anchor_center": 0.0,
-        "filter_padding": False,
-        "resize": "pillow",
-        "clip_boxes": "after",
-        "empty_boxes": "dropped",
-    },
+    settings={**COMMON, "resize": "pillow", "clip_boxes": "after", "empty_boxes": "dropped"},
     ratios_first=False,
 )
 """detectron2/modeling/meta_arch/retinanet.py, backbone/fpn.py, backbone/resnet.py, anchor_generator.py,
@@ -150,10 +141,7 @@ MMDETECTION = Project(
         (r"bbox_head\.(retina_cls|retina_reg)" + END, _last),
     ],
     settings={
-        "scale": 800,
-        "max_side": 1333,
-        "anchor_center": 0.0,
-        "filter_padding": False,
+        **COMMON,
         "p7_relu": False,
         "resize": "opencv",
         "empty_boxes": "dropped",
