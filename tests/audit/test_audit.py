@@ -1,4 +1,4 @@
-"""Who produces the loss, and which labels look wrong: by hand, on made-up detections, on planted errors."""
+"""Which examples produce the loss, and which labels look wrong: by hand, and on planted errors."""
 
 import json
 import logging
@@ -88,7 +88,7 @@ def test_ignored_anchors_are_counted_and_have_no_loss():
     assert losses[0].tolist() == pytest.approx([np.log(2), np.log(2), 0, 0])
 
 
-def test_a_picture_counts_what_its_normaliser_says():
+def test_an_image_counts_what_its_normaliser_says():
     shares, logits, labels, inside = Shares(["P3"], "abc"), *batch_of()
     whole = shares.add(0, logits, labels, inside, torch.ones(2), Criterion())
     assert torch.allclose(
@@ -114,12 +114,12 @@ def test_the_loss_of_a_box_is_that_of_its_anchors():
 # -------------------------------------------------------------------------------------------------- evidence
 
 
-def look(answers, boxes, labels, crowds=(), classes=3):
-    """Predictions as (box, label, p), and what is annotated, in a picture of 100 x 200 pixels."""
-    p = torch.zeros(len(answers), classes)
-    for row, (_, label, value) in enumerate(answers):
+def look(predictions, boxes, labels, crowds=(), classes=3):
+    """Predictions as (box, label, p), and what is annotated, in an image of 100 x 200 pixels."""
+    p = torch.zeros(len(predictions), classes)
+    for row, (_, label, value) in enumerate(predictions):
         p[row, label] = value
-    found = Predictions(torch.tensor([box for box, _, _ in answers]).reshape(-1, 4).float(), p)
+    found = Predictions(torch.tensor([box for box, _, _ in predictions]).reshape(-1, 4).float(), p)
     frame = torch.tensor(boxes).reshape(-1, 4).float()
     region = torch.tensor(crowds).reshape(-1, 4).float()
     return examine(
@@ -131,7 +131,7 @@ def look(answers, boxes, labels, crowds=(), classes=3):
 HERE, THERE = [10.0, 10.0, 50.0, 50.0], [100.0, 40.0, 140.0, 80.0]
 
 
-def test_an_answer_supports_a_box_by_how_much_of_it_is_there():
+def test_a_prediction_supports_a_box_by_how_much_of_it_is_there():
     found = Predictions(
         torch.tensor([HERE, [10.0, 10.0, 50.0, 42.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.9]])
     )  # IoU 1 and 0.8
@@ -140,7 +140,7 @@ def test_an_answer_supports_a_box_by_how_much_of_it_is_there():
     assert best[0].tolist() == [0, 1]
 
 
-def test_a_box_that_is_answered_by_another_class_shows_it():
+def test_a_box_that_is_predicted_by_another_class_shows_it():
     evidence, peaks = look([(HERE, 1, 0.9), (HERE, 0, 0.1)], [HERE], [0])
     assert (evidence["own"][0], evidence["other"][0], evidence["other_label"][0]) == pytest.approx(
         (0.1, 0.9, 1)
@@ -148,7 +148,7 @@ def test_a_box_that_is_answered_by_another_class_shows_it():
     assert len(peaks) == 0  # it has a box, whatever it is called
 
 
-def test_an_answer_without_a_box_is_a_peak_and_may_be_the_place_of_one():
+def test_a_prediction_without_a_box_is_a_peak_and_may_be_the_place_of_one():
     evidence, peaks = look([(THERE, 2, 0.8), (HERE, 1, 0.7)], [[70.0, 10.0, 110.0, 50.0], HERE], [2, 1])
     assert [(peak["label"], peak["p"]) for peak in peaks] == [(2, pytest.approx(0.8))]
     assert evidence["partner"].tolist() == pytest.approx([0.8, 0]) and evidence["partner_at"].tolist() == [
@@ -157,7 +157,7 @@ def test_an_answer_without_a_box_is_a_peak_and_may_be_the_place_of_one():
     ]
 
 
-def test_an_object_answered_twice_is_missing_once():
+def test_an_object_predicted_twice_is_missing_once():
     assert len(look([(HERE, 0, 0.8), ([11.0, 10.0, 51.0, 50.0], 1, 0.6)], [], [])[1]) == 1
 
 
@@ -165,7 +165,7 @@ def test_what_lies_in_a_crowd_is_no_suspect():
     assert len(look([(HERE, 0, 0.8), (THERE, 0, 0.8)], [], [], crowds=[[0.0, 0.0, 60.0, 60.0]])[1]) == 1
 
 
-def test_the_decoys_of_a_well_answered_box():
+def test_the_perturbed_forms_of_a_well_predicted_box():
     evidence, _ = look([(HERE, 1, 0.9)], [HERE], [1])
     assert (evidence["renamed_own"][0], evidence["renamed_other"][0]) == pytest.approx((0, 0.9))
     assert (
@@ -181,10 +181,10 @@ def test_a_single_class_cannot_be_renamed():
     assert "renamed" not in {one.kind for one in rank(evidence, [peaks])}
 
 
-@pytest.mark.parametrize(("answers", "boxes"), [([], []), ([], [HERE]), ([(HERE, 0, 0.9)], [])])
-def test_pictures_without_answers_or_boxes_are_welcome(answers, boxes):
-    evidence, peaks = look(answers, boxes, [0] * len(boxes))
-    assert (len(evidence), len(peaks)) == (len(boxes), len(answers))
+@pytest.mark.parametrize(("predictions", "boxes"), [([], []), ([], [HERE]), ([(HERE, 0, 0.9)], [])])
+def test_images_without_predictions_or_boxes_are_welcome(predictions, boxes):
+    evidence, peaks = look(predictions, boxes, [0] * len(boxes))
+    assert (len(evidence), len(peaks)) == (len(boxes), len(predictions))
     assert all(np.isfinite(one.score) for one in rank(evidence, [peaks]))
 
 
@@ -198,14 +198,14 @@ def test_the_nearest_rising_function():
 
 
 def test_the_ratio_is_that_of_the_counts():
-    real, decoys = (
+    real, perturbed = (
         np.repeat([[0.0], [1.0]], [900, 100], axis=0),
         np.repeat([[0.0], [1.0]], [100, 900], axis=0),
     )
-    ratio = log_ratio(decoys, real)
+    ratio = log_ratio(perturbed, real)
     assert (ratio[0], ratio[-1]) == pytest.approx((-np.log(9), np.log(9)), abs=0.05)
-    assert log_ratio(np.full((5, 1), np.nan), real)[0] == -np.inf  # no decoy at all
-    assert len(log_ratio(decoys, real[:0])) == 0
+    assert log_ratio(np.full((5, 1), np.nan), real)[0] == -np.inf  # no perturbed box at all
+    assert len(log_ratio(perturbed, real[:0])) == 0
 
 
 def made_up(sound=300, seed=0):
@@ -246,7 +246,7 @@ def test_a_set_without_errors_has_no_suspect_that_looks_like_one():
 
 
 def coco(boxes=240):
-    """A COCO file with boxes of 30 x 20 in pictures of 200 x 100, one of them a crowd."""
+    """A COCO file with boxes of 30 x 20 in images of 200 x 100, one of them a crowd."""
     rng = np.random.default_rng(3)
     rows = [
         {
@@ -350,7 +350,7 @@ def test_the_truth_is_read_as_it_was_written(tmp_path):
         planted.read_truth(tmp_path / planted.FILE)
 
 
-# -------------------------------------------------------------------------------------------------- the verb
+# ---------------------------------------------------------------------------------------------- the command
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +364,7 @@ def spoilt(scenes, tmp_path_factory):
     return folder
 
 
-def test_the_verb_leaves_numbers_suspects_and_a_page(trained, spoilt, tmp_path, caplog):
+def test_the_command_leaves_numbers_suspects_and_a_page(trained, spoilt, tmp_path, caplog):
     out = tmp_path / "out"
     with caplog.at_level(logging.INFO, "retinanet"):
         found = audit.run(str(trained), str(spoilt), AuditConfig(out=out, count=5, device="cpu", workers=0))
@@ -384,8 +384,8 @@ def test_the_verb_leaves_numbers_suspects_and_a_page(trained, spoilt, tmp_path, 
     assert {"kind", "score", "file", "image_id", "annotation_id", "label", "bbox", "answer"} == set(listed[0])
     page = (out / "audit.html").read_text()
     ElementTree.fromstring(page.replace("<!DOCTYPE html>", "").strip())
-    boxes, pictures = len(found.box_losses), len(found.image_losses)
-    assert page.count("data:image/jpeg") == len(listed) + min(12, boxes) + min(12, pictures)
+    boxes, images = len(found.box_losses), len(found.image_losses)
+    assert page.count("data:image/jpeg") == len(listed) + min(12, boxes) + min(12, images)
     assert all(row["file"] in page for row in listed)
 
 

@@ -1,4 +1,4 @@
-"""The rivals of Table 2: our backbone, images and schedule, and detections in pixels of the original."""
+"""The baselines of Table 2: our backbone, images and schedule, and detections in pixels of the original."""
 
 import json
 from dataclasses import replace
@@ -55,7 +55,7 @@ def batch(boxes=((10.0, 12.0, 40.0, 44.0),), labels=(1,)):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_step_with_an_empty_picture_reaches_every_weight(name, precision, data):
+def test_a_step_with_an_empty_image_reaches_every_weight(name, precision, data):
     state = setup(name, data, small(precision=precision, ema=None), CPU)
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     numbers = step(state, batch(), 0, 1e-3)
@@ -144,18 +144,18 @@ def test_labels_begin_after_the_background_and_padding_goes():
 
 
 class Fixed(nn.Module):
-    """Answers the same for every picture, in pixels of the network."""
+    """Predicts the same for every image, in pixels of the network."""
 
-    def forward(self, pictures):
-        answer = {
+    def forward(self, images):
+        found = {
             "boxes": torch.tensor([[30.0, 15.0, 60.0, 45.0], [0.0, 0.0, 90.0, 60.0]]),
             "scores": torch.tensor([0.9, 0.4]),
             "labels": torch.tensor([2, 1]),
         }
-        return [answer] * len(pictures.image_sizes)
+        return [found] * len(images.image_sizes)
 
 
-def test_answers_are_in_pixels_of_the_original_with_our_labels():
+def test_detections_are_in_pixels_of_the_original_with_our_labels():
     detector = detector_of(Fixed(), ModelConfig(), ("a", "b", "c"), CPU)
     one = batch()
     first, second = detector.predict_batch(one.images, one.targets.sizes, [(120, 270), (128, 210)])
@@ -236,13 +236,13 @@ class Clocked:
         return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))]
 
 
-def test_timed_detectors_take_turns_on_at_least_ten_pictures(data):
+def test_timed_detectors_take_turns_on_at_least_ten_images(data):
     calls = []
     times = timings([Clocked("a", calls), Clocked("b", calls)], data[0])
     assert len(times) == 2 and min(times) > 0
     assert [name for name, _, _ in calls] == ["a", "b"] * (len(calls) // 2)
-    pictures = len(data[0])
-    assert len(calls) == 2 * (pictures + int(np.ceil(10 / pictures)) * pictures)  # once each to warm up
+    images = len(data[0])
+    assert len(calls) == 2 * (images + int(np.ceil(10 / images)) * images)  # once each to warm up
     assert calls[0] == ("a", (1, 3, 64, 96), (96, 128))
 
 

@@ -72,9 +72,9 @@ def once(tmp_path_factory):
 def test_a_figure_is_an_svg_and_a_png_and_its_numbers_are_json(name, once):
     numbers, folder = once[name]
     assert {path.name for path in folder.iterdir()} == {f"{name}.svg", f"{name}.png"}
-    with Image.open(folder / f"{name}.png") as picture:
-        assert picture.width == 3.5 * 300
-        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+    with Image.open(folder / f"{name}.png") as image:
+        assert image.width == 3.5 * 300
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20
     assert (folder / f"{name}.svg").read_bytes().startswith(b"<?xml")
     json.dumps(numbers, allow_nan=False)
 
@@ -210,11 +210,11 @@ def slow_losses(detector, data, gamma):
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_the_shares_of_the_loss_are_those_of_a_slow_restatement(detector, scenes, gamma):
     data = read_coco(scenes / "annotations" / "train.json")
-    told = cumulative.cumulative_losses(detector, data, Criterion())
-    assert told["images"] == len(data)
+    found = cumulative.cumulative_losses(detector, data, Criterion())
+    assert found["images"] == len(data)
     for name, losses in zip(("positives", "negatives"), slow_losses(detector, data, gamma), strict=True):
-        assert told[name]["found"] == told[name]["used"] == len(losses) > 0
-        (line,) = [line for line in told[name]["lines"] if line["gamma"] == gamma]
+        assert found[name]["found"] == found[name]["used"] == len(losses) > 0
+        (line,) = [line for line in found[name]["lines"] if line["gamma"] == gamma]
         ordered = sorted(losses)
         whole = math.fsum(ordered)
         assert line["y"] == pytest.approx(cumulative.cumulative(np.array(losses)), abs=1e-5)
@@ -223,12 +223,14 @@ def test_the_shares_of_the_loss_are_those_of_a_slow_restatement(detector, scenes
 
 
 def test_curves_rise_from_0_to_1_and_gamma_moves_the_loss_to_the_hardest(detector, scenes):
-    told = cumulative.cumulative_losses(detector, read_coco(scenes / "annotations" / "val.json"), Criterion())
+    found = cumulative.cumulative_losses(
+        detector, read_coco(scenes / "annotations" / "val.json"), Criterion()
+    )
     for name in ("positives", "negatives"):
-        lines = told[name]["lines"]
+        lines = found[name]["lines"]
         assert [line["gamma"] for line in lines] == list(GAMMAS)
         for line in lines:
-            assert len(line["y"]) == len(told["x"]) == 201
+            assert len(line["y"]) == len(found["x"]) == 201
             assert (line["y"][0], line["y"][-1]) == (0, pytest.approx(1))
             assert (np.diff(line["y"], n=2) > -1e-6).all()  # sorted from the lowest: ever steeper
         assert [line["hardest_fifth"] for line in lines] == sorted(line["hardest_fifth"] for line in lines)
@@ -253,11 +255,11 @@ def test_a_limit_draws_negatives_by_the_seed_whatever_the_batch(detector, scenes
 def test_none_of_the_anchors_need_be_positive(detector, scenes):
     data = read_coco(scenes / "annotations" / "train.json")
     bare = data.keep_boxes(np.zeros(len(data.labels), dtype=bool))
-    told = cumulative.cumulative_losses(detector, bare, Criterion())
-    assert told == cumulative.cumulative_losses(detector, bare, Criterion())
-    assert (told["images"], told["positives"]["found"]) == (len(data), 0)
-    assert all(line["y"] is None and line["hardest_fifth"] is None for line in told["positives"]["lines"])
-    json.dumps(told, allow_nan=False)
+    found = cumulative.cumulative_losses(detector, bare, Criterion())
+    assert found == cumulative.cumulative_losses(detector, bare, Criterion())
+    assert (found["images"], found["positives"]["found"]) == (len(data), 0)
+    assert all(line["y"] is None and line["hardest_fifth"] is None for line in found["positives"]["lines"])
+    json.dumps(found, allow_nan=False)
 
 
 def test_figure_4_leaves_out_a_group_without_a_loss(detector, scenes, tmp_path):

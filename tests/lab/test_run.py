@@ -1,4 +1,4 @@
-"""A study from the command line: every experiment runs, nothing is repeated, what diverges is told."""
+"""A study from the command line: every experiment runs, nothing is repeated, what diverges is reported."""
 
 import json
 import logging
@@ -98,7 +98,7 @@ def test_a_finished_row_is_not_trained_again_and_a_stopped_one_goes_on(scenes, t
     assert not (result.parent / "state.pt").exists()
 
 
-def test_a_row_that_diverges_is_told_and_never_tried_again(scenes, tmp_path, monkeypatch):
+def test_a_row_that_diverges_is_reported_and_never_tried_again(scenes, tmp_path, monkeypatch):
     tried = []
 
     def diverging(source, settings, *rest):

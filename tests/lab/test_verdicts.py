@@ -70,10 +70,10 @@ def test_a_conclusion_holds_only_where_the_whole_interval_does():
 def test_one_of_several_rows_that_is_not_beaten_leaves_a_conclusion_open():
     best = {"method FL": [0.30, 0.31, 0.32]}
     assert verdicts("table1d", **best) == [findings.HOLDS, findings.HOLDS]
-    rival = {"method OHEM, batch_size 256, nms_threshold 0.7": [0.30, 0.305, 0.325]}
-    assert verdicts("table1d", **best, **rival) == [findings.OPEN, findings.HOLDS]
-    rival = {"method OHEM, batch_size 256, nms_threshold 0.7": [0.40, 0.41, 0.42]}
-    assert verdicts("table1d", **best, **rival) == [findings.CONTRADICTED, findings.HOLDS]
+    mining = {"method OHEM, batch_size 256, nms_threshold 0.7": [0.30, 0.305, 0.325]}
+    assert verdicts("table1d", **best, **mining) == [findings.OPEN, findings.HOLDS]
+    mining = {"method OHEM, batch_size 256, nms_threshold 0.7": [0.40, 0.41, 0.42]}
+    assert verdicts("table1d", **best, **mining) == [findings.CONTRADICTED, findings.HOLDS]
 
 
 def test_a_training_that_diverged_counts_as_nothing_found():

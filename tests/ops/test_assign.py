@@ -47,7 +47,7 @@ def test_all_anchors_that_tie_are_forced():
     assert assign(strip(45, 45), BOX)[0].tolist() == [0, 0]
 
 
-def test_a_forced_anchor_answers_for_the_box_that_it_overlaps_most():
+def test_a_forced_anchor_is_matched_with_the_box_that_it_overlaps_most():
     anchors = torch.tensor([[0.0, 0, 10, 10]])
     boxes = torch.tensor(
         [[[0.0, 0, 10, 22], [0, 0, 10, 9]]]
@@ -80,5 +80,5 @@ def test_streaming_equals_the_dense_matrix(force_above):
     boxes = torch.rand(3, 30, 4, generator=generator) * 60
     boxes[..., 2:] += boxes[..., :2] + 4
     found = assign(anchors, boxes, force_above=force_above)
-    for picture in range(3):
-        assert torch.equal(found[picture], dense(anchors, boxes[picture], 0.5, 0.4, force_above))
+    for image in range(3):
+        assert torch.equal(found[image], dense(anchors, boxes[image], 0.5, 0.4, force_above))

@@ -67,7 +67,7 @@ def find(request, monkeypatch):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_the_answers_are_those_of_the_reference(grid, find):
+def test_the_matches_are_those_of_the_reference(grid, find):
     anchors, flat = GRIDS[grid], torch.cat(GRIDS[grid])
     for case in range(3 * len(RULES)):
         batch, count = case % 3 + 1, (0, 1, 4, 9)[case % 4]
@@ -80,7 +80,7 @@ def test_the_answers_are_those_of_the_reference(grid, find):
         )
 
 
-def test_a_crowd_has_all_answers_and_forced_ones():
+def test_a_crowd_has_all_matches_and_forced_ones():
     """The cases above would show little if hardly anything were matched."""
     flat = torch.cat(GRIDS["three levels"])
     boxes = crowd(flat, 0, 3, 9)
@@ -90,14 +90,14 @@ def test_a_crowd_has_all_answers_and_forced_ones():
     )
 
 
-def test_a_large_picture_has_the_answers_of_the_reference(find):
+def test_a_large_image_has_the_matches_of_the_reference(find):
     anchors = grid_anchors([(-(-800 // stride), -(-800 // stride)) for stride in STRIDES])
     flat = torch.cat(anchors)
     boxes = crowd(flat, 5, 2, 12)
     valid = inside(flat, torch.tensor([[800.0, 640], [600, 800]]))
-    answers = assign_near(anchors, boxes, valid)
-    assert torch.equal(answers, assign(flat, boxes, valid))
-    assert (answers >= 0).sum() > 100
+    matches = assign_near(anchors, boxes, valid)
+    assert torch.equal(matches, assign(flat, boxes, valid))
+    assert (matches >= 0).sum() > 100
 
 
 corner = st.floats(-60, 200, width=32)
@@ -143,7 +143,7 @@ def test_few_anchors_are_looked_at():
 
 
 @pytest.mark.parametrize("limit", [1, 5000])
-def test_boxes_in_several_parts_have_the_same_answers(limit, find, monkeypatch):
+def test_boxes_in_several_parts_have_the_same_matches(limit, find, monkeypatch):
     anchors, flat = GRIDS["three levels"], torch.cat(GRIDS["three levels"])
     boxes = crowd(flat, 3, 2, 15)
     monkeypatch.setattr(module, "CANDIDATES", limit)
@@ -158,7 +158,7 @@ def test_thresholds_are_compared_as_the_reference_compares_them():
             assert (key >= module.key(threshold)) == bool(value >= threshold)
 
 
-def test_no_pictures_and_no_boxes_have_no_answers_and_background():
+def test_no_images_and_no_boxes_have_no_matches_and_background():
     anchors = GRIDS["a strip"]
     assert assign_near(anchors, torch.zeros(0, 3, 4)).shape == (0, sum(map(len, anchors)))
     assert assign_near(anchors, torch.zeros(2, 0, 4)).unique().tolist() == [BACKGROUND]

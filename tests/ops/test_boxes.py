@@ -52,7 +52,7 @@ def test_offsets_in_bf16_decode_in_float32():
     )
 
 
-def test_clip_cuts_each_picture_at_its_own_size():
+def test_clip_cuts_each_image_at_its_own_size():
     wild = torch.tensor([[-5.0, -5, 500, 500]]).expand(2, 1, 4)
     cut = boxes.clip(wild, torch.tensor([[100.0, 200], [50, 60]]))
     assert cut[:, 0].tolist() == [[0, 0, 200, 100], [0, 0, 60, 50]]

@@ -125,7 +125,7 @@ def test_ohem_takes_the_hardest_whatever_they_are_but_none_that_is_ignored():
     assert ohem(scores, labels, apart(5), 10, 0.5).tolist() == [2, 4, 1, 3]
 
 
-def test_an_ignored_anchor_suppresses_nobody():
+def test_an_ignored_anchor_suppresses_no_other():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
     assert ohem(torch.tensor([9.0, 1]), torch.tensor([IGNORE, BACKGROUND]), boxes, 4, 0.5).tolist() == [1]
 
@@ -167,7 +167,7 @@ def test_a_positive_that_overlaps_a_harder_negative_goes():
 
 
 @pytest.mark.parametrize("choose", [ohem_one_to_three, ohem])
-def test_a_picture_without_positives_gives_negatives(choose):
+def test_an_image_without_positives_gives_negatives(choose):
     scores = torch.arange(20.0)
     wanted = 8 if choose is ohem else 6  # of a full minibatch of 8, three quarters are negatives
     assert choose(scores, torch.full((20,), BACKGROUND), apart(20), 8, 0.5).tolist() == list(
