@@ -1,8 +1,6 @@
-"""Several processes as one, as torchrun starts them: who am I, add up, collect. On one process there is
-nothing to do.
+"""Several processes, as torchrun starts them, work as one: rank, sum, gather. One process does nothing.
 
-Nothing here imports torch before it is needed, so that a process can ask for its rank while `--help` stays
-quick.
+torch is imported only where it is needed, so that `--help` stays quick.
 """
 
 from __future__ import annotations
@@ -22,9 +20,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=60)
-"""How long one process waits for another: the first computes AP and writes files while the others have
-nothing to do.
-"""
+"""How long one process waits for another: the others wait while the first computes AP and writes files."""
 
 
 def rank() -> int:
@@ -50,18 +46,14 @@ def is_main_process() -> bool:
 def _number(name: str) -> int:
     value = os.environ.get(name, "0")
     if not value.isdecimal():
-        raise ConfigError(
-            f"the environment variable {name} is {value!r}, not a number; start several processes with "
-            f"torchrun"
-        )
+        text = f"the environment variable {name} is {value!r}, not a number"
+        raise ConfigError(f"{text}; start several processes with torchrun")
     return int(value)
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The region in which the processes talk to each other; nothing on one process, or where the caller has
-    arranged it already.
-    """
+    """The region in which several processes communicate, unless the caller has arranged that already."""
     import torch
     from torch import distributed
 
@@ -76,19 +68,17 @@ def process_group() -> Iterator[None]:
     )
     try:
         yield
-        distributed.barrier()  # nobody leaves while another still asks for something
+        distributed.barrier()  # no process leaves while another still needs it
         # not after an error: NCCL would wait for the process that is gone
         distributed.destroy_process_group()
     except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or "gloo" in str(
-            error
-        ):  # gloo's errors have no class of their own
-            raise ProcessError(
-                f"another of the {world()} processes has ended, so this one cannot go on. What that one "
-                f"printed says why; what is on disk "
-                "is whole, and a training goes on from there with --resume"
-            ) from error
-        raise
+        # gloo's errors have no class of their own
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise ProcessError(
+            f"another of the {world()} processes has ended, so this one cannot go on. What that one printed "
+            f"says why; what is on disk is whole, and a training goes on from there with --resume"
+        ) from error
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
@@ -114,28 +104,26 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def broadcast_from_main(make: Callable[[], Value]) -> Value:
-    """What the first process makes, on every process; an exception of the first is everybody's."""
+    """What the first process makes, on every process; its exception is raised on every process too."""
     if world() == 1:
         return make()
     from torch import distributed
 
-    answer: list[Any] = [None, None]
+    result: list[Any] = [None, None]
     if is_main_process():
         try:
-            answer[0] = make()
+            result[0] = make()
         except Exception as error:
-            answer[1] = error
-    distributed.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    value: Value = answer[0]
+            result[1] = error
+    distributed.broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    value: Value = result[0]
     return value
 
 
 class AnyRank:
-    """A yes or no of all processes, asked at every step and answered one step later, so that nobody waits for
-    it.
-    """
+    """Whether any process says yes, asked at every step and known one step later, so that none waits."""
 
     def __init__(self) -> None:
         self._pending: tuple[Any, torch.Tensor] | None = None
@@ -146,9 +134,7 @@ class AnyRank:
             self._group = distributed.new_group(backend="gloo")
 
     def any(self, here: bool) -> bool:
-        """Whether some process said yes at the step before this one (on one process: at this one). All must
-        ask equally often.
-        """
+        """Whether one said yes at the step before (on one process: at this one); all ask equally often."""
         if world() == 1:
             return here
         import torch

@@ -1,4 +1,4 @@
-"""Which objects the anchors reach: how many anchors answer for each object, by size and by class."""
+"""Which objects the anchors reach: how many positive anchors each object has, by size and by class."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_IMAGES = 2000
 class Reach:
     """What training would assign to the M objects of a data set, without augmentation.
 
-    anchors  [M] how many anchors answer for the object
+    anchors  [M] how many positive anchors the object has
     forced   [M] whether it has them only because its best anchor is forced
     sides    [M] root of the area in pixels, as the network sees it
     labels   [M]
@@ -38,8 +38,9 @@ class Reach:
 
     @property
     def missed(self) -> Flags:
-        """[M] whether no anchor answers for the object."""
-        return np.asarray(self.anchors == 0)
+        """[M] whether the object has no positive anchor."""
+        missed: Flags = self.anchors == 0
+        return missed
 
 
 def anchor_reach(

@@ -29,77 +29,7 @@ log = logging.getLogger("retinanet")
 
 MARK = "<!-- Written by retinanet train at every validation. Delete this line to keep what you edit. -->"
 
-CARD = """---
-{head}---
-
-{mark}
-
-# {name}
-
-A [RetinaNet](https://arxiv.org/abs/1708.02002) on {backbone}, trained on {data}.
-It finds {classes} of objects in images: {few}.
-
-AP {ap} (as COCO computes it) on the {images} of the validation split.{unfinished}
-
-## How to use it
-
-```sh
-retinanet predict FOLDER IMAGES --out found  # FOLDER: this one; from the hub: hf:OWNER/NAME
-```
-
-```python
-import retinanet
-
-detector = retinanet.load("FOLDER")  # from the hub: retinanet.load("hf:OWNER/NAME")
-detections = detector.predict("image.jpg")
-for name, score, box in detections.above(detector.threshold):
-    print(name, score, box)  # xyxy in pixels of the image
-```
-
-## Results
-
-Of `model.safetensors`, the last weights ({at}), in validation:
-{images} with {boxes}. `best.safetensors` holds those with the best AP in validation, {best}.
-
-{numbers}
-
-AP is COCO's: the mean over classes and over IoU from 0.50 to 0.95. s, m and l: objects below 32 x 32 px, up
-to 96 x 96 px, and above. AR1, AR10, AR100: recall with so many detections an image. `-`: no such objects.
-
-{threshold}
-
-{per_class}
-
-## Data
-
-{data}
-
-{splits}
-
-The fingerprint is that of the annotations (classes, files, sizes, boxes), not of the pixels.
-{held_out}
-
-## Recipe
-
-{recipe}
-
-`config.json` has every setting.
-{origins}
-## Limits
-
-- It knows the classes above and no others: it takes other objects for background, or for one of them.
-- The numbers are those of {images} of the data set that it was trained on, which also chose
-  {chosen}. Images from elsewhere were not measured, and the scores were not
-  calibrated as probabilities.
-- 98 % of the boxes in training measure {low_high} px (root of the area), in images of typically
-  {usual_image} px; it has seen few that are smaller or larger.
-
-## Licence
-
-None has been chosen: the publisher of these weights does so, with a line `license:` in the head of this
-file.{licences}
-The licence of the data is not recorded.
-"""
+TEMPLATE = Path(__file__).with_name("card.md")
 
 FEW = 12
 """Classes that are named at the top; the table has all."""
@@ -120,16 +50,8 @@ RECIPE = {
 
 KINDS = {"backbone": "ImageNet weights of the backbone", "model": "a trained model"}
 
-FACTS = {
-    "project": "of {}",
-    "imported_from": "imported from {}",
-    "published_as": "published as {}",
-    "published_ap": "published AP {}",
-    "trained_on": "trained on {}",
-    "scratch": "itself from scratch",
-    "licence": "licence {}",
-}
-"""What may be known about the origin of weights, in words."""
+FACTS = ("project", "imported_from", "published_as", "published_ap", "trained_on", "began", "licence")
+"""What may be known about the origin of weights."""
 
 LONGEST = 20
 """Models of a chain, each trained from the one before, that are remembered."""
@@ -168,7 +90,7 @@ def model_card(
     )
     if metrics.threshold is None:
         threshold = "Nothing was found in validation, so the threshold for images is 0.5, which is a guess."
-    return CARD.format(
+    return TEMPLATE.read_text(encoding="utf-8").format(
         head=front_matter(name, data, state, about, metrics),
         mark=MARK,
         name=escaped(name),
@@ -203,14 +125,9 @@ def licence_line(entry: dict[str, str]) -> str:
 
 
 def front_matter(name: str, data: str, state: TrainState, about: dict[str, Any], metrics: Metrics) -> str:
-    """What the hub reads, in YAML."""
+    """The part of what the hub reads that differs between runs, in YAML."""
     base = next(map(hub_address, about.get("init", [])), None)
-    values: dict[str, Any] = {
-        "library_name": "retinanet",
-        "pipeline_tag": "object-detection",
-        "tags": ["object-detection", "retinanet", "focal-loss", "pytorch"],
-        **({"base_model": base} if base else {}),
-    }
+    values: dict[str, Any] = {"base_model": base} if base else {}
     known = [(key, round(value, 4)) for key, value in metrics.numbers.items() if value is not None]
     if known:
         result = {
@@ -220,8 +137,7 @@ def front_matter(name: str, data: str, state: TrainState, about: dict[str, Any],
             "metrics": [{"type": key, "name": key, "value": value} for key, value in known],
         }
         values["model-index"] = [{"name": name, "results": [result]}]
-    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return text
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
 
 
 def best_weights(progress: Counters, rows: Sequence[dict[str, Any]]) -> str:
@@ -323,7 +239,7 @@ def origin_line(entry: dict[str, Any]) -> str:
     """One of the models that these weights go back to."""
     name, address = escaped(entry.get("name", "without a name")), hub_address(entry)
     link = f"[{name}](https://huggingface.co/{address})" if address else name
-    facts = [text.format(escaped(entry[key])) for key, text in FACTS.items() if entry.get(key)]
+    facts = [f"{key.replace('_', ' ')} {escaped(entry[key])}" for key in FACTS if entry.get(key)]
     return ", ".join([f"{KINDS.get(entry.get('kind', ''), 'weights')}: {link}", *facts])
 
 
@@ -348,7 +264,7 @@ def origins(config: TrainConfig, info: ModelInfo | None = None) -> list[dict[str
         known["trained_on"] = Path(about["data"]).name[:200]
     earlier = about.get("init")  # the file may come from anywhere, so its form is not trusted
     if earlier == []:
-        known["scratch"] = "yes"
+        known["began"] = "from scratch"
     entries = earlier if isinstance(earlier, list) else []
     chain = [
         {key: value[:200] for key, value in entry.items() if isinstance(key, str) and isinstance(value, str)}

@@ -28,15 +28,15 @@ def save_first_batch(path: Path, state: TrainState, batch: Batch) -> None:
     anchors = state.model.anchors(batch.images)
     matched = state.criterion.match(anchors, batch.targets)
     flat = torch.cat(anchors)
-    pictures = []
+    views = []
     for row in range(min(8, len(batch))):
         real = batch.targets.labels[row] >= 0
         height, width = (int(side) for side in batch.targets.sizes[row])
         boxes, labels = batch.targets.boxes[row][real], batch.targets.labels[row][real]
         positive = flat[matched.labels[row] >= 0]
         image = batch.images[row, :, :height, :width]
-        pictures.append(anchors_picture(image, boxes, labels, state.training.names, positive))
-    save(path, sheet(pictures, columns=2))
+        views.append(anchors_picture(image, boxes, labels, state.training.names, positive))
+    save(path, sheet(views, columns=2))
 
 
 WATCHED = ("class_loss", "box_loss", "gradient_norm")
@@ -198,7 +198,8 @@ class Advice:
             if after > 2 * before:
                 advice["rate"] = (
                     f"the loss has risen from {before:.3g} to {after:.3g}: the learning rate "
-                    f"{self.rate:.3g} is too high for {self.batch} images a step, or --set max_grad_norm=1 is needed"
+                    f"{self.rate:.3g} is too high for {self.batch} images a step, or --set max_grad_norm=1 "
+                    f"is needed"
                 )
             elif done >= max(200, 0.25 * self.iterations) and after > 0.95 * before:
                 advice["falls"] = (

@@ -38,9 +38,7 @@ def log_file(folder: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     level = log.level
-    log.setLevel(
-        min(log.getEffectiveLevel(), logging.INFO)
-    )  # the file is complete, whatever the terminal shows
+    log.setLevel(min(log.getEffectiveLevel(), logging.INFO))  # for a complete file
     try:
         yield
     finally:
@@ -53,9 +51,7 @@ class TrainLog:
     """The numbers of a run, as they come."""
 
     def __init__(self, folder: Path, rows: int = 0, tensorboard: bool = False) -> None:
-        """Begin after so many `rows`: what a run that was stopped has written beyond them is cut off, since
-        it comes again.
-        """
+        """Keep the first `rows` of an existing record; a run that goes on writes the later ones again."""
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         path = folder / "metrics.jsonl"
@@ -64,29 +60,24 @@ class TrainLog:
                 try:
                     self.rows.append(json.loads(line))
                 except ValueError:
-                    log.warning(
-                        "%s is damaged after %d lines; the others are lost, the training is not",
-                        path,
-                        len(self.rows),
-                    )
+                    text = "%s is damaged after %d lines; the others are lost, the training is not"
+                    log.warning(text, path, len(self.rows))
                     break
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         done = self.rows[-1]["iteration"] if self.rows else 0
-        self._board = (
-            board_writer()(str(folder / "tensorboard"), purge_step=done + 1)
-            if tensorboard and is_main_process()
-            else None
-        )
+        self._board = None
+        if tensorboard and is_main_process():
+            self._board = board_writer()(str(folder / "tensorboard"), purge_step=done + 1)
 
     def row(self, kind: str, iteration: int, **values: Any) -> None:
         """One line of metrics.jsonl; only the first of several processes writes."""
         if not is_main_process():
             return
-        numbers = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
+        odd = {
+            name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)
         }
-        entry = {"kind": kind, "iteration": iteration, **numbers}  # null, since JSON knows no NaN
+        numbers = values | dict.fromkeys(odd)  # null, since JSON knows no NaN
+        entry = {"kind": kind, "iteration": iteration, **numbers}
         self.rows.append(entry)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")

@@ -18,9 +18,7 @@ SCHEDULES = ("drops", "cosine")
 def build_optimizer(
     model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; no weight decay on biases and normalisation layers
-    (everything with one dimension).
-    """
+    """SGD or AdamW over the trainable parameters; biases and norms (one dimension) have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
@@ -44,10 +42,10 @@ def scaled_rate(lr: float, batch: int, lr_batch: int, optimizer: str) -> float:
 
 
 def lr_factor(iteration: int, iterations: int, warmup: int, schedule: str) -> float:
-    """The learning rate of an iteration (0-based) as a share of the base rate: linear warm-up, then two drops
-    or a cosine.
+    """The learning rate of an iteration (0-based) as a share of the base rate, after a linear warm-up.
 
-    drops: divided by 10 after 2/3 and again after 8/9 of the run, the paper's 60k and 80k of 90k (Sec. 4.1).
+    drops   divided by 10 after 2/3 and again after 8/9 of the run, the paper's 60k and 80k of 90k (Sec. 4.1)
+    cosine  to 0
     """
     warmup = min(warmup, iterations // 10)
     start = min(1.0, (iteration + 1) / (warmup + 1))

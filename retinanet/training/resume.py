@@ -1,8 +1,6 @@
-"""Exact resume: everything of a training that the next step depends on, in one file that is whole at any
-moment.
+"""Exact resume: one file, complete at any moment, holds all that the next step depends on.
 
-Randomness is a pure function of seed, epoch and index, so no generator has to be saved, nor anything of the
-loader.
+Randomness is a pure function of seed, epoch and index, so neither a generator nor the loader is saved.
 """
 
 from __future__ import annotations
@@ -42,9 +40,7 @@ class Counters:
 
 
 def save_state(state: TrainState, progress: Counters, folder: Path) -> None:
-    """Write state.pt (the first process does): weights, average, optimiser, counters. Until it is complete,
-    the old one stays.
-    """
+    """Write state.pt in the first process: weights, average, optimiser, counters; a failure keeps the old one."""
     if not is_main_process():
         return
     average = state.average
@@ -62,9 +58,7 @@ def save_state(state: TrainState, progress: Counters, folder: Path) -> None:
 
 
 def load_state(state: TrainState, folder: Path) -> Counters:
-    """Continue where state.pt left off. CheckpointError when the file is missing, not whole, or another
-    model's.
-    """
+    """Read state.pt; CheckpointError when it is missing, not complete, or of another model."""
     path = folder / NAME
     if not path.exists():
         raise CheckpointError(f"{folder} has no {NAME}, so there is nothing to go on from")
@@ -83,9 +77,7 @@ def load_state(state: TrainState, folder: Path) -> Counters:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
-    """What config.json says about a run that is to go on; ConfigError when there is no run, or when it is
-    finished.
-    """
+    """config.json of a run that is to go on; ConfigError when there is no run, or when it is finished."""
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(f"{folder} holds no run: there is no {path.name} in it")
@@ -125,9 +117,7 @@ class Timer:
 
 
 class Stop:
-    """SIGINT or SIGTERM, noted when it comes and obeyed between two steps; all processes obey at the same
-    one.
-    """
+    """SIGINT or SIGTERM, noted when it comes and obeyed by all processes after the same step."""
 
     def __init__(self) -> None:
         self.signal = 0

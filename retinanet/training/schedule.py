@@ -23,27 +23,23 @@ PROBE_STEPS = 10
 """Steps that are timed to turn minutes into iterations; the first four only warm up."""
 
 MARGIN = 0.94
-"""Share of a budget of minutes that is planned: other processes on the machine take the rest."""
+"""Share of a budget of minutes that is planned: other programs on the machine take the rest."""
 
 
 def plan(state: TrainState, started: float) -> tuple[int, int]:
-    """How many iterations, and after how many each validation comes. Minutes become iterations here, once,
-    after a probe.
-    """
+    """The number of iterations, and how many lie between validations; minutes are converted after a probe."""
     config, sampler = state.config, state.sampler
     amount, unit = parse_budget(config.budget) if config.budget else (fitting_length(state), "it")
     if unit != "s":
         steps = {"it": 1.0, "ep": float(sampler.steps_per_epoch), "im": 1 / sampler.batch}[unit]
         iterations = max(1, round(amount * steps))
         return iterations, math.ceil(iterations / min(config.validations, iterations))
-    step, picture, spent = all_gather((*probe(state), time.perf_counter() - started))[
-        0
-    ]  # the first process's clock counts
+    # the clock of the first process counts
+    step, image, spent = all_gather((*probe(state), time.perf_counter() - started))[0]
     left = amount * MARGIN - spent
-    once = picture * len(state.validation)
-    validations = max(
-        1, min(config.validations, 8, int(0.05 * left / once))
-    )  # at most a twentieth of the time is spent on looking
+    once = image * len(state.validation)
+    # validation takes at most a twentieth of the time
+    validations = max(1, min(config.validations, 8, int(0.05 * left / once)))
     iterations = int((left - validations * once) / step)
     if iterations < 1:
         raise ConfigError(
@@ -58,9 +54,7 @@ def plan(state: TrainState, started: float) -> tuple[int, int]:
 
 
 def tell_left_over(budget: str | None, spent: float) -> None:
-    """Warn when a run of minutes needed far fewer seconds: something else slowed its first steps, and it has
-    learned less than it could.
-    """
+    """Warn when a run used little of its minutes: something else slowed its probe, so it learned less."""
     amount, unit = parse_budget(budget) if budget else (0.0, "it")
     if unit == "s" and spent < 0.7 * amount:
         log.warning(
@@ -71,8 +65,7 @@ def tell_left_over(budget: str | None, spent: float) -> None:
 
 
 def fitting_length(state: TrainState) -> float:
-    """Without a budget: 12 epochs as on COCO, but long enough for a small data set and no longer than the
-    paper's 90k steps of 16.
+    """Without a budget: 12 epochs, more for a small data set, at most the paper's 90k steps of 16 images.
 
     All three count images, so that a larger batch has fewer steps.
     """
@@ -83,9 +76,7 @@ def fitting_length(state: TrainState) -> float:
 
 
 def probe(state: TrainState) -> tuple[float, float]:
-    """Seconds of a training step, data included, and of a picture in validation. The state is left as it
-    was.
-    """
+    """Seconds of a training step, data included, and of an image in validation; the state stays as it was."""
     saved = copy.deepcopy((state.model.state_dict(), state.optimizer.state_dict()))
     average = copy.deepcopy(state.average.model.state_dict()) if state.average else None
     times = []
@@ -106,5 +97,5 @@ def probe(state: TrainState) -> tuple[float, float]:
     for last in (False, True):  # the first time warms up
         clock = time.perf_counter()
         state.evaluate(few if last else few.subset(np.arange(min(4, len(few)))), workers=0)
-    picture = (time.perf_counter() - clock) / len(few)
-    return sum(times[4:]) / len(times[4:]), picture
+    image = (time.perf_counter() - clock) / len(few)
+    return sum(times[4:]) / len(times[4:]), image

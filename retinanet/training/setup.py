@@ -255,10 +255,8 @@ def wrap_ddp(network: Any, device: torch.device) -> Any:
     # buffers are equal everywhere already: frozen, or synchronised; torch 2.12 renamed the setting
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    where = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(
-        network, device_ids=where, gradient_as_bucket_view=True, **{buffers: False}
-    )
+    settings: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, **settings)
 
 
 def try_compile(model: RetinaNet, config: TrainConfig, sampler: Sampler) -> Any:

@@ -158,7 +158,7 @@ def test_the_licence_and_origin_of_initial_weights_are_told_and_handed_on(traine
         text = (folder / "README.md").read_text()
         assert [entry["name"] for entry in json.loads((folder / "config.json").read_text())["init"]] == origin
         assert (
-            r"coco.safetensors, of torchvision, imported from theirs.pth, published as v2 \| coco, licence "
+            r"coco.safetensors, project torchvision, imported from theirs.pth, published as v2 \| coco, licence "
             r"BSD-3-Clause" in text
         )
         assert "The licence of coco.safetensors, from which they come: BSD-3-Clause." in section(
@@ -184,7 +184,7 @@ def test_a_training_from_imagenet_weights_names_them(scenes, tmp_path, monkeypat
     text = (run / "README.md").read_text()
     assert front(text)["base_model"] == "timm/resnet18.tv_in1k"
     link = "[resnet18.tv_in1k](https://huggingface.co/timm/resnet18.tv_in1k)"
-    assert f"1. ImageNet weights of the backbone: {link}, of timm, licence bsd-3-clause" in text
+    assert f"1. ImageNet weights of the backbone: {link}, project timm, licence bsd-3-clause" in text
     assert "The licence of resnet18.tv_in1k, from which they come: bsd-3-clause." in section(text, "Licence")
 
 
