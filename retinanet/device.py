@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import torch
@@ -89,6 +90,8 @@ def explain_errors() -> Iterator[None]:
             f"short of memory: lower --workers; a training goes on from its last state with --resume"
         ) from error
     except (ConnectionError, EOFError) as error:  # the same, met while its batch was being fetched
+        with suppress(RuntimeError):  # torch's handler may raise its error only now
+            time.sleep(0.5)
         raise ProcessError(
             "a loader process was ended from outside; a training goes on from its last state with --resume"
         ) from error

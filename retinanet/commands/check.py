@@ -42,26 +42,18 @@ def run(path: str, config: CheckConfig) -> bool:
         if clean is not None:
             log.info("%s", describe_reach(clean, wanted))
     if problems:
-        log.info(
-            "%s\n%d problems. Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at "
-            "the border).",
-            report(problems),
-            len(problems),
-        )
+        advice = "Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at the border)."
+        log.info("%s\n%d problems. %s", report(problems), len(problems), advice)
     else:
         log.info("no problem found%s", "" if config.deep else " (images were not decoded: --deep does)")
     return not problems
 
 
 def planned(config: CheckConfig) -> TrainConfig:
-    """The training whose anchors and IoU thresholds are asked about."""
-    wanted = {
-        name: getattr(config, name) for name in ("scale", "anchor_size", "anchor_scales", "anchor_ratios")
-    }
-    return override(
-        preset(config.preset or default_preset()),
-        {name: value for name, value in wanted.items() if value is not None},
-    )
+    """The training whose anchors and IoU thresholds are compared with the boxes."""
+    names = ("scale", "anchor_size", "anchor_scales", "anchor_ratios")
+    changes = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return override(preset(config.preset or default_preset()), changes)
 
 
 def describe(name: str, data: Dataset) -> str:
@@ -89,13 +81,12 @@ def describe_reach(data: Dataset, config: TrainConfig) -> str:
     found = anchor_reach(data, model, criterion, preprocess_of(config.model))
     if not len(found.sides):
         return "  no boxes to match"
-    smallest, missed = config.model.network.anchor_size * STRIDES[0], found.missed.mean()
+    smallest = config.model.network.anchor_size * STRIDES[0]
     text = (
-        f"  anchors from {smallest:.0f} px at a short side of {config.model.preprocess.scale} px: "
-        f"{(~found.missed & ~found.forced).mean():.1%} of the boxes are matched, {found.forced.mean():.1%} "
-        f"only by force, {missed:.1%} ({found.missed.sum()}) by none\n{reach_table(found, data)}"
+        f"  anchors from {smallest:.0f} px at a short side of {config.model.preprocess.scale} px; "
+        f"{found.missed.sum()} boxes are matched by none\n{reach_table(found, data)}"
     )
-    if missed <= 0.05:
+    if found.missed.mean() <= 0.05:
         return text
     small = float(np.quantile(found.sides, 0.05))
     if small >= smallest:

@@ -69,7 +69,6 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
     record = TrainLog(folder, progress.rows, config.tensorboard)
     steps = StepLog(state, record, iterations, folder)
     timer = Timer(config.save_every, state.sampler.steps_per_epoch, state.sampler.batch)
-    go_on = f"go on with: retinanet train --resume {folder}"
 
     def keep() -> None:
         if not steps.watch.seen():  # once a step went wrong, the last good state stays
@@ -77,14 +76,18 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
             save_state(state, progress, folder)
         timer.saved()
 
+    def pause() -> None:
+        keep()
+        text = "stopped after iteration %d of %d; go on with: retinanet train --resume %s"
+        log.info(text, progress.done, iterations, folder)
+
     with stop_signals() as stop:
         batches = state.batches(progress.done, iterations)
         while progress.done < iterations:
             try:
                 batch = next(batches)
             except DataError:  # an image cannot be decoded: once it is repaired, the run goes on from here
-                keep()
-                log.info("stopped after iteration %d of %d; %s", progress.done, iterations, go_on)
+                pause()
                 raise
             if progress.done == 0 and is_main_process():
                 save_first_batch(folder / "plots" / "first_batch.jpg", state, batch)
@@ -96,14 +99,13 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
                 steps.write(done, rate)
             if validate:
                 validate_and_save(state, record, progress, about, folder)
-            if validate or (is_main_process() and timer.due(done)):
                 keep()
-            if validate:
                 steps.clock = time.perf_counter()  # the speed is that of training
+            elif is_main_process() and timer.due(done):
+                keep()
             if stop.asked() and done < iterations:
                 steps.watch.check(state, folder, iterations)
-                keep()
-                log.info("stopped after iteration %d of %d; %s", done, iterations, go_on)
+                pause()
                 stop.leave()
         keep()
         evaluation = validate_and_save(state, record, progress, about, folder)

@@ -40,7 +40,7 @@ class Counters:
 
 
 def save_state(state: TrainState, progress: Counters, folder: Path) -> None:
-    """Write state.pt in the first process: weights, average, optimiser, counters; a failure keeps the old one."""
+    """Write state.pt in the first process: weights, average, optimiser, counters."""
     if not is_main_process():
         return
     average = state.average
