@@ -145,6 +145,13 @@ def test_precision_beyond_the_last_recall_is_zero(axes):
     assert "0.40" in line.get_label()  # 51 of 101 points with 0.8 on average; 0.70 if it went on
 
 
+def test_the_axis_of_ap_ends_above_the_highest_value(axes):
+    for value in (0.0, 0.04, 0.21, 0.5, 0.99, 1.0):
+        row = {"kind": "val", "iteration": 1, "AP": value}
+        assert value < axes(plot_ap, [row]).get_ylim()[1] <= 1.01
+    assert axes(plot_ap, []).get_ylim()[1] == pytest.approx(1.01)
+
+
 def test_importing_the_module_does_not_import_matplotlib():
     code = "import sys, retinanet.view.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from helpers import TRAINING
 from torch import nn
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -13,6 +14,7 @@ import retinanet
 from retinanet.cli import main
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.weights.checkpoint import build
+from retinanet.weights.foreign import convert
 from retinanet.weights.foreign.convert import import_weights, rename
 from retinanet.weights.foreign.projects import COCO, TORCHVISION
 
@@ -238,18 +240,10 @@ def test_the_verb_writes_a_file_of_ours_that_answers_alike(both, tmp_path, capsy
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_starts_from_imported_weights_with_other_classes(both, scenes, tmp_path, caplog):
     _, detector, path = both
-    settings = {
-        "scale": 64,
-        "budget": "1it",
-        "batch": 1,
-        "workers": 0,
-        "device": "cpu",
-        "validations": 1,
-        "lr": 0.0,
-        "max_side": None,
-    }
+    settings = TRAINING | {"scale": 64, "max_side": None}
     with caplog.at_level("INFO", "retinanet"):
         run = retinanet.train(scenes, "tiny", init=path, out=tmp_path / "run", **settings)
     assert "no class has a name that the model knows" in caplog.text
@@ -258,35 +252,30 @@ def test_a_training_starts_from_imported_weights_with_other_classes(both, scenes
     assert torch.equal(mine["pyramid.p6.weight"], theirs["pyramid.p6.weight"])
 
 
+@pytest.fixture(scope="module")
+def published():
+    """The state dict of torchvision's first RetinaNet."""
+    return BUILDERS["v1"](weights=None, weights_backbone=None).state_dict()
+
+
 @pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda weights: weights.pop("head.regression_head.bbox_reg.bias"), "not the whole of a RetinaNet"),
-        (lambda weights: weights.pop("backbone.body.layer3.0.conv1.weight"), "missing"),
-        (
-            lambda weights: weights.update({"head.mask.weight": torch.zeros(1)}),
-            "no rule for the keys head.mask.weight",
-        ),
-        (lambda weights: weights.update({"backbone.body.layer5.weight": torch.zeros(1)}), "left over"),
-        (
-            lambda weights: weights.update({"backbone.body.conv1.weight": torch.zeros(64, 4, 7, 7)}),
-            "of another shape",
-        ),
-        (
-            lambda weights: weights.pop("backbone.body.conv1.weight"),
-            "1 missing, the first: backbone.body.conv1.weight",
-        ),
-        (
-            lambda weights: weights.pop("head.classification_head.cls_logits.weight"),
-            "no.* project that is known",
-        ),
-        (lambda weights: weights.pop("backbone.body.layer1.0.conv2.weight"), "no known ResNet"),
+    ("name", "shape", "reason"),
+    [  # a tensor of that shape, or none
+        ("head.regression_head.bbox_reg.bias", None, "not the whole of a RetinaNet"),
+        ("backbone.body.layer3.0.conv1.weight", None, "missing"),
+        ("head.mask.weight", (1,), "no rule for the keys head.mask.weight"),
+        ("backbone.body.layer5.weight", (1,), "left over"),
+        ("backbone.body.conv1.weight", (64, 4, 7, 7), "of another shape"),
+        ("backbone.body.conv1.weight", None, "1 missing, the first: backbone.body.conv1.weight"),
+        ("head.classification_head.cls_logits.weight", None, "no.* project that is known"),
+        ("backbone.body.layer1.0.conv2.weight", None, "no known ResNet"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(tmp_path, change, reason):
-    weights = dict(BUILDERS["v1"](weights=None, weights_backbone=None).state_dict())
-    change(weights)
-    torch.save(weights, tmp_path / "theirs.pth")
+def test_weights_that_do_not_fit_are_refused(published, tmp_path, monkeypatch, name, shape, reason):
+    weights = {key: value for key, value in published.items() if key != name}
+    weights |= {} if shape is None else {name: torch.zeros(shape)}
+    monkeypatch.setattr(convert, "read_foreign", lambda path: weights)
+    (tmp_path / "theirs.pth").touch()
     with pytest.raises(CheckpointError, match=reason):
         import_weights(tmp_path / "theirs.pth")
 

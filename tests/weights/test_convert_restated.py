@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import TRAINING
 from restated import Detectron2, MMDetection, random_weights, spread
 from test_convert import LONG, SHORT, SIZES, picture
 
@@ -331,105 +332,63 @@ def test_the_constants_in_a_detectron2_file_are_believed(tmp_path):
         import_weights(detectron2_file(tmp_path / "none.pkl"), [])
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (
-            lambda file: file["state_dict"].update({"bbox_head.retina_cls.bias": torch.zeros(7)}),
-            "does not hold|classes",
-        ),
-        (
-            lambda file: file["state_dict"].update({"bbox_head.retina_cls.bias": torch.zeros(())}),
-            "does not hold",
-        ),
-        (
-            lambda file: file["state_dict"].update(
-                {"backbone.layer1.0.conv2.weight": torch.zeros(48, 5, 3, 3)}
-            ),
-            "no known ResNet",
-        ),
-        (
-            lambda file: file["state_dict"].update(
-                {"neck.fpn_convs.3.conv.weight": torch.zeros(256, 256, 3, 3)}
-            ),
-            "neither from C5",
-        ),
-        (
-            lambda file: file["state_dict"].update({"neck.fpn_convs.5.conv.weight": torch.zeros(1)}),
-            "no rule for the keys neck.fpn_convs.5",
-        ),
-        (
-            lambda file: file["meta"].update(cfg=PYTORCH.replace("score_thr=0.05", "score_thr=e.-")),
-            "does not hold",
-        ),
-        (
-            lambda file: file["meta"].update(cfg=PYTORCH.replace("[0.5, 1.0, 2.0]", "[0.5, x, 2.0]")),
-            "does not hold",
-        ),
-        (
-            lambda file: file["meta"].update(cfg=PYTORCH.replace("nms_pre=1000", f"nms_pre={10**60}")),
-            "topk_candidates must be",
-        ),
-        (
-            lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=0")),
-            "anchor_scales must be",
-        ),
-        (
-            lambda file: file["meta"].update(cfg=PYTORCH.replace("per_octave=3", "per_octave=999999999")),
-            "0 classes",
-        ),
-        (
-            lambda file: file["meta"].update(
-                cfg=PYTORCH.replace("[1.0, 1.0, 1.0, 1.0]", "[0.1, 0.1, 0.2, 0.2]")
-            ),
-            "target_stds = 0.1",
-        ),
-        (
-            lambda file: file["meta"].update(cfg=PYTORCH.replace("octave_base_scale=4", "scales=[8]")),
-            "anchor scales = 8",
-        ),
-        (
-            lambda file: file["meta"].update(
-                cfg=PYTORCH + "test_pipeline = [dict(type='Resize', keep_ratio=False)]"
-            ),
-            "keep_ratio = False",
-        ),
-        (
-            lambda file: file["meta"].update(
-                cfg=PYTORCH.replace("ratios=", "strides=[4, 8, 16, 32, 64], ratios=")
-            ),
-            "strides = 4",
-        ),
-    ],
-)
-def test_files_that_do_not_fit_are_refused(tmp_path, change, reason):
-    file = content({"cfg": PYTORCH, "CLASSES": ["a", "b"]})
-    change(file)
-    torch.save(file, tmp_path / "theirs.pth")
+def refused(tmp_path, monkeypatch, file, reason):
+    monkeypatch.setattr(convert, "read_foreign", lambda path: file)
+    (tmp_path / "theirs.pth").touch()
     with pytest.raises((CheckpointError, ConfigError), match=reason):
         import_weights(tmp_path / "theirs.pth")
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("bbox_head.retina_cls.bias", (7,), "does not hold|classes"),
+        ("bbox_head.retina_cls.bias", (), "does not hold"),
+        ("backbone.layer1.0.conv2.weight", (48, 5, 3, 3), "no known ResNet"),
+        ("neck.fpn_convs.3.conv.weight", (256, 256, 3, 3), "neither from C5"),
+        ("neck.fpn_convs.5.conv.weight", (1,), "no rule for the keys neck.fpn_convs.5"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path, monkeypatch, name, shape, reason):
+    file = content({"cfg": PYTORCH, "CLASSES": ["a", "b"]})
+    file["state_dict"][name] = torch.zeros(shape)
+    refused(tmp_path, monkeypatch, file, reason)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("score_thr=0.05", "score_thr=e.-", "does not hold"),
+        ("[0.5, 1.0, 2.0]", "[0.5, x, 2.0]", "does not hold"),
+        ("nms_pre=1000", f"nms_pre={10**60}", "topk_candidates must be"),
+        ("per_octave=3", "per_octave=0", "anchor_scales must be"),
+        ("per_octave=3", "per_octave=999999999", "0 classes"),
+        ("[1.0, 1.0, 1.0, 1.0]", "[0.1, 0.1, 0.2, 0.2]", "target_stds = 0.1"),
+        ("octave_base_scale=4", "scales=[8]", "anchor scales = 8"),
+        (
+            "\nmodel = ",
+            "\ntest_pipeline = [dict(type='Resize', keep_ratio=False)]\nmodel = ",
+            "keep_ratio = False",
+        ),
+        ("ratios=", "strides=[4, 8, 16, 32, 64], ratios=", "strides = 4"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(tmp_path, monkeypatch, old, new, reason):
+    assert old in PYTORCH
+    meta = {"cfg": PYTORCH.replace(old, new), "CLASSES": ["a", "b"]}
+    refused(tmp_path, monkeypatch, content(meta), reason)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_starts_from_them_and_keeps_the_rows_of_known_classes(scenes, tmp_path, caplog):
     """Two of their three classes have names that the new data know; BGR and what else is theirs stay."""
     names = [NAMES[2], "zeppelin", NAMES[0]]
     file = content({"cfg": CAFFE, "CLASSES": names}, MMDetection.layout(18, classes=3))
     file["state_dict"]["bbox_head.retina_cls.bias"] = torch.arange(27.0)  # by ratio, scale, class
     torch.save(file, tmp_path / "theirs.pth")
-    settings = {
-        "scale": 64,
-        "max_side": None,
-        "budget": "1it",
-        "batch": 1,
-        "workers": 0,
-        "device": "cpu",
-        "validations": 1,
-        "lr": 0.0,
-    }
+    settings = TRAINING | {"scale": 64, "max_side": None, "ema": None}
     with caplog.at_level("INFO", "retinanet"):
-        run = retinanet.train(
-            scenes, "tiny", init=tmp_path / "theirs.pth", out=tmp_path / "run", ema=None, **settings
-        )
+        run = retinanet.train(scenes, "tiny", init=tmp_path / "theirs.pth", out=tmp_path / "run", **settings)
     assert f"classes kept by name: {NAMES[0]}, {NAMES[2]}; new: {NAMES[1]}" in caplog.text
     detector = retinanet.load(run, device="cpu")
     assert detector.preprocess.pixel_order == "bgr"

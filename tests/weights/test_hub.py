@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from helpers import model_config
+from helpers import TRAINING, model_config
 from huggingface_hub import constants, errors
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
@@ -25,6 +25,7 @@ from retinanet.weights.checkpoint import ModelInfo, build, read_weights
 from retinanet.weights.foreign.projects import COCO
 
 BODY = b"weights, as it were " * 50_000
+OTHER_SHA256 = hashlib.sha256(BODY[::-1]).hexdigest()
 SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY, usedforsecurity=False).hexdigest()
 NAME = "torchvision/small"
 SMALL = model_config(backbone="resnet18", channels=32, num_convs=1, scale=64)
@@ -229,11 +230,7 @@ def test_the_bar_leaves_stdout_to_the_answers(server, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (
-            "changed",
-            rf"sha256 should begin with {SHA256[:8]} and is "
-            rf"{hashlib.sha256(BODY[::-1]).hexdigest()}.*retinanet import",
-        ),
+        ("changed", rf"should begin with {SHA256[:8]} and is {OTHER_SHA256}.*retinanet import"),
         ("missing", "the server answered 404 Not Found"),
         ("truncated", "only 999,000 of 1,000,000 bytes came"),
         ("stalled", r"nothing came for 0\.3 s"),
@@ -325,21 +322,12 @@ def test_a_slip_in_a_name_is_told_with_its_neighbours():
         read_pretrained("imagnet")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_starts_from_a_published_name(server, publish, scenes, tmp_path):
     publish(server.address + "/good")
     config, init = start_config("tiny", NAME)
     assert config.model == SMALL == init.info.model
-    run = retinanet.train(
-        scenes,
-        "tiny",
-        init=NAME,
-        budget="1it",
-        batch=2,
-        workers=0,
-        device="cpu",
-        validations=1,
-        out=tmp_path / "run",
-    )
+    run = retinanet.train(scenes, "tiny", init=NAME, out=tmp_path / "run", **TRAINING)
     assert f"{NAME.split('/')[1]}-{SHA256[:8]}" in (run / "log.txt").read_text()
     assert len(server.asked) == 1
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import model_config
+from helpers import TRAINING, model_config
 
 import retinanet
 from retinanet.config.io import override
@@ -13,7 +13,7 @@ from retinanet.weights.checkpoint import ModelInfo, build, load_model, save_mode
 from retinanet.weights.transfer import load_pretrained
 
 CONFIG = model_config(
-    backbone="resnet18", backbone_norm="batch", channels=32, num_convs=1, subnet_norm="group"
+    backbone="test_resnet", backbone_norm="batch", channels=32, num_convs=1, subnet_norm="group"
 )
 
 
@@ -68,21 +68,11 @@ def test_tensors_of_another_shape_start_fresh_and_are_named(source, caplog):
     assert "its shape differs" in caplog.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_may_start_from_a_run_of_other_classes(trained, tmp_path, caplog):
     data = write_scenes(tmp_path / "data", {"train": 4, "val": 2}, size=(64, 96), seed=3, across=(16, 48))
     with caplog.at_level("INFO", "retinanet"):
-        run = retinanet.train(
-            data,
-            "tiny",
-            init=trained,
-            out=tmp_path / "run",
-            budget="1it",
-            batch=2,
-            workers=0,
-            device="cpu",
-            validations=1,
-            lr=0.0,
-        )
+        run = retinanet.train(data, "tiny", init=trained, out=tmp_path / "run", **TRAINING)
     assert "disc" in caplog.text
     (theirs, card), (mine, own) = (load_model(folder / "model.safetensors") for folder in (trained, run))
     assert own.model == card.model  # the network of the file, not the preset's
