@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...errors import DataError
 from ..dataset import Dataset
 
 SPLITS = {
@@ -42,6 +43,14 @@ def split_of(name: str) -> str | None:
     return next(
         (split for split in ("test", "val", "train") if any(map(SPLITS[split].fullmatch, words))), None
     )
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file, or a DataError that names it."""
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -17,10 +17,9 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from ...errors import DataError
 from ..dataset import NO_TEXT, Columns, Dataset, is_text
 from ..images import is_image
-from .format import SPLITS, Read, split_of, subfolders
+from .format import SPLITS, Read, lines_of, split_of, subfolders
 
 HOLDS = (
     "Annotations/*.xml with ImageSets/Main/*.txt, or *.xml beside the images, here or in train/, valid/, "
@@ -123,7 +122,7 @@ def _listed(file: Path, folder: Path, known: Container[Path], columns: Columns) 
     -1, 0 or 1, is ignored.
     """
     chosen: dict[Path, None] = {}
-    for line in filter(None, map(str.strip, _text(file).splitlines())):
+    for line in filter(None, map(str.strip, lines_of(file))):
         stem, *last = line.rsplit(maxsplit=1)
         if last not in (["-1"], ["0"], ["1"]) or folder / f"{line}.xml" in known:
             stem = line  # with its spaces
@@ -135,13 +134,6 @@ def _listed(file: Path, folder: Path, known: Container[Path], columns: Columns) 
         else:
             chosen[xml] = None
     return list(chosen)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
 
 
 class _Images:

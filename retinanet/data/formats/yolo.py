@@ -20,7 +20,7 @@ from ...errors import DataError
 from ..cache import read_sizes
 from ..dataset import NO_TEXT, Columns, Dataset, is_text
 from ..images import is_image
-from .format import Read, split_of, subfolders
+from .format import Read, lines_of, split_of, subfolders
 
 HOLDS = "data.yaml, or images/ with labels/, here or in train/, valid/, test/"
 
@@ -182,7 +182,7 @@ def guess_names(root: Path, sources: Iterable[Path]) -> tuple[str, ...]:
     """The classes of a set without data.yaml: classes.txt, else the numbers that its labels use."""
     for file in (root / "classes.txt", root / "labels" / "classes.txt"):
         if file.is_file():
-            return _names({"names": [line.strip() for line in _lines(file) if line.strip()]}, file)
+            return _names({"names": [line.strip() for line in lines_of(file) if line.strip()]}, file)
     used = {-1}
     for source in sources:
         folder = root / posixpath.dirname(label_file(f"{source.relative_to(root).as_posix()}/_"))
@@ -244,7 +244,7 @@ def _walk(folder: Path, top: Path) -> list[str]:
 def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
     """The images of a text file, one a line; relative ones start at the file's folder or the data folder."""
     found = []
-    for number, line in enumerate(_lines(file), start=1):
+    for number, line in enumerate(lines_of(file), start=1):
         name = line.strip().replace("\\", "/")
         path = _first_that_exists([top / name, file.parent / name])
         if name and path.is_relative_to(top):
@@ -255,20 +255,13 @@ def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
     return found
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
-
-
 def _labels(top: Path, file: str, count: int, pose: bool, columns: Columns) -> None:
     """Appends the objects of the image begun last."""
     if not os.path.lexists(top / file):
         return
     folder = posixpath.dirname(file) or "."
     try:
-        lines = _lines(top / file)
+        lines = lines_of(top / file)
     except DataError as error:
         columns.problem("label files that cannot be read", folder, f"{file}: {error}")
         return
