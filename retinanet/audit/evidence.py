@@ -139,9 +139,7 @@ def support(boxes: Tensor, found: Predictions) -> tuple[Tensor, Tensor]:
 
 
 def own_and_other(supported: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of [G, K] and labels [G]: the entry of the label, the best other entry (-1 where there is but one
-    class), and which that is.
-    """
+    """From [G, K] and labels [G]: the own entry, the best other entry (-1 with one class), its class."""
     own = supported.gather(1, labels[:, None])[:, 0]
     other, label = supported.scatter(1, labels[:, None], -1.0).max(dim=1)
     return own, other, label
@@ -155,9 +153,7 @@ def within(spots: Tensor, regions: Tensor) -> Tensor:
 
 
 def partners(boxes: Tensor, labels: Tensor, unmatched: Spots) -> tuple[Tensor, Tensor]:
-    """[G] the best prediction without a box that could be where a box belongs: its probability and position,
-    or 0 and -1.
-    """
+    """[G] the best unmatched prediction that could be where a box belongs: its p and position, or 0, -1."""
     spots = unmatched.boxes
     if not len(spots):
         return torch.zeros(len(boxes)), torch.full((len(boxes),), -1)

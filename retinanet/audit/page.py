@@ -113,9 +113,7 @@ def heavy_box(data: Dataset, row: int, share: float, max_pixels: int) -> Picture
 
 
 def cut(data: Dataset, index: int, rows: list[int], found: Detections, max_pixels: int) -> Tensor:
-    """The part of an image around the boxes at `rows` and the detections: these with their names, the other
-    boxes without.
-    """
+    """Crop an image around the boxes at `rows` and the detections; only these have names."""
     around = [(left, top, right, bottom) for left, top, right, bottom in data.boxes[rows].tolist()]
     around += [(left, top, right, bottom) for left, top, right, bottom in found.boxes.tolist()]
     part, scale, shown = crop(read_image(data.path(index), max_pixels), around)

@@ -68,9 +68,7 @@ class LossAnalysis:
 
 
 def run(model: str, data: str, config: AuditConfig) -> LossAnalysis:
-    """Print the shares of the loss and the first suspects; audit.json, suspects.json and audit.html go to
-    --out.
-    """
+    """Print shares of the loss and suspects; write audit.json, suspects.json and audit.html to --out."""
     check(config)
     if config.scales:
         raise ConfigError("an audit looks at one scale; use --scale in place of --scales")
@@ -225,9 +223,7 @@ def by_owner(losses: Tensor, owners: Tensor, boxes: int) -> tuple[Floats, Flags]
 def best_predictions(
     detector: Detector, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each image the boxes [N, 4], in pixels of the batch, and probabilities [N, K] of its best anchors,
-    before NMS; on the CPU.
-    """
+    """Of each image the best boxes [N, 4] in pixels of the batch, before NMS, and probabilities [N, K]."""
     sizes = sizes.to(detector.device)
     boxes, scores = [], []
     for x, offset, anchor in zip(logits, offsets, anchors, strict=True):

@@ -1,6 +1,4 @@
-"""Which examples produce the class loss and its gradient: easy or hard, positive or negative, by class and
-pyramid level.
-"""
+"""Which examples produce the class loss and its gradient: easy or hard, by sign, class and level."""
 
 from __future__ import annotations
 
@@ -117,9 +115,7 @@ class Shares:
         return {name: self._numbers((*cells, ..., g)) for g, name in enumerate(GROUPS)}
 
     def table(self) -> str:
-        """The shares as aligned text: by group, by level, and by class, of which the MOST_CLASSES with the
-        greatest loss.
-        """
+        """The shares as aligned text: by group, by level, and for the MOST_CLASSES with the greatest loss."""
         content = self.to_json()
         order = sorted(content["classes"], key=lambda row: -row["loss"])
         head = ["examples", "loss", "gradient"]

@@ -40,9 +40,7 @@ from .evidence import PEAK, Rows
 KINDS = ("renamed", "misplaced", "missing")
 
 STRONG = 3.0
-"""A score that sound labels seldom reach: 17 suspects in the set above, of 2,468 boxes, before it was spoilt,
-and 108 after.
-"""
+"""A score that sound labels seldom reach: 17 of the 2,468 boxes above before they were spoilt, 108 after."""
 
 
 @dataclass(frozen=True)

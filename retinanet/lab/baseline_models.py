@@ -78,9 +78,7 @@ class FinerBackbone(Backbone):
 
 
 class Maps(nn.Module):
-    """images [B, 3, H, W] -> the maps that a head sees: those of `body`, through `neck`; `out_channels` is
-    their width.
-    """
+    """images [B, 3, H, W] -> the maps that a head sees, from `body` through `neck`, `out_channels` wide."""
 
     def __init__(self, body: Backbone, neck: nn.Module, out_channels: int | list[int]) -> None:
         super().__init__()
@@ -98,9 +96,7 @@ def numbered(levels: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
 
 
 class Coarser(nn.Module):
-    """The maps of a backbone and three more, each half as fine: 1x1, ReLU, 3x3 with stride 2, ReLU, as in
-    SSD300.
-    """
+    """The maps of a backbone and three more, each halved by 1x1, ReLU, 3x3 with stride 2, ReLU (SSD300)."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()

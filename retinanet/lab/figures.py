@@ -239,9 +239,7 @@ def fig7(cells: Sequence[tuple[float, float, float | None]], out: Path, referenc
 
 
 def _draw_grid(axes: Any, cells: Sequence[tuple[float, float, float | None]], kinds: Sequence[str]) -> None:
-    """AP by gamma (rows) and beta (columns), brighter where higher; the effective are bold, the diverged
-    crosses.
-    """
+    """AP by gamma (rows) and beta (columns); the effective are bold, the diverged crosses."""
     gammas, betas = sorted({gamma for gamma, _, _ in cells}), sorted({beta for _, beta, _ in cells})
     grid = np.full((len(gammas), len(betas)), np.nan)
     for gamma, beta, score in cells:

@@ -119,9 +119,7 @@ TABLES = {
 }
 
 FASTER_RCNN_MILLISECONDS = 172.0
-"""Faster R-CNN with FPN on ResNet-101, against 122 ms for RetinaNet-101-600 (Sec. 5.2); the only other
-detector with a time.
-"""
+"""Faster R-CNN with FPN on ResNet-101, against 122 ms for RetinaNet-101-600 (Sec. 5.2)."""
 
 
 def ap(table: str, **columns: Value) -> float | None:

@@ -1,6 +1,4 @@
-"""A study as one page: every table and figure that was run, ours beside the paper's, and whether the paper's
-conclusions hold here.
-"""
+"""A study as one page: its tables and figures beside the paper's, and which conclusions hold here."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ INTRODUCTION = (
 
 
 def run(folder: Path) -> Path:
-    """Write report.html and report.md into a study's folder; returns the page. ConfigError when nothing has
-    been run there.
-    """
+    """Write report.html and report.md into a study's folder; returns the page."""
     tables = [name for name in EXPERIMENTS if (folder / f"{name}.json").exists()]
     figures = [name for name in FIGURES if (folder / "figures" / f"{name}.json").exists()]
     if not tables and not figures:

@@ -136,9 +136,7 @@ def printed(name: str, row: Row) -> float | None:
 
 
 def begin(source: str, config: LabConfig) -> Study:
-    """The base row's settings and length: minutes become iterations here, once for all rows and for all later
-    runs of this study.
-    """
+    """The base row's settings and its length: minutes become iterations once for all rows and later runs."""
     check(config)
     if config.train.batch == "auto" or world() > 1:
         raise ConfigError("a study wants a number for --batch, the same for all rows, and one process")
@@ -197,9 +195,7 @@ def once(study: Study, row: Row, seed: int, data: tuple[Dataset, Dataset]) -> di
 
 
 def trained(study: Study, config: TrainConfig, row: Row, data: tuple[Dataset, Dataset]) -> dict[str, Any]:
-    """Train a row and say what became of it: trained, stalled (AP below 0.001), or diverged. A row that
-    diverged is not trained again.
-    """
+    """Train a row and say what became of it: trained, stalled (AP below STALLED), or diverged."""
     folder = config.out
     assert folder is not None
     result: dict[str, Any] = {}

@@ -133,9 +133,7 @@ MINED: tuple[dict[str, Any], ...] = tuple(
 
 
 def table1d(base: TrainConfig, alphas: str) -> list[Row]:
-    """Hard example mining over cross entropy, beside the focal loss; random sampling, which Table 1d does not
-    print.
-    """
+    """Hard example mining and random sampling (not in the paper) over cross entropy, beside FL."""
     rows = []
     for row in MINED:
         mining = {"OHEM": "ohem", "OHEM 1:3": "ohem-1:3"}[row["method"]]
@@ -199,9 +197,7 @@ def hinge(base: TrainConfig, alphas: str) -> list[Row]:
 
 
 def pyramid(base: TrainConfig, alphas: str) -> list[Row]:
-    """Objects of all sizes on five levels with a top-down path, or with less; one map may have as many
-    detections as five levels.
-    """
+    """The designs of the pyramid; a single map may have as many detections as five levels."""
     from ..model.retinanet import NECKS  # torch, which a list of the tables does not need
 
     wide = {"topk_candidates": 5 * base.model.postprocess.topk_candidates}

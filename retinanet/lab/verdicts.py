@@ -134,9 +134,7 @@ def verdicts(name: str, lines: Sequence[Line]) -> list[Verdict]:
 
 
 def beating(claim: Claim, lines: Sequence[Line]) -> Verdict:
-    """Whether `high` beats every row of `low`: the 95 % interval of each difference, which is paired by seed,
-    must lie on one side of 0.
-    """
+    """Whether `high` beats every row of `low`: the intervals of the paired differences lie above 0."""
     signs, reasons = [], []
     for low in claim.low:
         difference = paired(scores(claim.high, lines), scores(low, lines))
@@ -149,9 +147,7 @@ def beating(claim: Claim, lines: Sequence[Line]) -> Verdict:
 
 
 def failing(claim: Claim, lines: Sequence[Line]) -> Verdict:
-    """Whether the rows diverge or learn nothing at every seed, of two or more, while the control trains at
-    each.
-    """
+    """Whether the rows fail at every seed, of two or more, while the control trains at each."""
     meant = [line for line in lines if any(line.fits(values) for values in claim.fails)]
     control = [line for line in lines if line.fits(claim.control)]
     states = [state for line in meant for state in line.failed]
@@ -173,9 +169,7 @@ def scores(values: Values, lines: Sequence[Line]) -> dict[int, float]:
 
 
 def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells, as text: the rows' columns, our numbers with the half width of the 95 % interval, the
-    paper's AP.
-    """
+    """Head and cells as text: the rows' columns, our numbers with half of their interval, the paper's AP."""
     names = list(lines[0].values)
     timed = any(line.milliseconds is not None for line in lines)
     head = [*names, "AP", "AP50", "AP75", *(["ms"] if timed else []), "paper's AP", "remarks"]

@@ -16,9 +16,7 @@ from .assign import BACKGROUND, IGNORE, assign
 from .boxes import iou
 
 ROUNDING = 2.0**-19
-"""More than the relative error of an overlap, of an anchor's coordinate or of its side, computed in
-float32.
-"""
+"""More than the relative float32 error of an overlap, of a coordinate or a side of an anchor."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,7 @@ def windows(grids: tuple[Grid, ...], least: float, device: torch.device) -> Wind
 
 
 def enumerate_windows(spans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every cell of windows of spans [P, 2] columns and lines, one window after the other: its window, its
-    column, its line [N].
-    """
+    """Every cell of windows of spans [P, 2] columns and lines: its window, its column, its line [N]."""
     counts = spans.prod(dim=1)
     window = torch.repeat_interleave(counts)
     place = torch.arange(len(window)) - (counts.cumsum(0) - counts)[window]

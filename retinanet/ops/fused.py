@@ -89,9 +89,7 @@ def class_loss(
 def anchor_losses(
     logits: Tensor, labels: Tensor, loss: str = "focal", alpha: Alpha = 0.25, **parameters: Any
 ) -> Tensor:
-    """The class loss of each anchor, summed over classes: [...], float32 (float64 stays), no gradient.
-    Arguments as in `class_loss`.
-    """
+    """The class loss of each anchor [...], summed over classes; as `class_loss`, but without gradient."""
     entry, own = _entry_of(loss, parameters)
     loss_and_grad, weight = _with_parameters(entry, **own), _weight(entry, alpha, logits.device)
     if loss_and_grad is None:

@@ -131,9 +131,7 @@ def _survivors(
 
 
 def _surely_gone(boxes: Tensor, harder: Tensor, nms_threshold: float | None) -> Tensor:
-    """[N]: which of the boxes one of the survivors `harder` suppresses, whatever NMS makes of the last bit of
-    their overlap.
-    """
+    """[N] which boxes one of `harder` suppresses, whatever NMS makes of the last bit of their overlap."""
     gone = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     limit = torch.inf if nms_threshold is None else nms_threshold + 1e-5
     for some in harder.split(1024):

@@ -1,6 +1,4 @@
-"""NMS of a whole batch as one operator of torch: a traced program has it as one node, with shapes that do not
-depend on the boxes.
-"""
+"""NMS of a batch as one operator of torch: one node of a traced program, with fixed shapes."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ def _(boxes: Tensor, x: Tensor, labels: Tensor, classes: int, threshold: float, 
 
 
 PREFIX = 2
-"""The fast path looks first at so many times the boxes that are wanted; its time grows with the square of
-what it looks at.
-"""
+"""The fast path begins with so many times the wanted boxes; its time grows with their square."""
 
 
 def exact_nms(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Tensor:
