@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,19 +106,6 @@ class _Samples(TorchDataset[Batch | DataError]):
             return self.augment(image, boxes, labels, self.preprocess, canvas)
 
 
-class _Order:
-    """Hands the loader the entries of a training, beginning at any iteration."""
-
-    def __init__(self, sampler: Sampler, start: int, stop: int) -> None:
-        self.sampler, self.start, self.stop = sampler, start, stop
-
-    def __iter__(self) -> Iterator[Entry]:
-        return self.sampler.entries(self.start, self.stop)
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
 def training_batches(
     data: Dataset,
     preprocess: Preprocess,
@@ -132,7 +119,7 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The batches of iterations start..stop-1. DataError names an image that cannot be decoded."""
     samples = _Samples(data, preprocess, augment, sampler.seed, max_pixels)
-    return _load(samples, _Order(sampler, start, stop), workers, pin)
+    return _load(samples, sampler.entries(start, stop), workers, pin)
 
 
 def evaluation_batches(
@@ -150,7 +137,7 @@ def evaluation_batches(
     return _load(_Samples(data, preprocess, None, 0, max_pixels), order, workers, pin)
 
 
-def _load(samples: _Samples, order: Any, workers: int, pin: bool) -> Iterator[Batch]:
+def _load(samples: _Samples, order: Iterable[Entry], workers: int, pin: bool) -> Iterator[Batch]:
     # an entry of the order is a whole batch already
     loader = DataLoader(
         samples,
