@@ -281,14 +281,9 @@ def results_case(folder: Path, rng: random.Random, odd: bool) -> None:
     )
 
 
-KINDS: dict[str, Case] = {
-    "coco": data_case(write_coco, coco_truth),
-    "voc": data_case(write_voc, voc_truth),
-    "yolo": data_case(write_yolo, yolo_truth),
-    "picture": picture_case,
-    "weights": weights_case,
-    "results": results_case,
-}
+KINDS: dict[str, Case] = {"coco": data_case(write_coco, coco_truth), "voc": data_case(write_voc, voc_truth)}
+KINDS |= {"yolo": data_case(write_yolo, yolo_truth), "picture": picture_case, "weights": weights_case}
+KINDS |= {"results": results_case}
 
 
 def run_cases(numbers: range, keep: Path | None = None) -> tuple[Counter[tuple[str, str]], list[str]]:

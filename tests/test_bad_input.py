@@ -205,9 +205,8 @@ def test_alpha_is_left_out(tmp_path):
 
 
 def test_a_cmyk_picture_has_the_colour_that_its_inks_give(tmp_path):
-    Image.new("CMYK", (16, 16), (0, 255, 255, 55)).save(
-        tmp_path / "a.jpg", quality=100
-    )  # magenta and yellow, and black for the rest
+    # magenta and yellow, and black for the rest
+    Image.new("CMYK", (16, 16), (0, 255, 255, 55)).save(tmp_path / "a.jpg", quality=100)
     assert (read_image(tmp_path / "a.jpg")[:, 8, 8] - torch.tensor([200.0, 0, 0])).abs().max() < 6
 
 

@@ -134,9 +134,8 @@ def test_a_run_of_two_stops_at_one_step_and_goes_on_with_any_number(data, runs, 
     about = json.loads((tmp_path / "run" / "config.json").read_text())
     done = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["done"]
     assert about["processes"] == 2
-    (tmp_path / "run" / "config.json").write_text(
-        json.dumps(about | {"iterations": done + 2})
-    )  # the rest would take a while
+    # the rest would take a while
+    (tmp_path / "run" / "config.json").write_text(json.dumps(about | {"iterations": done + 2}))
     retinanet.resume(tmp_path / "run", workers=0)
     assert [row["iteration"] for row in rows(tmp_path / "run") if row["kind"] == "train"] == list(
         range(1, done + 3)

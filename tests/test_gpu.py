@@ -103,13 +103,8 @@ def test_an_image_of_four_times_the_area_needs_about_four_times_the_memory(scene
 def test_a_compiled_step_has_the_losses_of_a_plain_one(scenes):
     results = []
     for compile in (False, True):
-        settings = {
-            **SMALL,
-            "device": "cuda",
-            "compile": compile,
-            "backbone": "resnet18",
-            "backbone_norm": "group",
-        }
+        settings = {**SMALL, "device": "cuda", "compile": compile, "backbone": "resnet18"}
+        settings |= {"backbone_norm": "group"}
         config = resolve_config(override(preset("tiny"), settings), torch.device("cuda"))
         run = build_state(
             config, *open_training(scenes, config.seed, **reading(config)), torch.device("cuda")

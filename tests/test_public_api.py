@@ -106,10 +106,4 @@ def test_the_papers_preset_is_the_papers_recipe():
         config.model.preprocess.scale,
         config.flip,
         config.jitter,
-    ) == (
-        2.0,
-        0.25,
-        600,
-        0.5,
-        (1.0, 1.0),
-    )
+    ) == (2.0, 0.25, 600, 0.5, (1.0, 1.0))

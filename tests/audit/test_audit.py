@@ -132,9 +132,10 @@ HERE, THERE = [10.0, 10.0, 50.0, 50.0], [100.0, 40.0, 140.0, 80.0]
 
 
 def test_a_prediction_supports_a_box_by_how_much_of_it_is_there():
+    # IoU 1 and 0.8
     found = Predictions(
         torch.tensor([HERE, [10.0, 10.0, 50.0, 42.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.9]])
-    )  # IoU 1 and 0.8
+    )
     values, best = support(torch.tensor([HERE, THERE]), found)
     assert values.tolist() == [pytest.approx([0.5, 0.9 * 0.6]), [0, 0]]
     assert best[0].tolist() == [0, 1]
@@ -374,9 +375,8 @@ def test_the_command_leaves_numbers_suspects_and_a_page(trained, spoilt, tmp_pat
     positives = (
         sum(row["loss"] for row in content["shares"]["groups"][:2]) * content["shares"]["total"]["class_loss"]
     )
-    assert positives <= found.box_losses.sum() * (
-        1 + 1e-4
-    )  # of the anchors of a box also what the absent classes cost
+    # of the anchors of a box also what the absent classes cost
+    assert positives <= found.box_losses.sum() * (1 + 1e-4)
     assert content["split"] == "train" and content["criterion"]["loss"] == "focal"
     assert "hard negatives" in caplog.text
     listed = json.loads((out / "suspects.json").read_text())

@@ -21,16 +21,9 @@ CORNERS = np.array(
     [[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [250, 250, 250], [0, 0, 0]]], dtype=np.uint8
 )
 # What a viewer does for each EXIF orientation, written out with Pillow's own words.
-TURNS = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURNS = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180}
+TURNS |= {4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270}
+TURNS |= {7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 RAMP16 = np.array([[0, 128, 129, 256, 257, 32768, 65534, 65535]], dtype=np.uint16)
 RAMP8 = [0, 0, 1, 1, 1, 128, 255, 255]  # divided by 257 and rounded
 
@@ -317,9 +310,8 @@ def test_the_limit_on_pixels_is_ours_alone(
         data = bytearray(path.read_bytes())
         data[6:10] = struct.pack("<HH", 1, 1)  # the screen, which grows to the frame
         path.write_bytes(data)
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 1
-    )  # Pillow warns above it, and refuses above twice as much
+    # Pillow warns above it, and refuses above twice as much
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
     assert read_pixels(path, max_pixels=6).tolist() == CORNERS.tolist()
     assert Image.MAX_IMAGE_PIXELS == 1
 

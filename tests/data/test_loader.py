@@ -177,9 +177,8 @@ def test_the_network_is_given_the_formula_to_the_bit(data, order):
 
 
 def test_normalising_leaves_the_batch_as_it_was():
-    batch = torch.full((1, 3, 32, 32), 7.0).to(
-        memory_format=torch.channels_last
-    )  # floats, as `resize` plain gives them
+    # floats, as `resize` plain gives them
+    batch = torch.full((1, 3, 32, 32), 7.0).to(memory_format=torch.channels_last)
     PREPROCESS.normalize(batch, torch.tensor([[32.0, 32.0]]))
     assert (batch == 7).all()
 

@@ -55,17 +55,8 @@ def every_fault(folder: Path) -> Dataset:
     picture(folder / "turned.jpg", exif=exif)
     picture(folder / "large.png", 300, 300)
     (folder / "broken.jpg").write_bytes(b"<html>")
-    names = [
-        "good.png",
-        "small.png",
-        "turned.jpg",
-        "large.png",
-        "broken.jpg",
-        "missing.png",
-        "good.png",
-        "../outside.png",
-        "unlabelled.png",
-    ]
+    names = ["good.png", "small.png", "turned.jpg", "large.png", "broken.jpg", "missing.png", "good.png"]
+    names += ["../outside.png", "unlabelled.png"]
     images = [
         {"id": number, "file_name": name, "width": 100, "height": 50}
         for number, name in enumerate(names, start=1)
@@ -336,9 +327,8 @@ def test_boxes_repeat_by_value_whatever_the_bits_and_hashes(monkeypatch: pytest.
     expected = [row in rows[:place] for place, row in enumerate(rows)]
     assert 50 < sum(expected) < 350
     assert validation._repeated(image, labels, corners).tolist() == expected
-    monkeypatch.setattr(
-        validation, "_of_equal_hash", lambda keys: np.arange(len(keys[0]))
-    )  # the plain way: all rows are sorted
+    # the plain way: all rows are sorted
+    monkeypatch.setattr(validation, "_of_equal_hash", lambda keys: np.arange(len(keys[0])))
     assert validation._repeated(image, labels, corners).tolist() == expected
 
 

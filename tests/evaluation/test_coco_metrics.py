@@ -255,14 +255,8 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path):
 
 def test_unknown_ids_are_named_and_counted(tmp_path: Path):
     good = {"image_id": 1000, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.5}
-    rows = [
-        good,
-        {**good, "image_id": 7},
-        {**good, "image_id": 7},
-        {**good, "category_id": 4},
-        {**good, "bbox": [1, 2]},
-        {"image_id": 1},
-    ]
+    rows = [good, {**good, "image_id": 7}, {**good, "image_id": 7}, {**good, "category_id": 4}]
+    rows += [{**good, "bbox": [1, 2]}, {"image_id": 1}]
     file = tmp_path / "predictions.json"
     file.write_text(json.dumps(rows))
     with pytest.raises(DataError) as caught:

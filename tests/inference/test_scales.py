@@ -27,9 +27,8 @@ SCALES = (64, 96)
 
 def detector_at(trained, **settings):
     detector = retinanet.load(trained, device="cpu", **settings)
-    detector.postprocess = Postprocess(
-        score_threshold=0.001, max_detections=10**6
-    )  # an untrained network is sure of nothing
+    # an untrained network is sure of nothing
+    detector.postprocess = Postprocess(score_threshold=0.001, max_detections=10**6)
     return detector
 
 

@@ -144,9 +144,8 @@ def test_two_may_merge_at_once_and_the_files_are_the_same(out, monkeypatch):
 def test_processes_that_begin_at_once_agree(tmp_path, monkeypatch):
     exists = parts.Path.exists
     with monkeypatch.context() as patch:
-        patch.setattr(
-            parts.Path, "exists", lambda path: path.name != "about.json" and exists(path)
-        )  # both look before either writes
+        # both look before either writes
+        patch.setattr(parts.Path, "exists", lambda path: path.name != "about.json" and exists(path))
         claim(tmp_path / "out")
         claim(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["about.json"]

@@ -179,9 +179,8 @@ def test_without_pictures_only_the_answers_are_written_and_the_threshold_touches
     video.keep_videos(Finder(), {"clip": clip}, 0.95, quiet(), tmp_path / "high", {})
     assert (tmp_path / "high" / "clip.jsonl").read_bytes() == (tmp_path / "out" / "clip.jsonl").read_bytes()
     for (_, source), (_, drawn) in zip(decoded(clip), decoded(tmp_path / "high" / "clip.mp4"), strict=True):
-        assert (
-            np.abs(source.astype(int) - drawn).max() < 40
-        )  # nothing is drawn at all: only what coding it again changes
+        # nothing is drawn at all: only what coding it again changes
+        assert np.abs(source.astype(int) - drawn).max() < 40
 
 
 def test_frames_keep_their_times_where_the_rate_varies(tmp_path):
@@ -260,9 +259,8 @@ def test_colours_go_through_unchanged(tmp_path):
 
 @pytest.mark.parametrize("kind", ["clip.mp4"])
 def test_a_stream_that_ends_early_is_reported_and_what_was_decoded_is_kept(tmp_path, caplog, kind):
-    noise = np.random.default_rng(0).integers(
-        0, 60, (48, 80, 3), dtype=np.uint8
-    )  # so that all frames are of some size
+    # so that all frames are of some size
+    noise = np.random.default_rng(0).integers(0, 60, (48, 80, 3), dtype=np.uint8)
     clip = make(
         tmp_path / kind,
         [square(number) // 2 + noise for number in range(30)],
@@ -347,9 +345,8 @@ def test_what_is_no_video_is_told_by_name_and_hurts_no_other(clip, tmp_path, cap
     assert len(lines(tmp_path / "out" / "clip.jsonl")) == 10
     assert not list((tmp_path / "out").glob(".*"))
     make(tmp_path / "text.mp4", [square(0)])
-    assert keep(
-        tmp_path / "out", tmp_path / "text.mp4", clip
-    )  # mended: what stood in its place is no obstacle
+    # mended: what stood in its place is no obstacle
+    assert keep(tmp_path / "out", tmp_path / "text.mp4", clip)
     assert about(tmp_path / "out", "text")["frames"] == 1
 
 
@@ -395,9 +392,8 @@ def test_the_length_is_known_before_anything_is_decoded(clip, tmp_path):
 
 def test_without_h264_the_video_is_mpeg4_with_the_same_times(tmp_path, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", set())
-    clip = make(
-        tmp_path / "clip.mts", [square(number) for number in range(10)], rate=Fraction(30000, 1001)
-    )  # a clock of 1/90000 s
+    # a clock of 1/90000 s
+    clip = make(tmp_path / "clip.mts", [square(number) for number in range(10)], rate=Fraction(30000, 1001))
     assert keep(tmp_path / "out", clip)
     with av.open(str(tmp_path / "out" / "clip.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"
@@ -520,9 +516,8 @@ def test_a_video_that_is_in_the_way_is_told_before_a_model_is_loaded(clip, tmp_p
 
 def test_our_own_videos_are_no_sources(clip, tmp_path):
     keep(tmp_path, make(tmp_path / "other.mkv", [square(0)]), settings={"threshold": 0.5})
-    keep(
-        tmp_path, clip, settings={"threshold": None}, save_images=False
-    )  # a source that lies in --out, of which nothing is drawn
+    # a source that lies in --out, of which nothing is drawn
+    keep(tmp_path, clip, settings={"threshold": None}, save_images=False)
     _, videos = find_files([tmp_path])
     assert [file.name for file in videos] == ["clip.mp4", "other.mkv", "other.mp4"]
     assert [file.name for file in video.not_ours(videos, tmp_path)] == ["clip.mp4", "other.mkv"]

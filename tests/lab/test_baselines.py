@@ -203,9 +203,8 @@ def test_samples_follow_from_the_seed_and_the_iteration(data):
     for seed, iteration in ((0, 0), (0, 0), (0, 1), (1, 0)):
         torch.rand(len(losses) + 1)  # what others draw does not matter
         state.config = replace(state.config, seed=seed)
-        losses.append(
-            float(step(state, batch(), iteration, 0.0)["loss"])
-        )  # the rate is 0: nothing is learned
+        # the rate is 0: nothing is learned
+        losses.append(float(step(state, batch(), iteration, 0.0)["loss"]))
     assert losses[0] == losses[1] and len(set(losses)) == 3
 
 

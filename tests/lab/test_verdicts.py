@@ -89,14 +89,8 @@ def test_a_training_that_diverged_counts_as_nothing_found():
 
 
 def written(tmp_path, rows):
-    content = {
-        "name": "table1b",
-        "title": "T",
-        "iterations": 3,
-        "data": "cells",
-        "machine": "m",
-        "rows": rows,
-    }
+    content = {"name": "table1b", "title": "T", "iterations": 3, "data": "cells", "machine": "m"}
+    content |= {"rows": rows}
     (tmp_path / "table1b.json").write_text(json.dumps(content))
     return findings.read(tmp_path / "table1b.json")
 

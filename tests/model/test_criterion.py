@@ -126,9 +126,8 @@ def test_giou_compares_decoded_boxes():
     zeros = [torch.zeros_like(level) for level in offsets]
     criterion = Criterion(box_loss="giou", box_weight=2.0)
     found = criterion(logits, zeros, ANCHORS, criterion.match(ANCHORS, targets()))
-    torch.testing.assert_close(
-        found["box_loss"], torch.tensor(2 * 0.1), rtol=1e-4, atol=1e-5
-    )  # IoU 0.9, no empty hull
+    # IoU 0.9, no empty hull
+    torch.testing.assert_close(found["box_loss"], torch.tensor(2 * 0.1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "l1", "giou"])

@@ -67,9 +67,8 @@ def test_the_papers_network_has_the_papers_size():
     assert [conv.out_channels for conv in convs] == [256] * 4 + [720]
     assert model.box_subnet[-1].out_channels == 36
     trained = sum(p.numel() for p in model.parameters()) / 1e6
-    assert trained == pytest.approx(
-        37.9, abs=0.2
-    )  # torchvision's ResNet-50 with P6 from C5, group norm aside, has 38.2 M
+    # torchvision's ResNet-50 with P6 from C5, group norm aside, has 38.2 M
+    assert trained == pytest.approx(37.9, abs=0.2)
 
 
 def test_the_subnets_share_weights_over_levels_but_not_with_each_other():

@@ -49,9 +49,8 @@ def test_all_anchors_that_tie_are_forced():
 
 def test_a_forced_anchor_is_matched_with_the_box_that_it_overlaps_most():
     anchors = torch.tensor([[0.0, 0, 10, 10]])
-    boxes = torch.tensor(
-        [[[0.0, 0, 10, 22], [0, 0, 10, 9]]]
-    )  # IoU 0.45 and 0.9; the anchor is the best of both
+    # IoU 0.45 and 0.9; the anchor is the best of both
+    boxes = torch.tensor([[[0.0, 0, 10, 22], [0, 0, 10, 9]]])
     assert assign(anchors, boxes)[0].tolist() == [1]
 
 

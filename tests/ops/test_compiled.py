@@ -65,9 +65,8 @@ def test_one_graph_is_exact_for_any_number_of_rows_and_any_logit():
     extreme = torch.tensor([[200.0, -200, 0, 90, -90], [-200, 200, 1, -1, 30]])
     for labels in ([0, 0], [-1, -1], [IGNORE, 1], [3, 4]):
         assert_exact(extreme, torch.tensor(labels))
-    assert_exact(
-        torch.randn(2, 300, 5)[:, 20:70], sample(100)[1].view(2, 50)
-    )  # a level cut from a larger tensor
+    # a level cut from a larger tensor
+    assert_exact(torch.randn(2, 300, 5)[:, 20:70], sample(100)[1].view(2, 50))
     assert graphs() - before == 1
 
 

@@ -82,10 +82,8 @@ def test_hinge_loss_is_the_margin_less_p_t_and_its_slope_is_that_of_p_t(margin):
 
 
 def test_alpha_weighs_hinge_loss_when_it_is_given():
-    x, y = (
-        torch.full((2,), -math.log(3)),
-        torch.tensor([1.0, 0.0]),
-    )  # p = 1/4: the positive falls short by 1/4, the negative by nothing
+    # p = 1/4: the positive falls short by 1/4, the negative by nothing
+    x, y = (torch.full((2,), -math.log(3)), torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(losses.hinge_loss(x, y), torch.tensor([0.25, 0.0]))
     torch.testing.assert_close(losses.hinge_loss(x, y, 1.0, 0.2), torch.tensor([0.2 * 0.75, 0.8 * 0.25]))
 

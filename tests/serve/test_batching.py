@@ -96,9 +96,8 @@ def test_the_detector_computes_with_all_threads_and_each_decoder_with_one(
 
 def test_a_lone_picture_waits_for_nobody(batcher, picture):
     running = batcher(wait=60.0)
-    assert (
-        best(running.submit([("alone", picture())])[0])[0] == "red"
-    )  # in a third of that time, or `best` gives up
+    # in a third of that time, or `best` gives up
+    assert best(running.submit([("alone", picture())])[0])[0] == "red"
 
 
 def test_a_picture_that_cannot_be_read_hurts_only_itself(batcher, picture):

@@ -131,12 +131,8 @@ def test_what_is_shown_can_be_kept(page, address, picture):
     see(page, "2 of 3")
     page.get_by_label("red").uncheck()
     kept = json.loads(download(page, "Download JSON", "a.b.json"))
-    detection = {
-        "class_name": "green",
-        "category_id": 20,
-        "score": pytest.approx(150 / 255, abs=1e-6),
-        "box": [0, 0, 60, 40],
-    }
+    detection = {"class_name": "green", "category_id": 20, "score": pytest.approx(150 / 255, abs=1e-6)}
+    detection |= {"box": [0, 0, 60, 40]}
     assert kept == {
         "threshold": 0.5,
         "images": [{"name": "a.b.png", "width": 60, "height": 40, "detections": [detection]}],

@@ -267,8 +267,7 @@ def test_requests_made_from_the_description_get_what_it_says(client, count):
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     def each(case):
-        case.call_and_validate(
-            excluded_checks=[checks.positive_data_acceptance]
-        )  # any bytes are described as a picture, and few are one
+        # any bytes are described as a picture, and few are one
+        case.call_and_validate(excluded_checks=[checks.positive_data_acceptance])
 
     each()

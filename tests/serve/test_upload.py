@@ -53,14 +53,8 @@ def test_a_refused_body_is_gone_while_its_rest_is_drained(colours, kind, first, 
         said.append(message)
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", kind.encode())]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/predict",
-        "raw_path": b"/predict",
-        "query_string": b"",
-        "headers": headers,
-    }
+    scope = {"type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict"}
+    scope |= {"query_string": b"", "headers": headers}
     gc.collect()
     gc.disable()
     tracemalloc.start()

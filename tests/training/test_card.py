@@ -141,13 +141,8 @@ def test_foreign_text_is_text(name, expected):
 
 def test_the_licence_and_origin_of_initial_weights_are_told_and_handed_on(trained, scenes, tmp_path):
     weights, card = read_weights(trained / "model.safetensors")
-    about = {
-        "project": "torchvision",
-        "imported_from": "theirs.pth",
-        "published_as": "v2 | coco",
-        "licence": "BSD-3-Clause",
-        "path": "/home",
-    }
+    about = {"project": "torchvision", "imported_from": "theirs.pth", "published_as": "v2 | coco"}
+    about |= {"licence": "BSD-3-Clause", "path": "/home"}
     (tmp_path / "private").mkdir()
     save_model(tmp_path / "private" / "coco.safetensors", weights, replace(card, about=about))
     run = retinanet.train(

@@ -110,9 +110,8 @@ def test_what_was_recorded_after_the_last_state_is_recorded_once(data, whole, tm
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        stopped(
-            data, tmp_path / "run", monkeypatch, 6, crash
-        )  # the last state is that of the validation, after iteration 4
+        # the last state is that of the validation, after iteration 4
+        stopped(data, tmp_path / "run", monkeypatch, 6, crash)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "itera')  # killed while it wrote
     assert differences(whole, retinanet.resume(tmp_path / "run")) == []

@@ -81,13 +81,8 @@ def test_a_compiled_network_has_the_same_losses_and_is_not_compiled_for_each_sha
 
     reset()
     counters.clear()
-    settings = {
-        "scale": 288,
-        "train_scale": 288,
-        "batch": 2,
-        "backbone": "resnet18",
-        "backbone_norm": "group",
-    }
+    settings = {"scale": 288, "train_scale": 288, "batch": 2, "backbone": "resnet18"}
+    settings |= {"backbone_norm": "group"}
     plain, fast = session_of(scenes, **settings), session_of(scenes, **settings, compile=True)
     for height, width in [(288, 384), (384, 288), (288, 288), (288, 480), (416, 288), (320, 320)]:
         batch = dummy_batch(plain, 2)

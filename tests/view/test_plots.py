@@ -12,13 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.view.plots import (
-    plot_ap,
-    plot_confusion,
-    plot_f1,
-    plot_losses,
-    plot_precision_recall,
-)
+from retinanet.view.plots import plot_ap, plot_confusion, plot_f1, plot_losses, plot_precision_recall
 
 Rows = list[dict[str, Any]]
 RUN: Rows = [
@@ -80,8 +74,7 @@ def test_precision_and_recall_are_plotted_for_any_number_of_classes(count: int, 
 
 def test_precision_and_recall_of_one_point_of_none_and_of_nan(tmp_path: Path):
     plot_precision_recall(
-        {"a": ([0.5], [0.5]), "b": ([], []), "c": ([0, 1], [math.nan, math.nan])},
-        tmp_path / "pr.png",
+        {"a": ([0.5], [0.5]), "b": ([], []), "c": ([0, 1], [math.nan, math.nan])}, tmp_path / "pr.png"
     )
     assert looks_like_a_picture(tmp_path / "pr.png")
 

@@ -59,9 +59,8 @@ def randomised(version, seed=0):
         spread(model, model.head.classification_head.cls_logits, 0.7, -4.5)
         spread(model, model.head.regression_head.bbox_reg, 0.3, 0.0)
         dead = torch.tensor([slot not in COCO for slot in range(91)])
-        model.head.classification_head.cls_logits.bias.unflatten(0, (9, 91))[
-            :, dead
-        ] = -100.0  # in trained weights nobody has seen these
+        # in trained weights nobody has seen these
+        model.head.classification_head.cls_logits.bias.unflatten(0, (9, 91))[:, dead] = -100.0
     return model
 
 

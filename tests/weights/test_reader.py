@@ -20,17 +20,8 @@ from retinanet.errors import CheckpointError
 from retinanet.weights.foreign.inert import KNOWN, Placeholder, placeholder
 from retinanet.weights.foreign.reader import MAGIC, read_foreign, state_dict_of
 
-KINDS = [
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.int8,
-    torch.uint8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-]
+KINDS = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int16]
+KINDS += [torch.int32, torch.int64]
 KINDS += [torch.bool, torch.complex64, torch.complex128, torch.uint16]
 FORMS = ["pkl", "legacy", "zip"]
 
@@ -95,23 +86,10 @@ def checkpoint():
     everything = {str(kind): (torch.arange(12) % 5).reshape(3, 4).to(kind) for kind in KINDS}
     weights = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2)).state_dict()
     base = torch.arange(20.0)
-    views = {
-        "rows": base.view(4, 5)[1:],
-        "turned": base.view(4, 5).t()[2:],
-        "none": torch.empty(0, 4),
-        "one": torch.tensor(7),
-    }
-    plain = {
-        "epoch": 3,
-        "lr": [0.1, 1e-3],
-        "big": 1 << 70,
-        "text": "ä",
-        "raw": b"\0\xff",
-        "nothing": None,
-        "z": 1 + 2j,
-        5: (),
-        "set": {1},
-    }
+    views = {"rows": base.view(4, 5)[1:], "turned": base.view(4, 5).t()[2:], "none": torch.empty(0, 4)}
+    views |= {"one": torch.tensor(7)}
+    plain = {"epoch": 3, "lr": [0.1, 1e-3], "big": 1 << 70, "text": "ä", "raw": b"\0\xff", "nothing": None}
+    plain |= {"z": 1 + 2j, 5: (), "set": {1}}
     return {
         "model": weights,
         "all": everything,
@@ -143,9 +121,8 @@ def test_a_zip_of_any_pickle_protocol_is_read(path, protocol):
 
 
 def test_a_big_endian_file_is_turned_around(path):
-    kinds = [
-        kind for kind in KINDS if kind != torch.uint16
-    ]  # torch does not turn those without a storage class
+    # torch does not turn those without a storage class
+    kinds = [kind for kind in KINDS if kind != torch.uint16]
     torch.save({str(kind): torch.arange(6).to(kind) for kind in kinds}, path)
     with zipfile.ZipFile(path) as archive:
         records = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
@@ -233,19 +210,9 @@ def test_what_python_2_wrote_is_latin1(path):
 
 
 def test_scalars_become_numbers_and_arrays_of_objects_stay_unread(path):
-    scalars = [
-        np.float64(0.5),
-        np.float32(0.25),
-        np.int64(-3),
-        np.bool_(True),
-        np.uint8(200),
-        np.complex64(1j),
-    ]
-    content = {
-        "scalars": scalars,
-        "objects": np.array([{}, None]),
-        "names": np.array(["cat", "dog"]),
-    }
+    scalars = [np.float64(0.5), np.float32(0.25), np.int64(-3), np.bool_(True), np.uint8(200)]
+    scalars += [np.complex64(1j)]
+    content = {"scalars": scalars, "objects": np.array([{}, None]), "names": np.array(["cat", "dog"])}
     for protocol in (2, 4, 5):
         answer = read(path, pickle.dumps(content, protocol))
         assert alike(answer["scalars"], [0.5, 0.25, -3, True, 200, 1j])
