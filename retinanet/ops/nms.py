@@ -36,7 +36,7 @@ def exact_nms(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Ten
     boxes      [N, 4]  finite
     labels     [N]     boxes of two classes never suppress each other
     threshold  IoU above which the lower of two boxes goes
-    returns    [<= most] int64, ascending positions in `boxes`: those of `all_survivors`
+    returns    [<= most] int64, ascending positions in `boxes`
 
     What NMS decides about a box depends only on the survivors above it. So it sees the best boxes, and, while
     too few survive, the survivors with twice as many again.
@@ -46,14 +46,10 @@ def exact_nms(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Ten
     while len(kept) < most and seen < len(boxes):
         more = torch.arange(seen, min(seen + step, len(boxes)), device=boxes.device)
         some = torch.cat([kept, more])
-        kept = some[nms(apart[some], _ranks(some), threshold)]
+        # torchvision sorts by ranks, since its order of equal scores is not defined
+        ranks = torch.arange(len(some), 0, -1, dtype=torch.float64, device=boxes.device)
+        kept = some[nms(apart[some], ranks, threshold)]
         seen, step = seen + step, 2 * step
-    return kept[:most]
-
-
-def all_survivors(boxes: Tensor, labels: Tensor, threshold: float, most: int) -> Tensor:
-    """The reference of `exact_nms`: one NMS over all boxes."""
-    kept: Tensor = nms(_apart(boxes, labels), _ranks(labels), threshold)
     return kept[:most]
 
 
@@ -65,8 +61,3 @@ def _apart(boxes: Tensor, labels: Tensor) -> Tensor:
     if not len(boxes):
         return boxes.double()
     return boxes.double() + (labels.double() * (boxes.max().double() - boxes.min() + 1))[:, None]
-
-
-def _ranks(boxes: Tensor) -> Tensor:
-    """[N] float64, descending, for torchvision's NMS to sort by: its order of equal scores is not defined."""
-    return torch.arange(len(boxes), 0, -1, dtype=torch.float64, device=boxes.device)
