@@ -124,7 +124,7 @@ def moved(folder: Path, options: argparse.Namespace) -> Path:
 
 def ap(folder: Path, precision: str, options: argparse.Namespace) -> float:
     """AP of the best weights of a run on its validation split."""
-    validation = open_training(options.data, configured(options).seed)[1]
+    validation = open_training(options.data, options.seed, layout=options.layout)[1]
     return evaluate(load(folder / "best.safetensors", "cpu", precision), validation).metrics["AP"] or 0.0
 
 

@@ -107,3 +107,11 @@ def test_the_papers_preset_is_the_papers_recipe():
         config.flip,
         config.jitter,
     ) == (2.0, 0.25, 600, 0.5, (1.0, 1.0))
+
+
+def test_a_mistake_of_the_user_is_a_value_error_and_a_run_that_fails_is_none():
+    mistakes = (retinanet.ConfigError, retinanet.DataError, retinanet.CheckpointError)
+    failures = (retinanet.DivergenceError, retinanet.ProcessError)
+    assert all(issubclass(kind, retinanet.RetinaNetError) for kind in mistakes + failures)
+    assert all(issubclass(kind, ValueError) for kind in mistakes)
+    assert not any(issubclass(kind, ValueError) for kind in failures)
