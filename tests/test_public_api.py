@@ -6,6 +6,7 @@ from dataclasses import fields
 from inspect import signature
 
 import pytest
+import torch
 
 import retinanet
 from retinanet.config.io import flat
@@ -24,10 +25,6 @@ from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet
 
 
-def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-
-
 def test_every_public_name_exists_and_the_list_is_sorted():
     assert retinanet.__all__ == sorted(retinanet.__all__)
     for name in retinanet.__all__:
@@ -37,18 +34,14 @@ def test_every_public_name_exists_and_the_list_is_sorted():
         _ = retinanet.nothing
 
 
-def test_importing_the_package_does_not_load_torch():
-    assert (
-        python("import sys, retinanet, retinanet.cli, retinanet.config; print('torch' in sys.modules)")
-        == "False\n"
-    )
-
-
-def test_help_loads_neither_torch_nor_the_parser_of_flags():
-    heavy = "{'torch', 'numpy', 'tyro'}"
-    text = python(
-        f"import sys, retinanet.cli as cli; cli.main(['--help']); print({heavy} & {{*sys.modules}})"
-    )
+def test_importing_the_package_and_its_help_load_neither_torch_nor_the_parser_of_flags():
+    code = """
+import sys, retinanet, retinanet.config
+from retinanet import cli
+cli.main(["--help"])
+print({"torch", "numpy", "tyro"} & {*sys.modules})
+"""
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "predict" in text
     assert text.endswith("set()\n")
 
@@ -87,7 +80,8 @@ def test_every_preset_builds_what_it_configures(name):
     from retinanet.weights.checkpoint import build
 
     config = preset(name)
-    assert build(config.model, 2).num_classes == 2
+    with torch.device("meta"):  # shapes without values
+        assert build(config.model, 2).num_classes == 2
     assert Criterion(**asdict(config.criterion)).gamma == 2
 
 

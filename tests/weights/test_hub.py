@@ -28,7 +28,7 @@ BODY = b"weights, as it were " * 50_000
 OTHER_SHA256 = hashlib.sha256(BODY[::-1]).hexdigest()
 SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY, usedforsecurity=False).hexdigest()
 NAME = "torchvision/small"
-SMALL = model_config(backbone="resnet18", channels=32, num_convs=1, scale=64)
+SMALL = model_config(backbone="test_resnet", channels=32, num_convs=1, scale=64)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,6 +72,9 @@ def home(tmp_path, monkeypatch):
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.asked, server.closing, server.handle_error = [], threading.Event(), lambda *_: None
+        # the threads end with the test: a socket that a later garbage collection found open would fail
+        # another test
+        server.daemon_threads = False
         server.address = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
