@@ -23,10 +23,9 @@ log = logging.getLogger("retinanet")
 
 
 def run(model: str, data: str, config: EvalConfig) -> Metrics:
-    """The verb `eval`: print the 12 COCO numbers and those of each class, and write everything into --out.
+    """Print the 12 COCO numbers and those of each class, and write everything into --out.
 
-    `model` may also be a COCO results file (.json), from this or any other detector; then no picture is
-    needed.
+    `model` may also be a COCO results file (.json) of any detector; then no image is needed.
     """
     check(config)
     refuse_run(config.out)
@@ -48,25 +47,17 @@ def _run(model: str, data: str, config: EvalConfig) -> Metrics:
         evaluation = Evaluation(coco_metrics(dataset, results), results, {})
     else:
         check_tiles(config.tiles, config.overlap, len(config.scales or ()))
-        detector = in_tiles(
-            load(model, config.device, config.precision, config.scale, config.scales),
-            config.tiles,
-            config.overlap,
-        )
+        detector = load(model, config.device, config.precision, config.scale, config.scales)
+        detector = in_tiles(detector, config.tiles, config.overlap)
         dataset = in_model_classes(dataset, detector.names)
         workers = pick_workers(config.workers, detector.device)
-        log.info(
-            "evaluating %s on %s: %d images on %s",
-            model,
-            dataset.split,
-            len(dataset),
-            describe(detector.device),
-        )
+        machine = describe(detector.device)
+        log.info("evaluating %s on %s: %d images on %s", model, dataset.split, len(dataset), machine)
         with progress_bar(len(dataset) if is_main_process() else 0, "evaluating") as progress:
             evaluation = evaluate(
                 detector, dataset, config.batch, workers, max_pixels=config.max_pixels, progress=progress
             )
-        about |= {"config": to_json(config), "versions": versions(), "machine": describe(detector.device)}
+        about |= {"config": to_json(config), "versions": versions(), "machine": machine}
     log.info("%s", format_table(evaluation.metrics))
     if config.out is not None and is_main_process():
         write_evaluation(config.out, dataset, evaluation, about)

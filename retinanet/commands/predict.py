@@ -61,11 +61,8 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     images, videos = find_files(sources) if config.split is None else ([], [])
     videos = not_ours(videos, config.out)
     check_videos(sources, images, videos, config)
-    detector = in_tiles(
-        load(model, config.device, config.precision, config.scale, config.scales),
-        config.tiles,
-        config.overlap,
-    )
+    detector = load(model, config.device, config.precision, config.scale, config.scales)
+    detector = in_tiles(detector, config.tiles, config.overlap)
     if config.split is None:
         data = as_dataset(images if folder is None else folder.without_drawn(images), detector)
     else:
@@ -89,9 +86,8 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
         shares = {"images": digest(data), "count": count, "block": block_size(count)}
         folder.claim({**settings, **shares}, count)
     names = [Path(name).stem for name in image_names(map(str, videos))]
-    good = keep_videos(
-        detector, dict(zip(names, videos, strict=True)), threshold, config, folder.path, settings
-    )
+    named = dict(zip(names, videos, strict=True))
+    good = keep_videos(detector, named, threshold, config, folder.path, settings)
     return (only_videos or store(detector, data, threshold, config, folder)) and good
 
 
@@ -106,13 +102,9 @@ def show(detector: Detector, data: Dataset, threshold: float, config: PredictCon
                 log.error("%s", answer)
                 continue
             shown = answer.above(threshold)
-            # printed and not logged: they are what was asked for, on whichever process. In one piece, so that
-            # no other comes between
-            print(
-                "\n".join([f"{data.path(index)}: {len(shown)} objects", *map(line, shown)]) + "\n",
-                end="",
-                flush=True,
-            )
+            # printed at once, so that no other process prints between the lines
+            lines = [f"{data.path(index)}: {len(shown)} objects", *map(line, shown)]
+            print("\n".join(lines) + "\n", end="", flush=True)
     if failed:
         log.error("%d of %d images could not be read", failed, sum(map(len, blocks)))
     return failed == 0
@@ -170,9 +162,8 @@ class Drawing:
         self._waiting: deque[Future[None]] = deque()
 
     def draw(self, file: Path, source: Path, image: Tensor | None, found: Detections) -> None:
-        """Save the image with its boxes, soon. One that was too large to be kept (None) is decoded again and
-        saved at once, so that the memory holds one of these.
-        """
+        """Save the image with its boxes, soon; one that was too large to be kept (None) is decoded again and
+        saved at once."""
         if image is None:
             save(file, draw(read_image(source, self.max_pixels), found))
             return
@@ -226,9 +217,7 @@ def as_dataset(paths: Sequence[Path], detector: Detector) -> Dataset:
 def image_names(files: Iterable[str]) -> list[str]:
     """A file name for each drawn image: its own, with a number when another has it already."""
     names: dict[str, None] = {}
-    last: Counter[str] = (
-        Counter()
-    )  # where the search for a free number ended, so that a million equal names are searched once
+    last: Counter[str] = Counter()  # where the search ended: a million equal names are searched once
     for file in files:
         stem = Path(file).stem
         name = f"{stem}.jpg"
@@ -240,7 +229,7 @@ def image_names(files: Iterable[str]) -> list[str]:
 
 
 def digest(data: Dataset) -> str:
-    """16 hex digits of the list: files, where they lie, and the ids that answers are written with."""
+    """16 hex digits of the list: its files, their folder, and the ids."""
     found = hashlib.sha256(repr(data.category_ids).encode())
     root = os.path.abspath(data.root)
     for image, file in zip(data.image_ids.tolist(), data.files.tolist(), strict=True):

@@ -1,7 +1,7 @@
-"""COCO's numbers and what goes with them: curves, the best threshold, who is taken for whom.
+"""COCO's numbers, curves, the best threshold, and the confusion matrix.
 
-AP and AR come from faster-coco-eval, never from here. The one matching of our own serves what COCO does not
-give (the best threshold, the confusion matrix) and follows COCO's rules at IoU 0.5.
+AP and AR come from faster-coco-eval. The matching here serves what COCO does not give (the best threshold, the
+confusion matrix) and follows COCO's rules at IoU 0.5.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PER_IMAGE = 100  # COCO's maxDets: detections of one class in one image that cou
 
 IOU = 0.5
 
-NOBODY, CROWD = -1, -2  # what a detection is matched to, when it is no object
+UNMATCHED, CROWD = -1, -2  # what a detection is matched to, when it is no object
 
 
 @dataclass(frozen=True)
@@ -130,20 +130,9 @@ def coco_metrics(dataset: Dataset, results: Results) -> Metrics:
 
     per_class = []
     for label, name in enumerate(dataset.names):
-        ap, ap50, ap75 = (
-            _mean(precision[part, :, label]) for part in (slice(None), slice(0, 1), slice(5, 6))
-        )
-        mine = labels == label
-        per_class.append(
-            ClassMetrics(
-                name,
-                int(objects[label]),
-                ap,
-                ap50,
-                ap75,
-                *best_f1(scores[mine], right[mine], int(objects[label])),
-            )
-        )
+        aps = (_mean(precision[part, :, label]) for part in (slice(None), slice(0, 1), slice(5, 6)))
+        mine, count = labels == label, int(objects[label])
+        per_class.append(ClassMetrics(name, count, *aps, *best_f1(scores[mine], right[mine], count)))
     at = np.linspace(0, 1, 101)
     return Metrics(
         numbers=numbers,
@@ -164,8 +153,7 @@ def coco_metrics(dataset: Dataset, results: Results) -> Metrics:
 
 
 def best_f1(scores: Floats, right: Flags, objects: int) -> tuple[float | None, float | None]:
-    """The score that gives the best F1 when what is below it is dropped (the highest such score), and that
-    F1.
+    """The threshold of the best F1 (the highest such score), and that F1.
 
     scores, right  [D]  of each detection, and whether it found an object
     objects             number of objects to find
@@ -195,9 +183,7 @@ def _mean(values: Floats) -> float | None:
 
 
 def _best_of_each_image(results: Results) -> Results:
-    """By image and descending score, at most PER_IMAGE of each class: what COCO would look at, in its
-    order.
-    """
+    """By image and descending score, at most PER_IMAGE of each class: what COCO counts, in its order."""
     order = np.lexsort((-results.scores, results.labels, results.images))
     images, labels = results.images[order], results.labels[order]
     starts = np.flatnonzero(
@@ -209,37 +195,26 @@ def _best_of_each_image(results: Results) -> Results:
 
 
 def _accumulate(dataset: Dataset, results: Results) -> tuple[dict[str, float | None], Floats]:
-    """-> the twelve numbers; precision [10 IoUs, 101 recalls, K] over all areas, -1 for a class without
-    objects.
-    """
+    """The twelve numbers; precision [10 IoUs, 101 recalls, K], -1 for a class without objects."""
     if not len(dataset) or not dataset.names:
         return dict.fromkeys(NUMBERS), np.full((10, 101, len(dataset.names)), -1.0)
-    # Ids of our own, in the order of the source's: the order of the images decides between equal scores.
+    # new ids in the order of the source's: the order of the images decides between equal scores
     ids = np.empty(len(dataset), dtype=np.int64)
     ids[np.argsort(dataset.image_ids, kind="stable")] = np.arange(1, len(dataset) + 1)
     index = {
         "images": [{"id": one} for one in ids.tolist()],
         "categories": [{"id": label} for label in range(len(dataset.names))],
     }
-    image_of_box = ids[dataset.image_of_box()]
-    truths = _annotations(
-        image_of_box,
-        dataset.labels,
-        dataset.boxes,
-        area=dataset.areas,
-        iscrowd=dataset.crowd.astype(np.int64),
-    )
-    size = results.boxes[:, 2:] - results.boxes[:, :2]
-    found = _annotations(
-        ids[results.images], results.labels, results.boxes, area=size.prod(axis=1), score=results.scores
-    )
-    truth, answer = (COCO({**index, "annotations": rows}, print_function=_silent) for rows in (truths, found))
-    evaluator: Any = COCOeval_faster(truth, answer, iouType="bbox", print_function=_silent)
+    truth = (ids[dataset.image_of_box()], dataset.labels, dataset.boxes)
+    truths = _annotations(*truth, area=dataset.areas, iscrowd=dataset.crowd.astype(np.int64))
+    areas = (results.boxes[:, 2:] - results.boxes[:, :2]).prod(axis=1)
+    detected = (ids[results.images], results.labels, results.boxes)
+    found = _annotations(*detected, area=areas, score=results.scores)
+    both = (COCO({**index, "annotations": rows}, print_function=_silent) for rows in (truths, found))
+    evaluator: Any = COCOeval_faster(*both, iouType="bbox", print_function=_silent)
     evaluator.run()
-    numbers = {
-        name: None if value < 0 else float(value)
-        for name, value in zip(NUMBERS, evaluator.stats, strict=True)
-    }
+    stats = zip(NUMBERS, evaluator.stats, strict=True)
+    numbers = {name: None if value < 0 else float(value) for name, value in stats}
     return numbers, np.asarray(evaluator.eval["precision"], dtype=np.float64)[:, :, :, 0, -1]
 
 
@@ -248,11 +223,8 @@ def _annotations(
 ) -> list[dict[str, Any]]:
     """Columns as COCO's rows. Their ids start at 1, since 0 means "unmatched" inside the evaluator."""
     columns = {"image_id": images, "category_id": labels, "bbox": xywh(boxes), **more}
-    names = ("id", *columns)
-    return [
-        dict(zip(names, row, strict=True))
-        for row in zip(range(1, len(labels) + 1), *(c.tolist() for c in columns.values()), strict=True)
-    ]
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{"id": number, **dict(zip(columns, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
 def _silent(*_: object) -> None:
@@ -263,9 +235,7 @@ Pairs = tuple[Integers, Integers, Floats]
 
 
 def _pairs(dataset: Dataset, results: Results) -> Pairs:
-    """Every detection and object of one image, of any class, with an IoU of at least 0.5 -> detection rows,
-    object rows, IoUs.
-    """
+    """Detections and objects of one image, of any class, with an IoU of at least 0.5: their rows and IoUs."""
     first = np.searchsorted(results.images, np.arange(len(dataset) + 1))
     found, truths = xywh(results.boxes), xywh(dataset.boxes)
     parts: list[Pairs] = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]
@@ -279,36 +249,33 @@ def _pairs(dataset: Dataset, results: Results) -> Pairs:
 
 
 def _match(dataset: Dataset, results: Results, pairs: Pairs) -> Integers:
-    """[D] the object that each detection found, or NOBODY or CROWD. The best score chooses first, and the
-    best IoU among what is left.
+    """[D] the object that each detection found, or UNMATCHED or CROWD.
 
-    A crowd is chosen when nothing else is left, and by any number of detections. Images do not meet, so one
-    pass does them all.
+    The best score chooses first, and takes the best IoU among the objects that are left. A crowd is chosen
+    when nothing else is left, and by any number of detections.
     """
     rows, columns, ious = pairs
-    order = np.lexsort(
-        (-columns, -ious, dataset.crowd[columns], rows)
-    )  # results are by descending score within an image
-    match = [NOBODY] * len(results)
+    # results are by descending score within an image
+    order = np.lexsort((-columns, -ious, dataset.crowd[columns], rows))
+    rows, columns = rows[order], columns[order]
+    match = [UNMATCHED] * len(results)
     taken = [False] * len(dataset.labels)
     for row, column, crowd in zip(
-        rows[order].tolist(), columns[order].tolist(), dataset.crowd[columns[order]].tolist(), strict=True
+        rows.tolist(), columns.tolist(), dataset.crowd[columns].tolist(), strict=True
     ):
-        if match[row] == NOBODY and not taken[column]:
+        if match[row] == UNMATCHED and not taken[column]:
             match[row] = CROWD if crowd else column
             taken[column] = not crowd
     return np.array(match, dtype=np.int64)
 
 
 def _confusion(dataset: Dataset, results: Results, pairs: Pairs, threshold: float) -> Integers:
-    """[K+1, K+1] how often an object of class row was given class column; the last row and column are the
-    background.
-    """
+    """[K+1, K+1] how often an object of class row was detected as class column; the last is the background."""
     background = len(dataset.names)
     kept = results.scores >= threshold
     sure = kept[pairs[0]]
     match = _match(dataset, results, (pairs[0][sure], pairs[1][sure], pairs[2][sure]))
-    hit, stray = kept & (match >= 0), kept & (match == NOBODY)
+    hit, stray = kept & (match >= 0), kept & (match == UNMATCHED)
     missed = ~dataset.crowd
     missed[match[hit]] = False
     table = np.zeros((background + 1, background + 1), dtype=np.int64)
@@ -320,10 +287,8 @@ def _confusion(dataset: Dataset, results: Results, pairs: Pairs, threshold: floa
 
 def format_table(metrics: Metrics) -> str:
     """The twelve numbers and a line for each class, as plain text; "-" where there are no such objects."""
-    lines = [
-        "   ".join(f"{name:<5} {shown(metrics[name]):>5}" for name in NUMBERS[at : at + 3])
-        for at in range(0, 12, 3)
-    ]
+    cells = [f"{name:<5} {shown(metrics[name]):>5}" for name in NUMBERS]
+    lines = ["   ".join(cells[at : at + 3]) for at in range(0, 12, 3)]
     lines.append(f"best F1 {shown(metrics.f1)} at score {shown(metrics.threshold)}")
     rows: list[tuple[str, ...]] = [("class", "boxes", "AP", "AP50", "AP75", "F1", "at score")]
     for row in metrics.per_class:

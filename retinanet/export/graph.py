@@ -1,14 +1,13 @@
-"""What an exported file computes: pictures of bytes in, boxes out. The network that answers, between a
-normalisation and a
-post-processing whose shapes do not depend on what they see, so that one graph serves any batch of any
-pictures.
+"""What an exported file computes: images of bytes in, boxes out.
 
-`model.preprocess` and `model.postprocess` are the reference: the tests hold the answers equal.
+The shapes of its normalisation and postprocessing do not depend on the values, so one graph serves any batch.
+`model.preprocess` and `model.postprocess` are the reference: tests hold the detections equal.
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,21 +26,18 @@ INPUTS = ("images", "sizes")
 OUTPUTS = ("boxes", "scores", "labels", "counts")
 
 TRACED = (384, 256)
-"""Height and width that are traced where any will do: every map of the pyramid has at least two cells each
-way.
-"""
+"""Height and width of the traced images: every map of the pyramid has at least two cells each way."""
 
 
 class Graph(nn.Module):
     """A detector as one module of tensors.
 
-    images   [B, 3, H, W] RGB, uint8 (float32 in 0..255 where the model wants its pictures resized as floats),
-             each in the upper left corner
-    sizes    [B, 2] float32, height and width of each picture inside the batch; the rest is padding, whatever
-             it holds
+    images   [B, 3, H, W] RGB, uint8 (float32 in 0..255 where the model's images are resized as floats), each
+             in the upper left corner
+    sizes    [B, 2] float32, height and width of each image inside the batch; the rest is padding
     returns  boxes [B, N, 4] float32, xyxy in pixels of the batch; scores [B, N] float32, best first; labels
-             [B, N] int64; counts [B] int64:
-             so many of the N = max_detections places are answers, the others are 0
+             [B, N] int64; counts [B] int64: how many of the N = max_detections rows are detections; the
+             others are 0
     """
 
     mean: Tensor
@@ -49,12 +45,8 @@ class Graph(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.network, self.model, self.post, self.pre = (
-            detector.network,
-            [detector.model],
-            detector.postprocess,
-            detector.preprocess,
-        )
+        self.network, self.model = detector.network, [detector.model]
+        self.post, self.pre = detector.postprocess, detector.preprocess
         self.pixels = torch.float32 if self.pre.resize == "plain" else torch.uint8
         size, scales, ratios, self.center = detector.model.anchor_settings
         rounded = detector.model.anchor_rounding
@@ -92,21 +84,14 @@ class Graph(nn.Module):
         """As `RetinaNet.anchors`: per level [HWA, 4]."""
         levels = []
         for level, stride in enumerate(self.strides):
-            down, across = (
-                (height + stride - 1) // stride,
-                (width + stride - 1) // stride,
-            )  # ONNX divides towards 0, so not -(-a // b)
-            apart = (
-                (stride, stride)
-                if self.model[0].anchor_steps == "stride"
-                else (height // down, width // across)
-            )
-            y = ((torch.arange(down, device=like.device) + self.center) * apart[0])[:, None].expand(
-                down, across
-            )
-            x = ((torch.arange(across, device=like.device) + self.center) * apart[1])[None].expand(
-                down, across
-            )
+            # ONNX divides towards 0, so not -(-a // b)
+            down, across = (height + stride - 1) // stride, (width + stride - 1) // stride
+            steps = (stride, stride)
+            if self.model[0].anchor_steps != "stride":
+                steps = (height // down, width // across)
+            y = (torch.arange(down, device=like.device) + self.center) * steps[0]
+            x = (torch.arange(across, device=like.device) + self.center) * steps[1]
+            y, x = y[:, None].expand(down, across), x[None].expand(down, across)
             cell = getattr(self, f"cell{level}")
             levels.append((torch.stack([x, y, x, y], dim=-1)[:, :, None] + cell).reshape(-1, 4))
         return levels
@@ -129,12 +114,8 @@ class Graph(nn.Module):
         pairs = torch.where(best[..., None] == -torch.inf, -torch.inf, rows(logits, kept).float())
         x, index = pairs.flatten(1).topk(most, dim=1)
         anchor = kept.gather(1, index // classes)
-        return (
-            x,
-            index % classes,
-            rows(offsets, anchor).float(),
-            rows(anchors[None], anchor.reshape(1, -1)).reshape(*anchor.shape, 4),
-        )
+        bases = rows(anchors[None], anchor.reshape(1, -1)).reshape(*anchor.shape, 4)
+        return x, index % classes, rows(offsets, anchor).float(), bases
 
     def answers(
         self, boxes: Tensor, x: Tensor, labels: Tensor, sizes: Tensor
@@ -156,18 +137,13 @@ class Graph(nn.Module):
             if self.post.empty_boxes == "dropped":
                 boxes, x, labels = self.best(boxes, torch.where(area(boxes) > 0, x, -torch.inf), labels)
         found = x > -torch.inf
-        boxes, scores, labels = (
-            boxes * found[..., None],
-            x.sigmoid(),
-            labels * found,
-        )  # that of -inf is 0 already
-        return boxes, scores, labels, found.sum(dim=1)
+        # the sigmoid of -inf is 0 already
+        return boxes * found[..., None], x.sigmoid(), labels * found, found.sum(dim=1)
 
     def best(self, boxes: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The `max_detections` with the highest x, best first, of equal ones the first."""
-        x, index = (
-            part[:, : self.post.max_detections] for part in x.sort(dim=1, descending=True, stable=True)
-        )
+        ordered = x.sort(dim=1, descending=True, stable=True)
+        x, index = (part[:, : self.post.max_detections] for part in ordered)
         return rows(boxes, index), x, labels.gather(1, index)
 
 
@@ -180,15 +156,10 @@ def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
     height, width = size or (-(-side // multiple) * multiple for side in TRACED)
     images = torch.zeros(2, 3, height, width, dtype=graph.pixels)
     sizes = torch.tensor([[float(height), float(width)]] * 2)
-    sides = (
-        {}
-        if size
-        else {
-            2: multiple * Dim("rows", max=2**15 // multiple),
-            3: multiple * Dim("columns", max=2**15 // multiple),
-        }
-    )
-    shapes = {"images": {0: batch, **sides}, "sizes": {0: batch}}
+    shapes: dict[str, dict[int, Any]] = {"images": {0: batch}, "sizes": {0: batch}}
+    if not size:
+        for dim, name in ((2, "rows"), (3, "columns")):
+            shapes["images"][dim] = multiple * Dim(name, max=2**15 // multiple)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about itself
         try:

@@ -28,9 +28,7 @@ SUFFIXES = (".onnx", ".xml")
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An exported model: a call of images [B, 3, H, W] and sizes [B, 2] -> boxes, scores, labels, counts; see
-    `export.graph.Graph`.
-    """
+    """An exported model; its call takes and returns what `export.graph.Graph` does."""
 
     call: Call
     card: ModelInfo
@@ -40,15 +38,14 @@ class ExportedModel:
     """The only height and width that it takes; None: any multiples of the padding."""
 
     def run(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes, scores and labels of each picture of a batch, as `Postprocess` has them."""
+        """Boxes, scores and labels of each image of a batch, as `Postprocess` returns them."""
         boxes, scores, labels, counts = self.call(images.contiguous(), sizes.contiguous())
-        pictures = zip(boxes, scores, labels, counts.tolist(), strict=True)
-        return [(box[:count], score[:count], label[:count]) for box, score, label, count in pictures]
+        rows = zip(boxes, scores, labels, counts.tolist(), strict=True)
+        return [(box[:count], score[:count], label[:count]) for box, score, label, count in rows]
 
 
 def open_runtime(path: Path, device: str = "cpu", gpu: int = 0) -> ExportedModel:
-    """An exported file, ready to answer; device as in `load`: a GPU (the one of that number) only for ONNX,
-    where onnxruntime has one.
+    """An exported file, ready to run; device as in `load`: a GPU (of that number) only for ONNX.
 
     CheckpointError when the file is missing, broken or not one of ours; ConfigError when the package that
     runs it is missing.
@@ -96,19 +93,13 @@ def open_onnx(path: Path, device: str, gpu: int) -> tuple[Call, str]:
 
 
 def open_openvino(path: Path) -> tuple[Call, str]:
-    """By OpenVINO on the CPU, in the precision that the file was exported for: left alone it computes in bf16
-    where it can.
-    """
+    """By OpenVINO on the CPU, in the precision of the export: by default it computes in bf16 where it can."""
     openvino = extra("openvino")
     try:
         core = openvino.Core()
         model = core.read_model(str(path))
-        text = (
-            model.get_rt_info(["retinanet", "card"]).astype(str)
-            if model.has_rt_info(["retinanet", "card"])
-            else None
-        )
-        card = ours(path, text)
+        place = ["retinanet", "card"]
+        card = ours(path, model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None)
         about = json.loads(card).get("export", {})
         hint = "bf16" if about.get("precision") == "bf16" else "f32"
         settings = {
@@ -117,11 +108,7 @@ def open_openvino(path: Path) -> tuple[Call, str]:
             "PERFORMANCE_HINT": "LATENCY",
         }
         several = single = core.compile_model(model, "CPU", settings).create_infer_request()
-        if about.get(
-            "size"
-            # a graph all of whose shapes are known is planned better: one picture at a time takes 6 % less in
-            # int8
-        ):
+        if about.get("size"):  # known shapes are planned better: one image takes 6 % less in int8
             model.reshape({"images": [1, 3, *about["size"]], "sizes": [1, 2]})
             single = core.compile_model(model, "CPU", settings).create_infer_request()
     except CheckpointError:
@@ -159,7 +146,5 @@ def ours(path: Path, text: Any) -> str:
 
 def broken(path: Path, by: str, error: Exception) -> CheckpointError:
     """The error for a file that its own runtime refuses."""
-    return CheckpointError(
-        f"{path} cannot be read by {by} "
-        f"({str(error).splitlines()[0][:300] if str(error) else type(error).__name__})"
-    )
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return CheckpointError(f"{path} cannot be read by {by} ({reason})")

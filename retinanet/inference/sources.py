@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,22 +11,7 @@ from ..data.images import IMAGE_SUFFIXES
 from ..errors import DataError
 
 VIDEO_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".mts",
-        ".m2ts",
-        ".wmv",
-        ".flv",
-        ".3gp",
-        ".ogv",
-    ]
+    f".{name}" for name in re.findall(r"\w+", "mp4 m4v mov mkv webm avi mpg mpeg mts m2ts wmv flv 3gp ogv")
 )
 """Not .gif, which is an image here, and not .ts, which is more often a program."""
 
@@ -33,10 +19,9 @@ VIDEO_SUFFIXES = frozenset(
 def find_files(sources: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """The images and the videos that the words of a command line mean, each once, in a stable order.
 
-    A folder: all images and videos below it. A glob ("shots/*.png"): those that it matches. A .txt file:
-    one path a line, relative to
-    the file. Any other file is taken as a video if its suffix says so, else as a image. DataError names
-    every source that holds none.
+    A folder: all images and videos below it. A glob ("shots/*.png"): those that it matches. A .txt file: one
+    path a line, relative to the file. Any other file is a video if its suffix says so, else an image.
+    DataError names every source that holds none.
     """
     found: dict[Path, None] = {}
     empty = []

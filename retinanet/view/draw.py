@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,8 +143,8 @@ def save(path: Path | str, image: Tensor) -> None:
     """Write [3, H, W] uint8 in the format of the suffix (.png, .jpg, .webp ...); its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lossy = path.suffix.lower() in (".jpg", ".jpeg", ".webp")
-    _open(image).save(path, **({"quality": 92} if lossy else {}))
+    options: dict[str, Any] = {"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+    _open(image).save(path, **options)
 
 
 def place_tag(
