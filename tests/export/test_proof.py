@@ -60,9 +60,11 @@ def test_an_answer_of_one_side_only_is_told():
 def test_few_unsure_detections_may_be_on_one_side_only():
     shared = ((0, 0.9, 0), (30, 0.8, 0))
     at_the_limit = differences(answer(*shared, (60, 0.5, 0)), answer(*shared, (90, 0.5004, 1)))
-    assert (at_the_limit.alone, at_the_limit.sure_alone) == (2, 0) and verdict(at_the_limit) == []
-    many = differences(answer(*shared, (60, 0.5, 0), (90, 0.4, 0), (120, 0.3, 0)), answer(*shared))
-    assert "3 detections are on one side only, of 5" in verdict(many)[0]
+    assert (at_the_limit.alone, at_the_limit.sure_alone) == (0, 0) and verdict(at_the_limit) == []
+    unsure = ((60, 0.5, 0), (90, 0.4, 0), (120, 0.3, 0), (150, 0.2, 0))
+    few, many = (differences(answer(*shared, *unsure[:count]), answer(*shared)) for count in (3, 4))
+    assert few.alone == 2 and verdict(few) == []
+    assert "3 detections are on one side only, of 6" in verdict(many)[0]
     sure = differences(answer(*shared, (60, 0.7, 0)), answer(*shared))
     assert "1 detections are on one side only, of 3" in verdict(sure)[0]
 
