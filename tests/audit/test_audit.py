@@ -152,10 +152,8 @@ def test_a_box_that_is_predicted_by_another_class_shows_it():
 def test_a_prediction_without_a_box_is_a_peak_and_may_be_the_place_of_one():
     evidence, peaks = look([(THERE, 2, 0.8), (HERE, 1, 0.7)], [[70.0, 10.0, 110.0, 50.0], HERE], [2, 1])
     assert [(peak["label"], peak["p"]) for peak in peaks] == [(2, pytest.approx(0.8))]
-    assert evidence["partner"].tolist() == pytest.approx([0.8, 0]) and evidence["partner_at"].tolist() == [
-        0,
-        -1,
-    ]
+    assert evidence["partner"].tolist() == pytest.approx([0.8, 0])
+    assert evidence["partner_at"].tolist() == [0, -1]
 
 
 def test_an_object_predicted_twice_is_missing_once():

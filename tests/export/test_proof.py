@@ -71,10 +71,8 @@ def test_few_unsure_detections_may_be_on_one_side_only():
 
 def test_bf16_and_int8_are_judged_by_ap():
     case = differences(answer((0, 0.9, 0)), answer((3, 0.7, 0)))
-    assert (
-        verdict(case, "bf16", {"source": 0.5, "exported": 0.5}) == []
-        and verdict(case, "bf16", {"source": 0.5, "exported": 0.498}) == []
-    )
+    assert verdict(case, "bf16", {"source": 0.5, "exported": 0.5}) == []
+    assert verdict(case, "bf16", {"source": 0.5, "exported": 0.498}) == []
     assert "AP falls from 0.5000 to 0.4900" in verdict(case, "int8", {"source": 0.5, "exported": 0.49})[0]
 
 
@@ -94,9 +92,8 @@ def test_where_ap_is_not_known_bf16_must_find_the_sure_answers_again():
 def test_where_nothing_was_compared_nothing_is_proved():
     assert "the source finds nothing" in verdict(differences(answer(), answer()))[0]
     unsure = differences(answer((0, 0.5, 0)), answer((0, 0.5, 0)))
-    assert (
-        verdict(unsure) == [] and "no detection is above the display threshold" in verdict(unsure, "bf16")[0]
-    )
+    assert verdict(unsure) == []
+    assert "no detection is above the display threshold" in verdict(unsure, "bf16")[0]
     assert "AP on --data is 0" in verdict(unsure, "int8", {"source": 0.0, "exported": 0.0})[0]
 
 

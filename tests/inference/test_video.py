@@ -334,14 +334,10 @@ def test_what_is_no_video_is_told_by_name_and_hurts_no_other(clip, tmp_path, cap
     assert not keep(tmp_path / "out", files[0], files[1], clip, *files[2:])
     for name, text in bad.items():
         assert text in caplog.text
-        assert (
-            about(tmp_path / "out", name)["frames"] == 0
-            and text in about(tmp_path / "out", name)["problems"][0]
-        )
-        assert (
-            not (tmp_path / "out" / f"{name}.jsonl").exists()
-            and not (tmp_path / "out" / f"{name}.mp4").exists()
-        )
+        assert about(tmp_path / "out", name)["frames"] == 0
+        assert text in about(tmp_path / "out", name)["problems"][0]
+        assert not (tmp_path / "out" / f"{name}.jsonl").exists()
+        assert not (tmp_path / "out" / f"{name}.mp4").exists()
     assert len(lines(tmp_path / "out" / "clip.jsonl")) == 10
     assert not list((tmp_path / "out").glob(".*"))
     make(tmp_path / "text.mp4", [square(0)])

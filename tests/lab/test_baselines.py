@@ -115,9 +115,8 @@ def test_pretrained_backbones_are_frozen_as_ours(name, data, monkeypatch):
     trained = [
         {key for key, value in body.named_parameters() if value.requires_grad} for body in (ours, theirs)
     ]
-    assert trained[0] == trained[1] and not any(
-        "bn" in key or key.startswith("body.conv1") for key in trained[0]
-    )
+    assert trained[0] == trained[1]
+    assert not any("bn" in key or key.startswith("body.conv1") for key in trained[0])
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
@@ -160,9 +159,8 @@ def test_detections_are_in_pixels_of_the_original_with_our_labels():
     one = batch()
     first, second = detector.predict_batch(one.images, one.targets.sizes, [(120, 270), (128, 210)])
     assert first.boxes.tolist() == [[90, 30, 180, 90], [0, 0, 270, 120]]
-    assert second.boxes[0].tolist() == pytest.approx([90, 30, 180, 90]) and second.boxes[
-        1
-    ].tolist() == pytest.approx([0, 0, 210, 120])
+    assert second.boxes[0].tolist() == pytest.approx([90, 30, 180, 90])
+    assert second.boxes[1].tolist() == pytest.approx([0, 0, 210, 120])
     assert first.labels.tolist() == [1, 0]
 
 

@@ -79,13 +79,10 @@ def test_folding_leaves_the_network_itself_alone_and_shares_what_does_not_change
     model = RetinaNet(2, "resnet18", "batch", channels=16, num_convs=1)
     before = copy.deepcopy(model.state_dict())
     copied = fused_copy(model, precision="bf16")
-    assert model.training and all(
-        torch.equal(value, before[name]) for name, value in model.state_dict().items()
-    )
-    assert (
-        copied.class_subnet[0].weight.dtype == torch.bfloat16
-        and model.class_subnet[0].weight.dtype == torch.float32
-    )
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert copied.class_subnet[0].weight.dtype == torch.bfloat16
+    assert model.class_subnet[0].weight.dtype == torch.float32
     assert fused_copy(model).class_subnet[0].weight is model.class_subnet[0].weight
 
 

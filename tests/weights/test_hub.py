@@ -150,12 +150,10 @@ def test_every_row_is_one_file_of_its_own_whose_name_ends_with_its_digest():
         )
         assert entry.name == name
         assert entry.digest == (digits, re.search(ending + "$", entry.address)[1])
-        assert (
-            30 < entry.ap < 45
-            and entry.classes == 80
-            and entry.licence
-            and entry.source.startswith("https://")
-        )
+        assert 30 < entry.ap < 45
+        assert entry.classes == 80
+        assert entry.licence
+        assert entry.source.startswith("https://")
 
 
 def test_only_mmdetections_files_have_a_style():

@@ -202,11 +202,9 @@ def test_what_python_2_wrote_is_latin1(path):
     )
     content = read(path, data)
     assert alike(content, pickle.loads(data, encoding="latin1") | {"lr": 2.5})
-    assert (
-        content["model"]["w"].tolist() == [[-3, -2], [-1, 0], [1, 2]]
-        and content["author éè"] == "x"
-        and content["p"] == {"a": 1, "b": {7}}
-    )
+    assert content["model"]["w"].tolist() == [[-3, -2], [-1, 0], [1, 2]]
+    assert content["author éè"] == "x"
+    assert content["p"] == {"a": 1, "b": {7}}
 
 
 def test_scalars_become_numbers_and_arrays_of_objects_stay_unread(path):
@@ -247,13 +245,10 @@ def test_mmengines_history_is_a_placeholder_and_its_module_is_never_imported(pat
     content = read_foreign(path)
     buffer = content["message_hub"]["log_scalars"]["loss"]
     assert stands_for(buffer, "mmengine.logging.history_buffer.HistoryBuffer")
-    assert (
-        alike(content["message_hub"]["runtime_info"], {"lr": 0.01, "iter": 9})
-        and content["meta"]["epoch"] == 1
-    )
-    assert state_dict_of(content)["bbox_head.weight"].tolist() == [1, 1, 1] and not set(names) & set(
-        sys.modules
-    )
+    assert alike(content["message_hub"]["runtime_info"], {"lr": 0.01, "iter": 9})
+    assert content["meta"]["epoch"] == 1
+    assert state_dict_of(content)["bbox_head.weight"].tolist() == [1, 1, 1]
+    assert not set(names) & set(sys.modules)
 
 
 def text(value: str) -> bytes:
