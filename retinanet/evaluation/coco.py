@@ -130,9 +130,11 @@ def coco_metrics(dataset: Dataset, results: Results) -> Metrics:
 
     per_class = []
     for label, name in enumerate(dataset.names):
-        aps = (_mean(precision[part, :, label]) for part in (slice(None), slice(0, 1), slice(5, 6)))
+        parts = (slice(None), slice(0, 1), slice(5, 6))  # all IoUs, 0.5, 0.75
+        ap, ap50, ap75 = (_mean(precision[part, :, label]) for part in parts)
         mine, count = labels == label, int(objects[label])
-        per_class.append(ClassMetrics(name, count, *aps, *best_f1(scores[mine], right[mine], count)))
+        best, highest = best_f1(scores[mine], right[mine], count)
+        per_class.append(ClassMetrics(name, count, ap, ap50, ap75, best, highest))
     at = np.linspace(0, 1, 101)
     return Metrics(
         numbers=numbers,

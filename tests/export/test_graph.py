@@ -8,7 +8,7 @@ from retinanet.inference.detector import Detector
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet
-from retinanet.ops.nms import all_survivors, nms_mask
+from retinanet.ops.nms import exact_nms, nms_mask
 
 
 def detector(preprocess=None, precision="fp32", network=None, **answers):
@@ -120,6 +120,6 @@ def test_keep_decides_as_one_nms_over_each_picture_does():
     for row in range(2):
         order = x[row].sort(descending=True, stable=True).indices
         order = order[x[row][order] > -torch.inf]
-        expected = order[all_survivors(boxes[row][order], labels[row][order], 0.5, 100)]
+        expected = order[exact_nms(boxes[row][order], labels[row][order], 0.5, 100)]
         assert sorted(left[row].nonzero().flatten().tolist()) == sorted(expected.tolist())
     assert 0 < left.sum() < 45
