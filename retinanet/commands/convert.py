@@ -14,7 +14,7 @@ log = logging.getLogger("retinanet")
 
 
 def run(foreign: str | Path, config: ImportConfig) -> Path:
-    """The verb `import`: another project's file, converted once and written as ours; returns where."""
+    """Convert another project's file and write it as ours; returns where."""
     path = Path(foreign)
     out = config.out or path.with_suffix(".safetensors")
     if out.exists():

@@ -47,9 +47,7 @@ def to_onnx(program: ExportedProgram, text: str) -> Any:
 
 
 def keep(boxes: Any, x: Any, labels: Any, classes: int, threshold: float, most: int) -> Any:
-    """`ops.keep` in ONNX's operators: each class has a row of its own, so no box is shifted and no decision
-    rounded.
-    """
+    """`nms_mask` in ONNX's operators: each class has a row of its own, so no box is shifted or rounded."""
     import numpy as np
     from onnxscript import opset18 as op
 
@@ -64,7 +62,7 @@ def keep(boxes: Any, x: Any, labels: Any, classes: int, threshold: float, most: 
         op.Constant(value_floats=[threshold]),
         op.Constant(value_floats=[lowest]),
     )
-    found = op.NonMaxSuppression(boxes, scores, *limits)  # [S, 3]: picture, class, box
+    found = op.NonMaxSuppression(boxes, scores, *limits)  # [S, 3]: image, class, box
     place = op.Gather(found, op.Constant(value_ints=[0, 2]), axis=1)
     ones = op.Expand(
         op.Constant(value_float=1.0),
@@ -89,10 +87,10 @@ def to_int8(proto: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int) -
 
 
 def behind_the_network(nodes: Iterable[tuple[str, bool, Iterable[str], Iterable[str]]]) -> list[str]:
-    """Names of the nodes from which no convolution is reached any more.
+    """Names of the nodes after the last convolution.
 
-    nodes  each after those whose values it takes: its name, whether it is a convolution, and the names of the
-           values that it takes and makes
+    nodes  in the order of the graph: name, whether it is a convolution, names of the values that it takes and
+           makes
     """
     needed: set[str] = set()  # names of values that a convolution is made of
     behind = []
@@ -110,12 +108,10 @@ def write_onnx(proto: Any, path: Path) -> None:
 
 
 def quantized(model: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int, ignored: list[str]) -> Any:
-    """The same model with 8 bits for what its operations take and for their weights, but for the `ignored`
-    ones, by name.
+    """The same model with inputs and weights of its operations in int8, but for the `ignored` ones, by name.
 
     model     an onnx ModelProto or an openvino Model
-    pictures  at most `count` batches as the model takes them, images [B, 3, H, W] and sizes [B, 2]: their
-              numbers set the ranges
+    pictures  at most `count` batches, images [B, 3, H, W] and sizes [B, 2], that set the ranges
     """
     os.environ.setdefault("NNCF_CI", "1")  # its telemetry stays off: nothing is reported to anyone
     nncf = extra("nncf")

@@ -1,6 +1,4 @@
-"""Our graph as an OpenVINO model, made of its ONNX: in fp32, computed in bf16, or with convolutions of
-int8.
-"""
+"""Our graph as an OpenVINO model, made of its ONNX: in fp32, computed in bf16, or with int8 convolutions."""
 
 from __future__ import annotations
 
@@ -26,10 +24,10 @@ def to_openvino(onnx: Path, text: str) -> Any:
 
 
 def to_int8(model: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int) -> Any:
-    """The same model with its network in int8: of 8 bits are what its convolutions take, and their weights.
+    """The same model with its network in int8: the inputs and weights of its convolutions.
 
-    pictures  batches as the model takes them, images [B, 3, H, W] and sizes [B, 2]
-    What comes after the last convolution decides about boxes and stays as it is.
+    What comes after the last convolution decides about boxes and stays as it is. `pictures`: batches of
+    images [B, 3, H, W] and sizes [B, 2].
     """
     nodes = (
         (name, "Convolution" in operation.get_type_name(), taken(operation), [name])
@@ -45,7 +43,5 @@ def taken(operation: Any) -> list[str]:
 
 
 def write_openvino(model: Any, path: Path) -> None:
-    """An .xml, and a .bin beside it with the weights as they are: half precision would cost more than a tenth
-    of a pixel.
-    """
+    """An .xml and a .bin with the weights in fp32: half precision would cost more than a tenth of a pixel."""
     extra("openvino").save_model(model, str(path), compress_to_fp16=False)

@@ -60,7 +60,7 @@ def load(
 def exported(
     path: Path, device: str, precision: str, scale: int | None, scales: Sequence[int] | None
 ) -> Detector:
-    """A detector that an exported file answers for; see `load`."""
+    """A detector that runs an exported file; see `load`."""
     if scales is not None:
         raise ConfigError(
             f"{path} answers with boxes and not with candidates, so --scales cannot merge them; use the "
@@ -103,16 +103,12 @@ def detector_of(
 
 
 def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int | None]:
-    """The short sides that are meant, each once, None being the model's own; ConfigError when both are
-    told.
-    """
+    """The short sides, each once; None is the model's own. ConfigError when both are given."""
     if scales is None:
         return [scale]
     if scale is not None:
-        raise ConfigError(
-            f"either one scale or several, not both: --scale {scale} and --scales "
-            f"{' '.join(map(str, scales))}"
-        )
+        several = " ".join(map(str, scales))
+        raise ConfigError(f"either one scale or several, not both: --scale {scale} and --scales {several}")
     low, high = limits(PreprocessConfig, "scale")
     if not scales or not all(low <= side <= high for side in scales):
         raise ConfigError(
