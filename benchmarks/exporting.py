@@ -122,7 +122,8 @@ def exported(model: Path, name: str, options: argparse.Namespace) -> Detector:
     """A file of that kind, opened again."""
     kind, precision = FILES[name]
     size = (options.side, options.side)
-    config = ExportConfig(format=kind, precision=precision, size=size, calibration=options.calibration)  # type: ignore[arg-type]
+    settings = {"format": kind, "precision": precision, "size": size, "calibration": options.calibration}
+    config = ExportConfig(**settings)
     network, card = load_checkpoint(model)
     source = detector_of(network, card, torch.device("cpu"), canvas=size)
     file = model.with_name(f"{precision}.{'onnx' if kind == 'onnx' else 'xml'}")

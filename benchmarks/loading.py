@@ -130,7 +130,8 @@ def measure_pictures(data: Dataset, batch: int, scale: int, repeats: int) -> dic
     preprocess = Preprocess(scale)
     samples = _Samples(data, preprocess, Augment(flip=0.5), 0, 10**9)
     sampler = Sampler(data.sizes, batch, 0, preprocess)
-    resize = GeneralizedRCNNTransform(scale, round(scale * 1333 / 800), list(MEAN), list(STD))  # type: ignore[no-untyped-call, unused-ignore]
+    largest = round(scale * 1333 / 800)
+    resize: Any = GeneralizedRCNNTransform(scale, largest, [*MEAN], [*STD])  # type: ignore[no-untyped-call, unused-ignore]
     entries = sampler.epoch(0)
 
     def ours(entry: Entry) -> None:
@@ -181,7 +182,8 @@ def write_index(folder: Path, images: int, boxes: int) -> Path:
     width, height = (rng.random((boxes, 2)) * [230, 170] + 5).round(2).T.tolist()
     pictures = (f'{{"id":{one},"file_name":"{one:012d}.jpg","height":480,"width":640}}' for one in ids)
     rows = (
-        f'{{"id":{place},"image_id":{ids[i]},"category_id":{k},"bbox":[{x},{y},{w},{h}],"area":{0.6 * w * h:.2f},"iscrowd":0}}'
+        f'{{"id":{place},"image_id":{ids[i]},"category_id":{k},"bbox":[{x},{y},{w},{h}],'
+        f'"area":{0.6 * w * h:.2f},"iscrowd":0}}'
         for place, (i, k, x, y, w, h) in enumerate(zip(image, label, left, top, width, height, strict=True))
     )
     categories = json.dumps([{"id": one, "name": f"class {one}"} for one in range(1, 81)])
@@ -230,7 +232,8 @@ from retinanet.data.formats.detect import open_dataset
 
 def peak():
     try:
-        return [int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith("VmHWM")][0]
+        lines = open("/proc/self/status")
+        return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
     except OSError:
         return float("nan")
 

@@ -1,4 +1,4 @@
-"""`retinanet predict` over a folder, with saved images: images a second from JPEG files to JPEG files with boxes.
+"""`retinanet predict` over a folder, with saved images: images a second from JPEG files to drawn ones.
 
     python benchmarks/predicting.py
     python benchmarks/predicting.py --other ../old    # beside another checkout, taking turns

@@ -46,7 +46,8 @@ import torchvision, timm; mark("import torchvision and timm")
 import retinanet
 from retinanet.inference.load import load
 mark("import retinanet")
-detector = load(sys.argv[1], sys.argv[3], sys.argv[4], int(sys.argv[5])); mark("build the network, read and fold the weights")
+detector = load(sys.argv[1], sys.argv[3], sys.argv[4], int(sys.argv[5]))
+mark("build the network, read and fold the weights")
 detector.predict(sys.argv[2]); mark("the first picture")
 detector.predict(sys.argv[2]); mark("(the second)")
 import json

@@ -50,9 +50,11 @@ def page(results: Path) -> str:
 def section(title: str, found: dict[str, Any], lines: Callable[[dict[str, Any]], list[Line]]) -> str:
     """One script's table, with where and when it ran."""
     versions = found["versions"]
-    about = f"{found['date'][:10]}, {found['machine']}, torch {versions['torch']}, torchvision {versions['torchvision']}"
+    about = f"{found['date'][:10]}, {found['machine']}, torch {versions['torch']}"
+    about += f", torchvision {versions['torchvision']}"
     rows = "\n".join(f"| {what} | {goal} | {value} |" for what, goal, value in lines(found))
-    return f"## {title}\n\n```sh\npython {found['script']}\n```\n\n| | target | measured |\n|---|---|---|\n{rows}\n\n{about}.\n"
+    command = f"```sh\npython {found['script']}\n```"
+    return f"## {title}\n\n{command}\n\n| | target | measured |\n|---|---|---|\n{rows}\n\n{about}.\n"
 
 
 def class_loss(found: dict[str, Any]) -> list[Line]:

@@ -1,4 +1,4 @@
-"""RetinaNet and the focal loss, complete. The names below are public; torch is loaded when one of them is first used."""
+"""RetinaNet and the focal loss, complete. torch is loaded when a public name is first used."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ _HOMES = {
     "ops.losses": ("focal_loss",),
     "structures": ("Detections", "Targets"),
 }
-"""Module -> the public names that it holds. A test holds this equal to the imports above, which type checkers read."""
+"""Module -> its public names. A test holds this equal to the imports above, which type checkers read."""
 
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,7 +1,6 @@
-"""The command line. A command is a row of `COMMANDS`; its types, defaults and help come from the dataclasses in
-`config`.
+"""The command line: a command is a row of `COMMANDS`, its options are a dataclass of `config`.
 
-torch is imported by the function of a command and not before, so that help appears at once.
+The function of a command imports torch, and nothing before it does, so help appears at once.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ TRAIN = """Train a detector on a folder of annotated images.
 
 --preset NAME is read first and sets all other defaults; --init MODEL (a run, a file or a published name) does
 so for the network.
---resume RUN, in place of DATA, goes on with a run that was stopped (train --resume RUN --help: what may change).
+--resume RUN, in place of DATA, continues a stopped run (train --resume RUN --help: what may change).
 --dry-run prints memory, time and which objects the anchors reach, and trains nothing."""
 
 EXPORT = """Write a model as an ONNX or OpenVINO file, and compare boxes, AP and speed with its source.
@@ -57,11 +56,11 @@ AUDIT = """Find the labels that are probably wrong, and the examples that produc
 The suspects are listed with the worst first, beside a page of images. The split that the model was trained on
 (--split train) is the one to look at."""
 
-LAB = """Run a table or figure of the paper on your own data, and judge its conclusions. `retinanet lab` lists them.
+LAB = """Run a table or figure of the paper on your own data, and judge its claims. `lab` alone lists them.
 
-Every row is trained for the same number of iterations (--budget 10min or 300it, of a row), at --seeds seeds, and
-kept under --out: what was finished is never repeated. --preset is read first and sets all other defaults; any
-setting of `train` may be changed."""
+Every row is trained for the same number of iterations (--budget 10min or 300it, of a row), at --seeds seeds,
+and kept under --out: what was finished is never repeated. --preset is read first and sets all other defaults;
+any setting of `train` may be changed."""
 
 COMMANDS = {
     "demo": Command(
@@ -101,14 +100,14 @@ COMMANDS = {
         ("model",),
     ),
     "import": Command(
-        "Convert a RetinaNet of torchvision, Detectron2 or MMDetection (.pth, .pkl); its boxes stay the same.",
+        "Convert a RetinaNet of torchvision, Detectron2 or MMDetection; its boxes stay the same.",
         "commands.convert:run",
         options.ImportConfig,
         ("foreign",),
     ),
     "export": Command(EXPORT, "commands.export:run", options.ExportConfig, ("model",)),
     "models": Command(
-        "List the published weights that can be named in place of a file: AP, licence, whether they are here.",
+        "List the published weights that can be named in place of a file.",
         "commands.models:run",
         None,
     ),
@@ -277,7 +276,7 @@ def read(name: str, arguments: list[str], default: Any, *words: str) -> list[Any
 
 
 def groups(default: Any) -> list[tuple[str, Any, Any]]:
-    """The everyday settings of a training as fields of one dataclass per heading, and --set for the others."""
+    """The everyday settings of a training, a dataclass for each heading, and --set for the others."""
     from tyro.conf import UseAppendAction, arg
 
     known, help_texts, values = declared(default), documentation(default), flat(default)
@@ -330,7 +329,8 @@ def documentation(config: Any) -> dict[str, str]:
         body = tree.body  # type: ignore[attr-defined]
         for one, two in pairwise(body):
             if isinstance(one, ast.AnnAssign) and isinstance(two, ast.Expr):
-                found[one.target.id] = inspect.cleandoc(two.value.value)  # type: ignore[union-attr, attr-defined]
+                text = two.value.value  # type: ignore[attr-defined]
+                found[one.target.id] = inspect.cleandoc(text)  # type: ignore[union-attr]
     for value in vars(config).values():
         found |= documentation(value) if is_dataclass(value) else {}
     return found

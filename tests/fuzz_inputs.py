@@ -238,7 +238,8 @@ def write_voc(root: Path, rng: random.Random, odd: bool) -> Path:
             corners = zip(("xmin", "ymin", "xmax", "ymax"), random_box((width, height), rng), strict=True)
             box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
             lines.append(
-                f"<object><name>{rng.choice(NAMES)}</name><difficult>{rng.choice((0, 1))}</difficult><bndbox>{box}</bndbox></object>"
+                f"<object><name>{rng.choice(NAMES)}</name><difficult>{rng.choice((0, 1))}</difficult>"
+                f"<bndbox>{box}</bndbox></object>"
             )
         text = "\n".join([*lines, "</annotation>"])
         if wrong and rng.random() < 0.7:
@@ -313,7 +314,8 @@ def write_yolo(root: Path, rng: random.Random, odd: bool) -> Path:
             text_bytes(text_damaged(text, rng) if odd and rng.random() < 0.5 else text, rng, odd)
         )
     if kind != "none":
-        text = f"path: .\ntrain: {'train.txt' if kind == 'list' else 'images/train'}\nnc: 3\nnames: [{', '.join(names)}]\n"
+        where = "train.txt" if kind == "list" else "images/train"
+        text = f"path: .\ntrain: {where}\nnc: 3\nnames: [{', '.join(names)}]\n"
         if where == "yaml":
             text = text_damaged(text, rng) if rng.random() < 0.4 else text
             text = (

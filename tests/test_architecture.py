@@ -50,7 +50,7 @@ DOORS = {
     ("training.run", "training.autobatch"),
     ("training.run", "training.card"),
 }
-"""Where the core opens an annex, or a detector a part above it, inside a function, because a user asked for it."""
+"""Where the core opens an annex, or a detector a part above it, in a function that a user asked for."""
 
 CLOSURES = {  # files, lines
     "training.loop": (41, 6_995),  # to be 6_500

@@ -17,8 +17,8 @@ from retinanet import distributed
 from retinanet.data.scenes import write_scenes
 from retinanet.errors import ConfigError
 
-SETTINGS = """--preset tiny --set channels=32 --set num_convs=1 --scale 64 --train-scale 64 --backbone-norm group
---optimizer sgd --lr 0.01 --set lr_batch=4 --ema None --budget 10it --batch 4 --log-every 1 --validations 2
+SETTINGS = """--preset tiny --set channels=32 --set num_convs=1 --scale 64 --train-scale 64
+--backbone-norm group --optimizer sgd --lr 0.01 --set lr_batch=4 --ema None --budget 10it --batch 4 --log-every 1 --validations 2
 --precision fp32 --workers 0 --device cpu"""
 
 
@@ -31,7 +31,7 @@ def several(processes, *words):
 
 
 def finish(processes, *words):
-    """What they print; they must end well. One process is this one, with as many threads as each of several."""
+    """What they print; they must end well. One process is this one, with one thread."""
     if processes == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

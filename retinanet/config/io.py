@@ -171,7 +171,7 @@ def from_text(config: Any, pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def _from_text(text: str, kind: Any) -> Any:
-    """None or a word of the type where the text is that, else what the first of its other alternatives makes."""
+    """None or a word of the type if the text is one, else the value of the first other alternative."""
     kinds = _alternatives(kind)
     if NoneType in kinds and text == "None":
         return None
@@ -187,7 +187,7 @@ def _from_text(text: str, kind: Any) -> Any:
 
 
 def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """A dataclass and its parts from `to_json`; ConfigError for an unknown name or a value of the wrong kind."""
+    """A dataclass and its parts from `to_json`; ConfigError for an unknown name or a wrong kind."""
     assert is_dataclass(kind)
     known = {entry.name for entry in fields(kind)}
     for name in values:
@@ -210,7 +210,7 @@ def _from_json(kind: Any, value: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of the kind that a dataclass declares; neither True nor NaN is a number."""
+    """Whether a value from JSON has the declared kind; neither True nor NaN is a number."""
     inner = get_args(kind)
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and len(value) > 0 and all(fits(one, inner[0]) for one in value)
@@ -237,4 +237,6 @@ def parse_budget(budget: str, name: str = "budget") -> tuple[float, Literal["s",
             f"5000im (images)"
         )
     seconds = {"s": 1, "min": 60, "h": 3600}.get(found[2])
-    return (float(found[1]) * seconds, "s") if seconds else (float(found[1]), found[2])  # type: ignore[return-value]
+    if seconds:
+        return float(found[1]) * seconds, "s"
+    return float(found[1]), found[2]  # type: ignore[return-value]

@@ -31,8 +31,8 @@ HF_FILE = "model.safetensors"
 """Our file in a Hugging Face repository."""
 
 UNTESTED = (
-    "None of these files could be downloaded where this version was built: conversion is tested on files made "
-    "by the tests, not on these."
+    "None of these files could be downloaded where this version was built. Conversion is tested on files "
+    "made by the tests."
 )
 
 PROJECTS = {  # folder of the files; checksum at the end of their names; licence; page that states the AP
@@ -88,8 +88,8 @@ x101-64x4d_fpn_ms-640-800-3x_coco 41.6 retinanet_x101_64x4d_fpn_mstrain_3x_coco_
 }
 """Name without `retinanet_`; box AP on COCO val2017, as the project states it; file.
 
-MMDetection's names are those of the configs of version 3, the files are older; its metafile.yml gives the first
-the file of the third.
+MMDetection's names are those of the configs of version 3. The files are older; its metafile.yml gives the
+first the file of the third.
 """
 
 
@@ -108,7 +108,7 @@ class Published:
     source: str
     """The page that states it."""
     style: Literal["caffe", "pytorch"] | None = None
-    """Of MMDetection's ResNet: the stride in the 1x1 or the 3x3 convolution, and how images are normalised."""
+    """Style of MMDetection's ResNet: which convolution has the stride, and how images are normalised."""
     classes: int = 80
 
 
@@ -150,8 +150,8 @@ def fetch(name: str) -> Path:
     """The file of ours for a published name: downloaded and converted the first time, then only found.
 
     The download is not needed afterwards. It lies where torch keeps its own: torchvision's users have it
-    already. ConfigError for an unknown name; CheckpointError, within seconds without a network, says which file
-    to put where.
+    already. ConfigError for an unknown name; without a network a CheckpointError, within seconds, says which
+    file to put where.
     """
     if name not in KNOWN:
         raise unknown_name_error("published weights", name, KNOWN)
@@ -243,8 +243,8 @@ def from_hugging_face(reference: str) -> Path:
     at = f" --revision {revision}" if revision else ""
     raise CheckpointError(
         f"{reference} cannot be fetched: no network ({reason}), and this machine's Hugging Face cache has no "
-        f"copy. Put one there from a machine that has (hf download {repository} {HF_FILE}{at}), or give the path "
-        f"of the file"
+        f"copy. Put one there from a machine that has (hf download {repository} {HF_FILE}{at}), or give the "
+        f"path of the file"
     )
 
 
@@ -255,13 +255,13 @@ def explained(error: Exception, repository: str, revision: str | None) -> str:
     meanings = {  # the first that fits: the later ones are more general
         errors.GatedRepoError: f"its owner must let you in; ask on the page of {repository}, then log in: hf "
         f"auth login",
-        errors.RepositoryNotFoundError: f"there is no {repository}, or it is private and you are not logged in "
-        f"(hf auth login)",
+        errors.RepositoryNotFoundError: f"there is no {repository}, or it is private and you are not "
+        f"logged in (hf auth login)",
         errors.RevisionNotFoundError: f"{repository} has no revision {revision!r}",
-        errors.LocalEntryNotFoundError: "the server did not answer, or HF_HUB_OFFLINE is set, and the cache has "
-        "no copy",
-        errors.EntryNotFoundError: f"{repository} has no {HF_FILE}; only files that retinanet has written can be "
-        f"loaded from there",
+        errors.LocalEntryNotFoundError: "the server did not answer, or HF_HUB_OFFLINE is set, and the "
+        "cache has no copy",
+        errors.EntryNotFoundError: f"{repository} has no {HF_FILE}; only files that retinanet has "
+        f"written can be loaded from there",
     }
     message = (str(error).strip() or "without a word").splitlines()[0]
     found = (meaning for kind, meaning in meanings.items() if isinstance(error, kind))

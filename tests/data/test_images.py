@@ -368,6 +368,7 @@ def test_what_pillow_skips_in_the_metadata_is_not_told_to_the_user(tmp_path: Pat
     at = data.index(struct.pack("<HHI", 258, 3, 3))  # bits of each channel: 3 numbers, now promised far more
     data[at + 4 : at + 8] = struct.pack("<I", 1 << 20)
     (tmp_path / "a.tif").write_bytes(data)
-    code = f"from retinanet.data.images import image_size; from pathlib import Path; image_size(Path({str(tmp_path / 'a.tif')!r}))"
+    code = "from retinanet.data.images import image_size; from pathlib import Path; "
+    code += f"image_size(Path({str(tmp_path / 'a.tif')!r}))"
     error = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
     assert "Warning" not in error

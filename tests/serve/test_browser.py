@@ -149,7 +149,9 @@ def test_a_picture_keeps_its_name_though_another_is_chosen_while_it_is_made(page
     page.goto(address())
     page.evaluate("""() => {
         const make = HTMLCanvasElement.prototype.toBlob;
-        HTMLCanvasElement.prototype.toBlob = function (...rest) { window.finish = () => make.apply(this, rest); };
+        HTMLCanvasElement.prototype.toBlob = function (...rest) {
+            window.finish = () => make.apply(this, rest);
+        };
     }""")
     give(page, "first.png", picture())
     see(page, "1 of 3")
@@ -275,7 +277,9 @@ def test_a_picture_can_be_pasted_and_dropped(page, address, picture):
     handing = """([kind, bytes]) => {
         const data = new DataTransfer();
         data.items.add(new File([new Uint8Array(bytes)], "handed.png", {type: "image/png"}));
-        const event = kind === "paste" ? new ClipboardEvent(kind, {clipboardData: data}) : new DragEvent(kind, {dataTransfer: data});
+        const event = kind === "paste"
+            ? new ClipboardEvent(kind, {clipboardData: data})
+            : new DragEvent(kind, {dataTransfer: data});
         document.body.dispatchEvent(Object.defineProperty(event, "bubbles", {value: true}));
         document.dispatchEvent(event);
     }"""

@@ -153,8 +153,8 @@ def test_the_licence_and_origin_of_initial_weights_are_told_and_handed_on(traine
         text = (folder / "README.md").read_text()
         assert [entry["name"] for entry in json.loads((folder / "config.json").read_text())["init"]] == origin
         assert (
-            r"coco.safetensors, project torchvision, imported from theirs.pth, published as v2 \| coco, licence "
-            r"BSD-3-Clause" in text
+            r"coco.safetensors, project torchvision, imported from theirs.pth, published as v2 \| coco, "
+            r"licence BSD-3-Clause" in text
         )
         assert "The licence of coco.safetensors, from which they come: BSD-3-Clause." in section(
             text, "Licence"

@@ -32,10 +32,13 @@ model = dict(
     neck=dict(type='FPN', add_extra_convs='on_input', num_outs=5),
     bbox_head=dict(
         type='RetinaHead', num_classes=80,
-        anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=3, ratios=[0.5, 1.0, 2.0]),
-        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[.0, .0, .0, .0], target_stds=[1.0, 1.0, 1.0, 1.0])),
+        anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=3,
+            ratios=[0.5, 1.0, 2.0]),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[.0, .0, .0, .0],
+            target_stds=[1.0, 1.0, 1.0, 1.0])),
     train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0)),
-    test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05,
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 """
 PYTORCH = CONFIG.format(
     mean="[123.675, 116.28, 103.53]", std="[58.395, 57.12, 57.375]", rgb=True, style="pytorch"

@@ -127,8 +127,8 @@ def test_the_table_says_what_the_installed_torchvision_says():
 def test_addresses_are_put_together_as_the_projects_pages_have_them():
     mmdet = "https://download.openmmlab.com/mmdetection/v2.0/"
     expected = {
-        "detectron2/retinanet_R_50_FPN_1x": "https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/retinanet_R_50_FPN_1x/190397773/"
-        "model_final_bfca0b.pkl",
+        "detectron2/retinanet_R_50_FPN_1x": "https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/"
+        "retinanet_R_50_FPN_1x/190397773/model_final_bfca0b.pkl",
         "mmdet/retinanet_r18_fpn_1x_coco": mmdet
         + "retinanet/retinanet_r18_fpn_1x_coco/retinanet_r18_fpn_1x_coco_20220407_171055-614fd399.pth",
         "mmdet/retinanet_r50_fpn_amp-1x_coco": mmdet + "fp16/retinanet_r50_fpn_fp16_1x_coco/"

@@ -178,7 +178,8 @@ def test_detectron2s_pickles_of_arrays_become_tensors(path, protocol):
 
 def test_what_python_2_wrote_is_latin1(path):
     raw = np.arange(-3, 3, dtype="f4").tobytes()
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01K\x03K\x02\x86cnumpy\ndtype\n(U\x02f4K\x00K\x01tR"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+    array += b"(K\x01K\x03K\x02\x86cnumpy\ndtype\n(U\x02f4K\x00K\x01tR"
     array += (
         b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
         + struct.pack("<i", len(raw))

@@ -54,7 +54,7 @@ class Project:
     table: list[Rule]
     settings: Mapping[str, Any]
     ratios_first: bool
-    """Whether the anchors of a cell are ordered by ratio and then by scale, and not as ours by scale first."""
+    """Whether the anchors of a cell are ordered by ratio first, not by scale first as ours."""
 
 
 def _layer(kind: str, spacing: int = 1) -> Callable[[re.Match[str]], str]:
@@ -159,7 +159,7 @@ PROJECTS = (TORCHVISION, DETECTRON2, MMDETECTION)
 def conventions(
     path: Path, project: Project, weights: Mapping[str, Tensor], meta: Mapping[str, Any], style: str | None
 ) -> dict[str, Any]:
-    """Settings that differ between the files of one project: how images are normalised, a bottleneck's stride.
+    """Settings that differ between the files of a project: normalisation, a bottleneck's stride.
 
     style  what the user says of the backbone, pytorch or caffe; None: what the file says
     """
@@ -173,9 +173,7 @@ def conventions(
 
 
 def detectron2(path: Path, weights: Mapping[str, Tensor], style: str | None) -> dict[str, Any]:
-    """From the constants in files until 2020; without them caffe for a ResNet-50 or 101, as all that Detectron2
-    has published.
-    """
+    """From the constants in files until 2020; without them caffe for a ResNet-50 or 101."""
     for level, stride in enumerate(STRIDES):
         anchors, ours = weights.get(f"anchor_generator.cell_anchors.{level}"), cell_anchors(stride)
         if anchors is not None and (
