@@ -23,7 +23,7 @@ from .sampler import Entry, Sampler, evaluation_entries, random_seed
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one step.
+    """Images of one step.
 
     images   [B, 3, H, W] uint8, padded
     targets  boxes in pixels of the padded batch

@@ -1,7 +1,7 @@
 """COCO's numbers, curves, the best threshold, and the confusion matrix.
 
-AP and AR come from faster-coco-eval. The matching here serves what COCO does not give (the best threshold, the
-confusion matrix) and follows COCO's rules at IoU 0.5.
+AP and AR come from faster-coco-eval. The matching here serves what COCO does not give, the best threshold and
+the confusion matrix, and follows COCO's rules at IoU 0.5.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def _match(dataset: Dataset, results: Results, pairs: Pairs) -> Integers:
 
 
 def _confusion(dataset: Dataset, results: Results, pairs: Pairs, threshold: float) -> Integers:
-    """[K+1, K+1] how often an object of class row was detected as class column; the last is the background."""
+    """[K+1, K+1] how often class row was detected as class column; the last is the background."""
     background = len(dataset.names)
     kept = results.scores >= threshold
     sure = kept[pairs[0]]

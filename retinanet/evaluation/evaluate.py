@@ -81,14 +81,14 @@ def evaluate(
 
         model = load(model)
     detector, data = model, _opened(data, split, model.names, max_pixels)
-    answers: dict[int, Detections] = {}
+    found_by_index: dict[int, Detections] = {}
     totals: dict[str, float] = {"positives": 0.0}
     if detector.tiling is not None or len(detector.scales) > 1:
         assert criterion is None, "the losses are those of whole images at one scale"
-        for index, answer in predict_multi_view(detector, data, batch, workers, max_pixels):
-            answers[index] = answer
-            progress(len(answers) * world())
-        return score_all(data, answers, totals, ())
+        for index, detections in predict_multi_view(detector, data, batch, workers, max_pixels):
+            found_by_index[index] = detections
+            progress(len(found_by_index) * world())
+        return score_all(data, found_by_index, totals, ())
     pin = detector.device.type == "cuda"
     batches = evaluation_batches(data, detector.preprocess, batch, workers, pin, max_pixels, rank(), world())
     with torch.inference_mode():
@@ -114,9 +114,9 @@ def evaluate(
                 for name, value in sum_levels(scored.levels).items():
                     totals[name] = totals.get(name, 0.0) + float(value)
                 totals["positives"] += float(scored.matched.positives.sum())
-            answers |= zip(indices, found, strict=True)
-            progress(len(answers) * world())
-    return score_all(data, answers, totals, criterion.shared if criterion is not None else ())
+            found_by_index |= zip(indices, found, strict=True)
+            progress(len(found_by_index) * world())
+    return score_all(data, found_by_index, totals, criterion.shared if criterion is not None else ())
 
 
 def _opened(data: Dataset | str | Path, split: str | None, names: list[str], max_pixels: int) -> Dataset:
@@ -150,11 +150,11 @@ def predict_multi_view(
 
 
 def score_all(
-    data: Dataset, answers: dict[int, Detections], totals: dict[str, float], shared: tuple[str, ...]
+    data: Dataset, found_by_index: dict[int, Detections], totals: dict[str, float], shared: tuple[str, ...]
 ) -> Evaluation:
     """What all processes found together: detections by index, sums of losses and positives; the `shared`
     losses are divided by the positives."""
-    mine = collect(data, [answers[index] for index in sorted(answers)], sorted(answers))
+    mine = collect(data, [found_by_index[index] for index in sorted(found_by_index)], sorted(found_by_index))
     parts = all_gather((mine, totals))
     results = merge([part for part, _ in parts])
     sums = {name: sum(some.get(name, 0.0) for _, some in parts) for name in parts[0][1]}

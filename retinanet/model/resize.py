@@ -1,6 +1,4 @@
-"""Four ways of making a picture another size. They differ by a few grey levels or one pixel; a model wants
-the one it was trained with.
-"""
+"""Four ways to resize an image, a few grey levels or one pixel apart; a model keeps that of its training."""
 
 from __future__ import annotations
 
@@ -52,9 +50,9 @@ def resize(image: Tensor, size: tuple[int, int], kind: str = "antialias") -> Ten
     if kind == "opencv":
         return opencv(image, size)
     if kind == "pillow":
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        pillow = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         return (
-            torch.from_numpy(np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR)))
+            torch.from_numpy(np.array(pillow.resize(size[::-1], Image.Resampling.BILINEAR)))
             .permute(2, 0, 1)
             .contiguous()
         )

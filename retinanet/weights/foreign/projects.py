@@ -210,7 +210,7 @@ def mmdetection(
     model, pipeline = blocks(text, ("model", "img_norm_cfg", "test_cfg")), blocks(text, ("test_pipeline",))
     settings = {
         name: read(found[-1])
-        for name, (pattern, read) in TOLD.items()
+        for name, (pattern, read) in READ_FROM_CONFIG.items()
         if (found := re.findall(pattern, model))
     }
     for name, (pattern, usual) in FIXED.items():
@@ -271,7 +271,7 @@ NUMBERS = r"[\[(]([^\])]*)[\])]"
 
 IS = r"['\"]?\s*[=:]\s*"
 
-TOLD: dict[str, tuple[str, Callable[[str], Any]]] = {
+READ_FROM_CONFIG: dict[str, tuple[str, Callable[[str], Any]]] = {
     "style": (rf"\bstyle{IS}{QUOTED}", str),
     "pixel_mean": (rf"\bmean{IS}{NUMBERS}", numbers),
     "pixel_std": (rf"\bstd{IS}{NUMBERS}", numbers),
