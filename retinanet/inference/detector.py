@@ -39,7 +39,6 @@ class Runtime(Protocol):
 
     def run(self, images: Tensor, sizes: Tensor) -> list[Found]:
         """The detections of each image of a batch, as `Postprocess` returns them."""
-        ...
 
 
 class Part(NamedTuple):
@@ -117,8 +116,7 @@ class Detector:
         Raises:
             DataError: An image cannot be read.
         """
-        stacked = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
-        several = stacked or isinstance(images, (list, tuple))
+        several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
         parts = (
             part
             for index, image in enumerate(map(as_image, images if several else [images]))
