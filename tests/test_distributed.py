@@ -18,7 +18,8 @@ from retinanet.data.scenes import write_scenes
 from retinanet.errors import ConfigError
 
 SETTINGS = """--preset tiny --set channels=32 --set num_convs=1 --scale 64 --train-scale 64
---backbone-norm group --optimizer sgd --lr 0.01 --set lr_batch=4 --ema None --budget 10it --batch 4 --log-every 1 --validations 2
+--backbone-norm group --optimizer sgd --lr 0.01 --set lr_batch=4 --ema None --budget 10it --batch 4
+--log-every 1 --validations 2
 --precision fp32 --workers 0 --device cpu"""
 
 

@@ -15,7 +15,7 @@ from ..data.dataset import Dataset, Floats
 from ..data.images import read_image
 from ..structures import Detections
 from ..view.draw import Box, draw_both, draw_truth
-from ..view.html import Picture, crop, placed, write_page
+from ..view.html import Crop, crop, placed, write_page
 from .suspects import KINDS, STRONG, Suspect
 
 SHOWN = 12
@@ -81,7 +81,7 @@ def write_audit_page(
     write_page(path, title, intro, numbers, sections=sections, table=table)
 
 
-def suspected(data: Dataset, suspect: Suspect, max_pixels: int) -> Picture:
+def suspected(data: Dataset, suspect: Suspect, max_pixels: int) -> Crop:
     """One suspect, cut out of its image."""
     annotated = [] if suspect.row is None else [suspect.row]
     lines = [f"{data.files[suspect.image]}, image {data.image_ids[suspect.image]}"]
@@ -93,7 +93,7 @@ def suspected(data: Dataset, suspect: Suspect, max_pixels: int) -> Picture:
         lines.append(f"the model: {data.names[suspect.label]} {suspect.probability:.2f}")
         found = detections(data, [suspect.box], [suspect.probability], [suspect.label])
     part = cut(data, suspect.image, annotated, found, max_pixels)
-    return Picture(part, f"{suspect.kind} {suspect.score:.2f}: {QUESTIONS[suspect.kind]}", lines)
+    return Crop(part, f"{suspect.kind} {suspect.score:.2f}: {QUESTIONS[suspect.kind]}", lines)
 
 
 def detections(
@@ -104,12 +104,12 @@ def detections(
     return Detections(corners, torch.tensor(scores), torch.tensor(labels, dtype=torch.long), data.names)
 
 
-def heavy_box(data: Dataset, row: int, share: float, max_pixels: int) -> Picture:
+def heavy_box(data: Dataset, row: int, share: float, max_pixels: int) -> Crop:
     """A box, cut out of its image."""
     index = int(np.searchsorted(data.first, row, side="right")) - 1
     lines = [f"{data.files[index]}, image {data.image_ids[index]}", f"annotation {data.annotation_ids[row]}"]
     part = cut(data, index, [row], detections(data), max_pixels)
-    return Picture(part, f"{data.names[data.labels[row]]}: {share:.2%} of the loss of all boxes", lines)
+    return Crop(part, f"{data.names[data.labels[row]]}: {share:.2%} of the loss of all boxes", lines)
 
 
 def cut(data: Dataset, index: int, rows: list[int], found: Detections, max_pixels: int) -> Tensor:
@@ -123,12 +123,12 @@ def cut(data: Dataset, index: int, rows: list[int], found: Detections, max_pixel
     return draw_both(part, annotated, torch.from_numpy(data.labels[rows]), found, data.names)
 
 
-def heavy_image(data: Dataset, index: int, share: float, max_pixels: int) -> Picture:
+def heavy_image(data: Dataset, index: int, share: float, max_pixels: int) -> Crop:
     """A whole image with its annotated boxes."""
     image = read_image(data.path(index), max_pixels)
     part, scale, shown = crop(image, [(0, 0, image.shape[2], image.shape[1])])
     lines = [f"{data.files[index]}, image {data.image_ids[index]}"]
-    return Picture(others(part, data, index, [], scale, shown), f"{share:.2%} of the class loss", lines)
+    return Crop(others(part, data, index, [], scale, shown), f"{share:.2%} of the class loss", lines)
 
 
 def others(part: Tensor, data: Dataset, index: int, rows: list[int], scale: float, shown: Box) -> Tensor:

@@ -26,7 +26,7 @@ from ..evaluation.results import collect, result_rows
 from ..files import sha256
 from ..inference.detector import Detector
 from ..inference.load import load, resolve_weights
-from ..inference.shards import PICTURES, OutputFolder, block_size, blocks_of
+from ..inference.shards import DRAWN, OutputFolder, block_size, blocks_of
 from ..inference.sources import find_files
 from ..inference.stream import stream_with_images
 from ..inference.tiles import check_tiles, in_tiles
@@ -41,7 +41,7 @@ DRAWERS = 2
 
 
 def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
-    """Predict for files, folders, globs, lists, or a split of a data set; true when every image could be read.
+    """Predict for files, folders, globs, lists, or a split; true when every image could be read.
 
     --out gets predictions.json (COCO results: everything above the model's own score threshold), images.json
     (which id is which image), failed.json (which could not be read, if any) and images/ with the boxes
@@ -127,7 +127,7 @@ def store(
                     if isinstance(answer, DataError):
                         raise answer
                     if names is not None:
-                        file = folder.path / PICTURES / names[index]
+                        file = folder.path / DRAWN / names[index]
                         drawing.draw(file, data.path(index), image, answer.above(threshold))
                     found[index] = answer
                 except DataError as error:
@@ -142,14 +142,14 @@ def store(
 def block_rows(
     data: Dataset, found: dict[int, Detections], failed: dict[int, str], names: list[str] | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Iterable[str]]:
-    """What `OutputFolder.write` takes: images, failures and detections of a block, in the order of the list."""
+    """The images, failures and detections of a block for `OutputFolder.write`, in the order of the list."""
     good = sorted(found)
     results = collect(data, [found[index] for index in good], good)
 
     def image(index: int) -> dict[str, Any]:
         return {"id": int(data.image_ids[index]), "file_name": str(data.files[index])}
 
-    images = [{**image(index), "picture": f"{PICTURES}/{names[index]}" if names else None} for index in good]
+    images = [{**image(index), "drawn": f"{DRAWN}/{names[index]}" if names else None} for index in good]
     reasons = [{**image(index), "reason": failed[index]} for index in sorted(failed)]
     return images, reasons, result_rows(data, results)
 

@@ -148,7 +148,7 @@ class Graph(nn.Module):
 
 
 def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
-    """The graph for any batch of pictures of `size` = height, width; None: of any multiples of the padding.
+    """The graph for any batch of images of `size` = height, width; None: of any multiples of the padding.
 
     ConfigError for a network that can be traced for one size only, such as timm's dla34.
     """
@@ -168,7 +168,7 @@ def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
             if size:
                 raise
             raise ConfigError(
-                f"torch cannot trace this network for pictures of any size; give --size ({str(error)[:200]})"
+                f"torch cannot trace this network for images of any size; give --size ({str(error)[:200]})"
             ) from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():

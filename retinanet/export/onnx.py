@@ -80,10 +80,10 @@ def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -
     return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
 
-def to_int8(proto: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int) -> Any:
+def to_int8(proto: Any, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Any:
     """The same model with its network in int8; see `export.openvino.to_int8`."""
     nodes = ((node.name, node.op_type == "Conv", node.input, node.output) for node in proto.graph.node)
-    return quantized(proto, pictures, count, behind_the_network(nodes))
+    return quantized(proto, batches, count, behind_the_network(nodes))
 
 
 def behind_the_network(nodes: Iterable[tuple[str, bool, Iterable[str], Iterable[str]]]) -> list[str]:
@@ -107,20 +107,20 @@ def write_onnx(proto: Any, path: Path) -> None:
     extra("onnx").save(proto, str(path))
 
 
-def quantized(model: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int, ignored: list[str]) -> Any:
+def quantized(model: Any, batches: Iterable[tuple[Tensor, Tensor]], count: int, ignored: list[str]) -> Any:
     """The same model with inputs and weights of its operations in int8, but for the `ignored` ones, by name.
 
     model     an onnx ModelProto or an openvino Model
-    pictures  at most `count` batches, images [B, 3, H, W] and sizes [B, 2], that set the ranges
+    batches   at most `count` batches, images [B, 3, H, W] and sizes [B, 2], that set the ranges
     """
     os.environ.setdefault("NNCF_CI", "1")  # its telemetry stays off: nothing is reported to anyone
     nncf = extra("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    batches = [{"images": images.contiguous().numpy(), "sizes": sizes.numpy()} for images, sizes in pictures]
+    inputs = [{"images": images.contiguous().numpy(), "sizes": sizes.numpy()} for images, sizes in batches]
     scope = nncf.IgnoredScope(names=ignored, validate=False)
     return nncf.quantize(
         model,
-        nncf.Dataset(batches),
+        nncf.Dataset(inputs),
         subset_size=count,
         preset=nncf.QuantizationPreset.MIXED,
         ignored_scope=scope,

@@ -23,10 +23,10 @@ def to_openvino(onnx: Path, text: str) -> Any:
     return model
 
 
-def to_int8(model: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int) -> Any:
+def to_int8(model: Any, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Any:
     """The same model with its network in int8: the inputs and weights of its convolutions.
 
-    What comes after the last convolution decides about boxes and stays as it is. `pictures`: batches of
+    What comes after the last convolution decides about boxes and stays as it is. `batches`: batches of
     images [B, 3, H, W] and sizes [B, 2].
     """
     nodes = (
@@ -34,7 +34,7 @@ def to_int8(model: Any, pictures: Iterable[tuple[Tensor, Tensor]], count: int) -
         for operation in model.get_ordered_ops()
         if (name := operation.get_friendly_name())
     )
-    return quantized(model, pictures, count, behind_the_network(nodes))
+    return quantized(model, batches, count, behind_the_network(nodes))
 
 
 def taken(operation: Any) -> list[str]:

@@ -52,7 +52,7 @@ class Case:
     score: float = 0.0
     """The largest difference of the scores of a matched pair."""
     alone: int = 0
-    """Detections of either side that match none of the other's, without unsure ones at the end of the list."""
+    """Detections of one side that match none of the other's, without unsure ones at the end of the list."""
     sure_alone: int = 0
     """Those of them above the source's display threshold."""
     sure: int = 0

@@ -1,4 +1,4 @@
-"""Writes a model as a file for another runtime, and keeps the file only if it gives the model's detections."""
+"""Writes a model as a file for another runtime, and keeps it only if it gives the model's detections."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def described(card: ModelInfo, config: ExportConfig, about: dict[str, Any]) -> s
 def write(
     made: Path, graph: Graph, text: str, config: ExportConfig, images: Iterable[tuple[Tensor, Tensor]]
 ) -> None:
-    """The file, for OpenVINO with its .bin. `images`: `config.calibration` batches for int8, read when needed."""
+    """The file, for OpenVINO with its .bin. `images`: `config.calibration` batches for int8, read late."""
     program, int8 = traced(graph.eval(), config.size), config.precision == "int8"
     proto = to_onnx(program, text)
     if config.format == "onnx":
@@ -207,5 +207,5 @@ def calibration(
     count = min(config.calibration, len(shown))
     log.info("int8: the ranges are set by %d images", count)
     for index in range(0, len(shown) // count * count, len(shown) // count):
-        picture = read_image(shown.path(index), config.max_pixels)
-        yield detector.preprocess.stack([detector.preprocess.resized(picture)])
+        image = read_image(shown.path(index), config.max_pixels)
+        yield detector.preprocess.stack([detector.preprocess.resized(image)])

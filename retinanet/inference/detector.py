@@ -153,7 +153,7 @@ class Detector:
                         yield part.position, self._merge(done.pop(part.position), part.image_size)
 
     def _groups(self, parts: Iterable[Part], batch: int) -> Iterator[list[Part]]:
-        """Parts of one padded shape: each time when there are `batch` of them, and what is left at the end."""
+        """Parts of one padded shape, whenever there are `batch` of them; at the end what is left."""
         if batch < 1:
             raise ConfigError(f"batch must be at least 1, not {batch}")
         waiting: dict[Any, list[Part]] = {}
@@ -237,7 +237,7 @@ class Detector:
     def _rescale(
         self, found: Sequence[Found], sizes: Tensor, originals: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Boxes, scores and labels in pixels of the resized images -> detections in pixels of the originals."""
+        """Boxes, scores and labels in pixels of resized images -> detections in pixels of the originals."""
         detections = []
         for (boxes, scores, labels), size, original in zip(found, sizes.tolist(), originals, strict=True):
             # both sides of the image were rounded to whole pixels, so each has its own factor

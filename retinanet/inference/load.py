@@ -63,7 +63,7 @@ def exported(
     """A detector that runs an exported file; see `load`."""
     if scales is not None:
         raise ConfigError(
-            f"{path} answers with boxes and not with candidates, so --scales cannot merge them; use the "
+            f"{path} gives boxes and no candidates, so --scales cannot merge them; use the "
             f"model it was made of"
         )
     from .runtimes import open_runtime
@@ -75,8 +75,7 @@ def exported(
         )
     if scale is not None and runtime.size is not None:
         raise ConfigError(
-            f"{path} was exported for pictures of {runtime.size[0]} x {runtime.size[1]}, so --scale has no "
-            f"say"
+            f"{path} was exported for images of {runtime.size[0]} x {runtime.size[1]}, so --scale has no say"
         )
     return detector_of(
         runtime, runtime.card, torch.device("cpu"), runtime.precision, scale, canvas=runtime.size

@@ -1,8 +1,8 @@
 """A long prediction on its way: a part for each finished block of images, one file of them all in the end.
 
-The processes that share a list of images never communicate. Each takes every W-th block and leaves a part when
-one is done; the process that finds none missing merges them. So a run may be stopped anywhere and continued by
-any number of processes.
+The processes that share a list of images never communicate. Each takes every W-th block and leaves a part for
+it; the process that finds none missing merges them. So a run may be stopped anywhere, and any number of
+processes may continue it.
 
     OUT/about.json        what the detections belong to; written first, never removed
     OUT/parts/N.jsonl     block N is done: its images in one line of JSON, then its detections, one a line
@@ -39,11 +39,11 @@ SHARES = 16
 """Blocks of a list in between: enough for eight processes to have equal shares."""
 
 ABOUT, PREDICTIONS, IMAGES, FAILED = "about.json", "predictions.json", "images.json", "failed.json"
-PARTS, PICTURES = "parts", "pictures"
+PARTS, DRAWN = "parts", "drawn"
 
 
 def block_size(count: int) -> int:
-    """Images of a block in a list of `count`; it does not depend on the number of processes, which may change."""
+    """Images of a block in a list of `count`, whatever the number of processes."""
     return min(LARGEST, max(SMALLEST, count // SHARES))
 
 
@@ -76,11 +76,10 @@ class OutputFolder:
             )
 
     def without_drawn(self, paths: list[Path]) -> list[Path]:
-        """The images without those drawn here: where the folder is inside a source, a run that continues finds
-        them."""
-        if not (self.path / PICTURES).exists():
+        """The images without those drawn here, which a continued run finds if the folder is in a source."""
+        if not (self.path / DRAWN).exists():
             return paths
-        drawn = os.path.abspath(self.path / PICTURES) + os.sep
+        drawn = os.path.abspath(self.path / DRAWN) + os.sep
         return [path for path in paths if not os.path.abspath(path).startswith(drawn)]
 
     def claim(self, settings: Mapping[str, Any], count: int) -> None:
@@ -91,7 +90,7 @@ class OutputFolder:
         """
         out = self.path
         # checked before about.json is: another process that made these has written that first
-        held = [name for name in (PREDICTIONS, IMAGES, FAILED, PARTS, PICTURES) if (out / name).exists()]
+        held = [name for name in (PREDICTIONS, IMAGES, FAILED, PARTS, DRAWN) if (out / name).exists()]
         if not (out / ABOUT).exists():
             if held:
                 raise ConfigError(

@@ -30,8 +30,8 @@ SLACK = 0.1
 off by as much."""
 
 SMALL = 1 / 6
-"""Fraction of the tile side. Smaller objects are taken from tiles only; larger ones also from the whole image,
-where their size may be known better."""
+"""Fraction of the tile side. Smaller objects are taken from tiles only; larger ones also from the whole
+image, where their size may be known better."""
 
 EQUAL = 0.5
 """What enlarges a box must have this fraction of its score: a detector gives many boxes of low score around
@@ -48,8 +48,8 @@ def in_tiles(detector: Detector, size: int | None, overlap: float = OVERLAP) -> 
 
     size     side of a tile in pixels of the image: each is resized as if it were an image, so small tiles
              enlarge objects
-    overlap  the fraction of a tile that the next one shares: an object up to this part of a tile is seen whole
-             by one of them
+    overlap  the fraction of a tile that the next one shares: an object up to this part of a tile is whole in
+             one of them
 
     An image no larger than a tile is detected as ever. A larger one is detected in tiles of one size, evenly
     spread, and once more as a whole, for the objects that are too large for a tile. See `Tiling.merge`.
@@ -108,7 +108,7 @@ class Tiling(NamedTuple):
            smaller than the overlap.
         2. Pieces of one object, each cut where the other goes on, become one box with the best of their
            scores. See `stitch`.
-        3. Pieces that stay alone are dropped where a whole box is the object's, if its score is half of theirs.
+        3. Pieces that stay alone are dropped if a whole box of the object has half their score.
         4. Non-maximum suppression within each class.
 
         All that is left is kept: there may be `max_detections` of every part.
@@ -179,8 +179,7 @@ def tile_offsets(length: int, size: int, overlap: float = OVERLAP) -> list[int]:
 
 
 def cut_lines(sides: Tensor, tiles: Tensor, length: int) -> Tensor:
-    """Where seams cut boxes, along one axis of an image of this length: [..., 2] places of the seams; -inf and
-    inf where none does.
+    """The seams that cut boxes, along one axis of an image of this length: [..., 2], or -inf and inf.
 
     sides  [..., 2] begin and end of boxes
     tiles  [..., 2] begin and end of tiles. The image's own borders are no seams.
@@ -213,8 +212,8 @@ def _cut(boxes: Tensor, lines: Tensor) -> Tensor:
 def stitch(pieces: Pieces, threshold: float) -> Pieces:
     """Pieces of objects -> a box for each object, with the lines that still cut it.
 
-    Each piece in turn takes its cut sides from the best piece of the same object that goes on there; the other
-    pieces of the object are dropped.
+    Each piece in turn takes its cut sides from the best piece of the same object that goes on there. The
+    other pieces of the object are dropped.
     """
     pieces = pieces._replace(boxes=pieces.boxes.clone(), lines=pieces.lines.clone())
     alive = torch.ones(len(pieces.boxes), dtype=torch.bool)

@@ -4,8 +4,8 @@
     OUT/clip.jsonl        the detections, one line a frame
     OUT/clip.mp4          the frames with boxes, if images are saved
 
-Each appears whole. A video that was stopped is begun again. Processes share a list of videos by rank and never
-communicate.
+Each appears whole. A video that was stopped is begun again. Processes share a list of videos by rank, without
+communication.
 """
 
 from __future__ import annotations

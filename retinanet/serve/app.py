@@ -34,7 +34,7 @@ from .schema import (
     Problem,
     answer,
 )
-from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Limiter, Refused, busy, read_pictures
+from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Limiter, Refused, busy, read_uploads
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -49,7 +49,7 @@ THRESHOLD = Query(
     description="Least score of the detections. Without: the model's own threshold; 0: everything.",
 )
 
-FAILED = "the server failed on this picture; its log says why"
+FAILED = "the server failed on this image; its log says why"
 
 
 def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
@@ -78,18 +78,18 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         response_model=Prediction,
         responses=PREDICT_ERRORS,
         openapi_extra={"requestBody": BODY},
-        summary="Objects in pictures",
+        summary="Objects in images",
     )
     async def predict(request: Request, threshold: Annotated[float | None, THRESHOLD] = None) -> Response:
         limit = detector.threshold if threshold is None else threshold
         with gate.enter(batcher.patience()) as take:
-            pictures = await read_pictures(request, config, take)
-            names = [name for name, _ in pictures]
+            uploads = await read_uploads(request, config, take)
+            names = [name for name, _ in uploads]
             try:
-                futures = batcher.submit(pictures)
+                futures = batcher.submit(uploads)
             except Full as full:
                 raise busy(full.seconds) from None
-            del pictures  # the bytes go as soon as they are decoded
+            del uploads  # the bytes go as soon as they are decoded
             outcomes = await outcomes_of(request, futures)
         images: list[dict[str, Any]] = []
         for name, outcome in zip(names, outcomes, strict=True):

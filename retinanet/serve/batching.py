@@ -1,4 +1,4 @@
-"""Pictures of many requests as batches of one shape: a few threads decode, one runs the detector."""
+"""Images of many requests as batches of one shape: a few threads decode, one runs the detector."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SICK = 10
 """Failures in a row after which the detector is not healthy: a GPU that has failed once fails for ever."""
 
 Found = tuple[Detections, tuple[int, int]]
-"""What was found in a picture, and its height and width."""
+"""What was found in an image, and its height and width."""
 
 Shape = tuple[int, int]
 
 
 class Full(Exception):
-    """There is no room for more pictures; come back after `seconds`."""
+    """There is no room for more images; come back after `seconds`."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(f"full for {seconds} s")
@@ -41,7 +41,7 @@ class Full(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """A picture on its way from bytes to an answer."""
+    """An image on its way from bytes to an answer."""
 
     name: str
     content: bytes
@@ -53,16 +53,16 @@ class Job:
 
 
 class Batcher:
-    """Answers for pictures from any thread.
+    """Answers for images from any thread.
 
-    max_batch   pictures per batch; these have one padded shape, so that no result depends on its neighbours
-    wait        seconds that a batch waits for pictures that are still being decoded, if there are any
-    queue       pictures between `submit` and the answer above which no request is taken
+    max_batch   images per batch; these have one padded shape, so that no result depends on its neighbours
+    wait        seconds that a batch waits for images that are still being decoded, if there are any
+    queue       images between `submit` and the answer above which no request is taken
     decoders    threads that decode and resize
-    max_pixels  a larger picture is refused before it is decoded
+    max_pixels  a larger image is refused before it is decoded
 
-    A picture that cannot be read gives its own future a DataError. When the detector fails on a batch, its
-    pictures are tried one by one, so that only the cause gets the error. Cancelled futures are left out.
+    An image that cannot be read gives its own future a DataError. When the detector fails on a batch, its
+    images are tried one by one, so that only the cause gets the error. Cancelled futures are left out.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Batcher:
         self.held = 0
         self._decoding = self._failures = 0
         self._ready: dict[Shape, list[Job]] = {}
-        self._pace = 0.1  # seconds a picture, smoothed
+        self._pace = 0.1  # seconds an image, smoothed
         self._closed = False
         self._changed = Condition()
         # a team of OpenMP threads for every decoder would stand in the way of the detector's own
@@ -95,11 +95,11 @@ class Batcher:
             thread.start()
         metrics.watch(lambda: self.held)
 
-    def submit(self, pictures: Sequence[tuple[str, bytes]]) -> list[Future[Found]]:
+    def submit(self, uploads: Sequence[tuple[str, bytes]]) -> list[Future[Found]]:
         """Futures for (name, content of a file), all of them or none: Full when there is no room."""
-        jobs = [Job(name, content) for name, content in pictures]
+        jobs = [Job(name, content) for name, content in uploads]
         with self._changed:
-            # room for one is enough: else a request of many pictures would starve behind those of one
+            # room for one is enough: else a request of many images would starve behind those of one
             if self._closed or self.held >= self.queue:
                 raise Full(self.patience())
             self.held += len(jobs)
@@ -128,7 +128,7 @@ class Batcher:
         for thread in (self._runner, *self._decoders):
             thread.join(max(0.0, end - time.monotonic()))
         if self._runner.is_alive():
-            log.warning("%d pictures are left unanswered", self.held)
+            log.warning("%d images are left unanswered", self.held)
 
     def _decode_all(self) -> None:
         compute_with(1)
@@ -217,7 +217,7 @@ class Batcher:
 
     def _conclude(self, batch: Sequence[Job], outcome: list[Detections] | BaseException) -> None:
         """Give running futures their results, or the error. They leave the queue first: a client may send the
-        next picture at once."""
+        next image at once."""
         if isinstance(outcome, BaseException):
             unreadable = isinstance(outcome, DataError)
             self._failures += 0 if unreadable else len(batch)
@@ -244,10 +244,10 @@ def compute_with(threads: int) -> None:
 
 
 def decode(name: str, content: bytes, max_pixels: int) -> Tensor:
-    """The picture [3, H, W] that an upload holds, read as `predict` reads a file; DataError that names it."""
+    """The image [3, H, W] that an upload holds, read as `predict` reads a file; DataError that names it."""
     try:
         return read_image(name, max_pixels, content)
     except DataError as error:
         if not isinstance(error.__cause__, MemoryError):
             raise
-    raise MemoryError(f"not enough to decode {name!r}")  # no fault of the picture
+    raise MemoryError(f"not enough to decode {name!r}")  # no fault of the image

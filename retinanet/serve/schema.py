@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from ..structures import Detections
 
-PICTURE = {"type": "string", "format": "binary"}
+UPLOAD = {"type": "string", "format": "binary"}
 
 BODY: dict[str, Any] = {
     "required": True,
@@ -19,9 +19,9 @@ BODY: dict[str, Any] = {
                 "properties": {
                     "files": {
                         "type": "array",
-                        "items": PICTURE,
+                        "items": UPLOAD,
                         "minItems": 1,
-                        "description": "one or several pictures",
+                        "description": "one or several images",
                     }
                 },
                 "required": ["files"],
@@ -29,25 +29,25 @@ BODY: dict[str, Any] = {
             }
         },
         "application/octet-stream": {
-            "schema": {**PICTURE, "description": "the bytes of one picture; any other content type will do"}
+            "schema": {**UPLOAD, "description": "the bytes of one image; any other content type will do"}
         },
     },
 }
 
 
 class Detection(BaseModel):
-    """An object in a picture."""
+    """An object in an image."""
 
     class_name: str
     category_id: int = Field(description="the id that the training data used for the class")
     score: float = Field(ge=0, le=1)
     box: tuple[float, float, float, float] = Field(
-        description="left, top, right, bottom in pixels of the upright picture"
+        description="left, top, right, bottom in pixels of the upright image"
     )
 
 
 class Answer(BaseModel):
-    """What was found in a picture, best first."""
+    """What was found in an image, best first."""
 
     name: str
     width: int
@@ -56,14 +56,14 @@ class Answer(BaseModel):
 
 
 class Failure(BaseModel):
-    """A picture without an answer."""
+    """An image without an answer."""
 
     name: str
     error: str
 
 
 class Prediction(BaseModel):
-    """The pictures of a request, in its order; those that cannot be read have an error in place of detections."""
+    """The images of a request, in its order; an image that cannot be read has an error instead."""
 
     threshold: float
     images: list[Answer | Failure]
@@ -74,7 +74,7 @@ class Problem(BaseModel):
 
     detail: str
     images: list[Failure] | None = Field(
-        None, description="when no picture of the request has an answer: each with its reason"
+        None, description="when no image of the request has an answer: each with its reason"
     )
 
 
@@ -120,12 +120,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 PREDICT_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
     400: {"model": Problem, "description": "The form cannot be parsed."},
     408: {"model": Problem, "description": "The request did not arrive whole in time."},
-    413: {"model": Problem, "description": "Too many bytes or pictures."},
+    413: {"model": Problem, "description": "Too many bytes or images."},
     422: {
         "model": Problem,
-        "description": "No picture, none that can be read, or a threshold that is no score.",
+        "description": "No image, none that can be read, or a threshold that is no score.",
     },
-    500: {"model": Problem, "description": "The server failed on the only picture."},
+    500: {"model": Problem, "description": "The server failed on the only image."},
     503: {
         "model": Problem,
         "description": "As much to do as the server takes.",

@@ -51,7 +51,7 @@ def run(model: str, config: ServeConfig) -> None:
     config = checked(replace(config, token=config.token or os.environ.get("RETINANET_TOKEN") or None))
     if not is_loopback(config.host) and config.token is None and config.auth:
         raise ConfigError(
-            f"{config.host} can be reached from other machines: set a token (the variable RETINANET_TOKEN, or "
+            f"{config.host} can be reached from other machines: set a token (the variable RETINANET_TOKEN or "
             "--token), which every request must then show, or let everybody in with --no-auth"
         )
     with listen(config.host, config.port) as door:
@@ -62,7 +62,7 @@ def run(model: str, config: ServeConfig) -> None:
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the sender gets the reason
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
         who = "with the token" if config.token else "no token needed"
-        text = "%d classes at http://%s/ (%s); POST pictures to /predict; Ctrl-C ends"
+        text = "%d classes at http://%s/ (%s); POST images to /predict; Ctrl-C ends"
         log.info(text, len(detector.names), address(door), who)
         uvicorn.Server(uvicorn.Config(app, **UVICORN)).run(sockets=[door])
 

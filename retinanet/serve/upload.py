@@ -51,7 +51,7 @@ def busy(seconds: int) -> Refused:
 
 
 class Limiter:
-    """How much is being received: requests and bytes, over all connections. What does not fit is sent away."""
+    """Limits what is being received, requests and bytes, over all connections."""
 
     def __init__(self, requests: int, size: int) -> None:
         self.requests, self.size = requests, size
@@ -59,7 +59,7 @@ class Limiter:
 
     @contextmanager
     def enter(self, seconds: int) -> Iterator[Take]:
-        """A place for one request, and a function that takes bytes; `seconds`: Retry-After if there is none."""
+        """A place for one request, and a function that takes bytes; `seconds`: Retry-After if full."""
         if self.open_requests >= self.requests:
             raise busy(seconds)
         held = 0
@@ -79,8 +79,8 @@ class Limiter:
             self.held -= held
 
 
-async def read_pictures(request: Request, config: ServeConfig, take: Take) -> list[tuple[str, bytes]]:
-    """(name, content) of every file of a form, or of the one that is the body; Refused for none or too much."""
+async def read_uploads(request: Request, config: ServeConfig, take: Take) -> list[tuple[str, bytes]]:
+    """(name, content) of every file of a form, or of the body; Refused for none or too much."""
     kind = request.headers.get("content-type", "")
     try:
         async with asyncio.timeout(PATIENCE):
@@ -92,8 +92,8 @@ async def read_pictures(request: Request, config: ServeConfig, take: Take) -> li
     except TimeoutError:
         raise Refused(408, f"the request has not arrived within {PATIENCE:.0f} s") from None
     if not body:
-        raise Refused(422, "there is no picture: send its bytes as the body, or files as multipart/form-data")
-    return [("picture", bytes(body))]
+        raise Refused(422, "there is no image: send its bytes as the body, or files as multipart/form-data")
+    return [("image", bytes(body))]
 
 
 async def _files(request: Request, config: ServeConfig, take: Take) -> list[tuple[str, bytes]]:
@@ -113,7 +113,7 @@ async def _files(request: Request, config: ServeConfig, take: Take) -> list[tupl
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            limit = f"one request may hold {config.max_images} pictures at the most"
+            limit = f"one request may hold {config.max_images} images at the most"
             raise Refused(413, f"{limit}; send several requests") from None
         raise Refused(400, f"the form cannot be read: {error.message}") from None
     files: list[tuple[str, bytes]] = []
@@ -122,14 +122,14 @@ async def _files(request: Request, config: ServeConfig, take: Take) -> list[tupl
             if not isinstance(value, UploadFile):
                 raise Refused(
                     422,
-                    f"the field {clean(field)!r} of the form is not a file; a picture needs a file name (curl -F "
-                    "files=@picture.jpg), and settings go in the address (/predict?threshold=0.3)",
+                    f"the field {clean(field)!r} of the form is not a file; an image needs a file name "
+                    "(curl -F files=@photo.jpg), and settings go in the address (/predict?threshold=0.3)",
                 )
-            files.append((clean(value.filename or "") or f"picture {len(files) + 1}", await value.read()))
+            files.append((clean(value.filename or "") or f"image {len(files) + 1}", await value.read()))
     finally:
         await form.close()
     if not files:
-        raise Refused(422, "the form holds no file; send pictures as files (curl -F files=@picture.jpg)")
+        raise Refused(422, "the form holds no file; send images as files (curl -F files=@photo.jpg)")
     return files
 
 
@@ -158,7 +158,7 @@ async def _limited(request: Request, limit: int, take: Take) -> AsyncGenerator[b
 def too_much(limit: int) -> Refused:
     """413. Made where it is raised: a frame that kept it would keep itself alive, and the body with it."""
     text = f"a request may hold {limit} bytes at the most"
-    return Refused(413, f"{text}; send fewer or smaller pictures, or raise --max-bytes")
+    return Refused(413, f"{text}; send fewer or smaller images, or raise --max-bytes")
 
 
 def clean(name: str) -> str:

@@ -78,7 +78,7 @@ QUALITY = 85
 
 
 @dataclass(frozen=True)
-class Picture:
+class Crop:
     """One crop: uint8 [3, H, W], what it shows in a few words, and lines of smaller print."""
 
     image: Tensor
@@ -91,9 +91,9 @@ def write_page(
     title: str,
     intro: str,
     numbers: Sequence[tuple[str, str]],
-    pictures: Sequence[tuple[str, Path | bytes]] = (),
+    images: Sequence[tuple[str, Path | bytes]] = (),
     commands: Sequence[tuple[str, str]] = (),
-    sections: Iterable[tuple[str, str, Iterable[Picture]]] = (),
+    sections: Iterable[tuple[str, str, Iterable[Crop]]] = (),
     table: str = "",
 ) -> None:
     """Write the page to `path`; its folder is made. Images are embedded.
@@ -101,7 +101,7 @@ def write_page(
     intro      paragraphs parted by an empty line
     numbers    (label, value) as they are to be read: ("AP on 100 unseen scenes", "0.612"); the first is the
                headline
-    pictures   (caption, a PNG, JPEG or WebP file, or its bytes)
+    images     (caption, a PNG, JPEG or WebP file, or its bytes)
     commands   (explanation, shell command): what to do next; a click on a command selects it whole
     sections   (heading, a sentence below it, its crops); a generator of crops is welcome
     table      aligned text, shown last
@@ -111,8 +111,8 @@ def write_page(
     if numbers:
         cards = (f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in numbers)
         parts += ["<dl>", *cards, "</dl>"]
-    for caption, picture in pictures:
-        content = picture if isinstance(picture, bytes) else picture.read_bytes()
+    for caption, image in images:
+        content = image if isinstance(image, bytes) else image.read_bytes()
         parts.append(_figure(content, escape(caption), caption))
     if commands:
         parts.append("<h2>What to do next</h2>\n<ol>")
@@ -155,12 +155,12 @@ def _figure(content: bytes, caption: str, alt: str) -> str:
     return f"<figure>\n{image}\n<figcaption>{caption}</figcaption>\n</figure>"
 
 
-def _crop_figure(picture: Picture) -> str:
+def _crop_figure(crop: Crop) -> str:
     file = io.BytesIO()
-    pixels = np.ascontiguousarray(picture.image.permute(1, 2, 0).numpy())
+    pixels = np.ascontiguousarray(crop.image.permute(1, 2, 0).numpy())
     Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
-    lines = "".join(f"<br />{escape(line)}" for line in picture.lines)
-    return _figure(file.getvalue(), f"<strong>{escape(picture.title)}</strong>{lines}", picture.title)
+    lines = "".join(f"<br />{escape(line)}" for line in crop.lines)
+    return _figure(file.getvalue(), f"<strong>{escape(crop.title)}</strong>{lines}", crop.title)
 
 
 def crop(

@@ -1,4 +1,4 @@
-"""The curves of a run as images. Matplotlib is imported on use, without pyplot: no window, no global state."""
+"""The curves of a run as images. Matplotlib is imported on use, without pyplot and global state."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def plot_ap(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path) -> None:
-    """Precision against recall at IoU 0.5: name -> (recall [R], precision [R]), and the mean over the classes.
+    """Precision against recall at IoU 0.5: name -> (recall [R], precision [R]), and their mean.
 
     Up to twelve classes have a colour each; of more, which no legend could hold, all lines are grey and the
     best and worst are named.

@@ -56,7 +56,7 @@ def test_results_are_coco_with_ids_from_1_beside_a_list_of_the_images(trained, f
     assert [image["id"] for image in images] == [1, 2, 3]
     ends = ["a/one.png", "a/two.jpg", "b/one.png"]
     assert all(image["file_name"].endswith(end) for image, end in zip(images, ends, strict=True))
-    assert {path.name for path in (out / "pictures").glob("*.jpg")} == {"one.jpg", "two.jpg", "one-2.jpg"}
+    assert {path.name for path in (out / "drawn").glob("*.jpg")} == {"one.jpg", "two.jpg", "one-2.jpg"}
     for answer in json.loads((out / "predictions.json").read_text()):
         assert answer.keys() == {"image_id", "category_id", "bbox", "score"}
         assert answer["image_id"] in (1, 2, 3)
@@ -80,7 +80,7 @@ def test_one_bad_file_is_listed_and_the_others_are_done(trained, folder, caplog)
 def test_an_image_that_was_too_large_to_be_kept_is_drawn_the_same(trained, folder, monkeypatch):
     def drawn(out, **settings):
         assert engine.run(str(trained), [str(folder / "a")], quiet(out=folder / out, **settings))
-        return [path.read_bytes() for path in sorted((folder / out / "pictures").iterdir())]
+        return [path.read_bytes() for path in sorted((folder / out / "drawn").iterdir())]
 
     kept, tiles = drawn("kept", threshold=0.0), drawn("tiles", threshold=0.0, tiles=32)
     reads = []
@@ -154,8 +154,8 @@ def alone(talkative, seven, tmp_path):
 def test_the_answers_are_in_the_order_of_the_pictures_and_those_that_failed_are_listed(alone):
     assert contents(alone).keys() == {"about.json", "predictions.json", "images.json", "failed.json"}
     images = json.loads((alone / "images.json").read_text())
-    assert [(image["id"], image["picture"]) for image in images] == [
-        (n + 1, f"pictures/{n}.jpg") for n in (0, 1, 3, 4, 5, 6)
+    assert [(image["id"], image["drawn"]) for image in images] == [
+        (n + 1, f"drawn/{n}.jpg") for n in (0, 1, 3, 4, 5, 6)
     ]
     ids = [answer["image_id"] for answer in json.loads((alone / "predictions.json").read_text())]
     assert ids == sorted(ids)

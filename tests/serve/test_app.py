@@ -33,7 +33,7 @@ def test_the_bytes_of_a_picture_get_its_detections(client, picture):
     answer = client().post("/predict", content=picture(RED, (40, 20)))
     assert answer.status_code == 200
     red = {"class_name": "red", "category_id": 10, "score": 1.0, "box": [0.0, 0.0, 40.0, 20.0]}
-    image = {"name": "picture", "width": 40, "height": 20, "detections": [red]}
+    image = {"name": "image", "width": 40, "height": 20, "detections": [red]}
     assert answer.json() == {"threshold": 0.5, "images": [image]}
 
 
@@ -102,7 +102,7 @@ HALF = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nxy
     ("request_", "status", "words"),
     [
         ({"content": b""}, 422, "send its bytes as the body"),
-        ({"files": files(*[(f"{n}.png", b"x") for n in range(4)])}, 413, "one request may hold 3 pictures"),
+        ({"files": files(*[(f"{n}.png", b"x") for n in range(4)])}, 413, "one request may hold 3 images"),
         ({"content": b"x" * 5001}, 413, "5000 bytes at the most"),
         ({"content": iter([b"x" * 3000] * 2)}, 413, "5000 bytes at the most"),
         ({"files": files(("a.png", b"x" * 5001))}, 413, "5000 bytes at the most"),
@@ -137,7 +137,7 @@ def test_pixels_are_limited_before_anything_is_decoded(client, picture):
         ("utf-8", b"caf\xc3\xa9.png", "café.png"),
         ("ISO-8859-1", b"caf\xe9.png", "café.png"),
         ("utf-8", b"a\xe2\x80\xaeb.png", "ab.png"),
-        ("latin-1", b"", "picture 1"),
+        ("latin-1", b"", "image 1"),
     ],
 )
 def test_names_come_back_as_they_were_as_far_as_they_can_be_written(client, charset, name, told, picture):
@@ -190,7 +190,7 @@ def test_a_full_queue_sends_back_and_recovers(client, colours, picture, until):
 def test_metrics_tell_what_happened(client, picture):
     ask = client()
     ask.post("/predict", files=files(("a.png", picture()), ("b.png", picture()), ("c.png", b"")))
-    ask.post("/predict", content=b"no picture")
+    ask.post("/predict", content=b"no image")
     ask.get("/nowhere")
     assert metric(ask, 'retinanet_requests_total{path="/predict",status="200"}') == 1
     assert metric(ask, 'retinanet_requests_total{path="/predict",status="422"}') == 1

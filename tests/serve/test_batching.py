@@ -101,9 +101,7 @@ def test_a_lone_picture_waits_for_nobody(batcher, picture):
 
 
 def test_a_picture_that_cannot_be_read_hurts_only_itself(batcher, picture):
-    bad, good, empty = batcher().submit(
-        [("notes.jpg", b"no picture"), ("good", picture()), ("empty.png", b"")]
-    )
+    bad, good, empty = batcher().submit([("notes.jpg", b"no image"), ("good", picture()), ("empty.png", b"")])
     with pytest.raises(DataError, match=r"^notes\.jpg: not a JPEG, PNG"):
         bad.result(20)
     with pytest.raises(DataError, match=r"^empty\.png: the file is empty$"):
@@ -189,7 +187,7 @@ def test_a_decoder_that_is_stuck_does_not_keep_the_server_from_ending(colours, p
     running.submit([("stuck", picture())])
     running.close(0.1)
     assert not ended
-    assert "1 pictures are left unanswered" in caplog.text
+    assert "1 images are left unanswered" in caplog.text
     assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("retinanet-"))
     go.set()
 

@@ -85,7 +85,7 @@ def test_a_picture_shows_its_boxes_and_slider_and_filter_ask_nobody(page, addres
     assert page.locator("#boxes .box").count() == 0
     page.get_by_role("button", name="All", exact=True).click()
     see(page, "3 of 3")
-    page.get_by_label("Labels on the picture").uncheck()
+    page.get_by_label("Labels on the image").uncheck()
     assert page.locator("#boxes text").count() == 0
     assert predictions(page) == 1
 
@@ -110,8 +110,8 @@ def test_a_turned_photograph_stands_upright_under_its_boxes(page, address, pictu
     assert page.evaluate("[photo.naturalWidth, photo.naturalHeight]") == [40, 80]
     assert page.locator("#note").inner_text() == ""
     slide(page, 0)
-    page.get_by_label("Labels on the picture").uncheck()
-    saved = download(page, "Download picture", "phone-boxes.jpg")
+    page.get_by_label("Labels on the image").uncheck()
+    saved = download(page, "Download image", "phone-boxes.jpg")
     shown = np.asarray(Image.open(io.BytesIO(saved)).convert("RGB")).astype(int)
     assert shown.shape == (80, 40, 3)
     assert shown[20, 20, 0] > 200 and shown[60, 20].max() < 40
@@ -138,7 +138,7 @@ def test_what_is_shown_can_be_kept(page, address, picture):
         "images": [{"name": "a.b.png", "width": 60, "height": 40, "detections": [detection]}],
     }
     drawn = np.asarray(
-        Image.open(io.BytesIO(download(page, "Download picture", "a.b-boxes.png"))).convert("RGB")
+        Image.open(io.BytesIO(download(page, "Download image", "a.b-boxes.png"))).convert("RGB")
     )
     assert drawn.shape == (40, 60, 3)
     assert drawn[20, 0].tolist() == [0x00, 0x8D, 0xF9]  # the second class's colour
@@ -155,7 +155,7 @@ def test_a_picture_keeps_its_name_though_another_is_chosen_while_it_is_made(page
     }""")
     give(page, "first.png", picture())
     see(page, "1 of 3")
-    page.get_by_role("button", name="Download picture").click()
+    page.get_by_role("button", name="Download image").click()
     give(page, "second.png", picture(size=(60, 50)))
     see(page, "1 of 3 objects shown · 60 × 50")
     with page.expect_download() as waiting:
@@ -207,7 +207,7 @@ def test_a_picture_that_only_the_server_can_read_has_its_boxes_on_nothing(page, 
     give(page, "scan.tif", stream.getvalue(), "image/tiff")
     see(page, "1 of 3 objects shown · 64 × 48 pixels")
     assert "cannot show" in page.locator("#note").inner_text()
-    assert page.get_by_role("button", name="Download picture").is_disabled()
+    assert page.get_by_role("button", name="Download image").is_disabled()
     assert page.locator("#boxes .box").bounding_box()["height"] > 100
 
 
@@ -269,7 +269,7 @@ def test_everything_works_from_the_keyboard(page, address, picture):
     assert page.evaluate(focused) == "blue0.04"
     assert page.locator("#boxes .on").get_attribute("data-place") == "1"
     page.keyboard.press("Shift+Tab")
-    assert page.evaluate(focused) == "save-picture"
+    assert page.evaluate(focused) == "save-image"
 
 
 def test_a_picture_can_be_pasted_and_dropped(page, address, picture):

@@ -7,7 +7,7 @@ import torch
 
 from retinanet.structures import Detections
 from retinanet.view.draw import colour, draw_both
-from retinanet.view.html import Picture, crop, placed, write_page
+from retinanet.view.html import Crop, crop, placed, write_page
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_annotation_and_answer_in_one_place_are_both_named():
 
 
 def test_a_gallery_is_one_well_formed_file(tmp_path):
-    pictures = [Picture(torch.zeros(3, 20, 30, dtype=torch.uint8), "a <title>", ["one & two", "three"])] * 2
+    pictures = [Crop(torch.zeros(3, 20, 30, dtype=torch.uint8), "a <title>", ["one & two", "three"])] * 2
     path = tmp_path / "new" / "page.html"
     write_page(
         path,

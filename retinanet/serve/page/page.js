@@ -11,7 +11,7 @@ const main = document.querySelector("main");
 const names = []; // of the model's classes, in their order: it gives the colours
 const hidden = new Set(); // classes that are not shown
 let about = null; // what /model says
-let shown = null; // {file, url, answer, seconds} of the picture that is on the page
+let shown = null; // {file, url, answer, seconds} of the image that is on the page
 let running = null; // AbortController of the request that is under way
 let asking = null; // promise of a token while the dialog is open
 let pointed = null; // place of the detection that stands out
@@ -56,7 +56,7 @@ function askToken(wrong) {
       resolve();
     };
     $("ask-cancel").onclick = () => dialog.close();
-    dialog.onclose = () => reject(new Error("Nothing is answered without the token; choose the picture again to be asked for it."));
+    dialog.onclose = () => reject(new Error("Nothing is answered without the token; choose the image again to be asked for it."));
     dialog.showModal();
   }).finally(() => (asking = null));
 }
@@ -69,7 +69,7 @@ async function introduce() {
   $("threshold").value = about.threshold;
 }
 
-// ---- a picture
+// ---- an image
 
 async function look(file) {
   running?.abort();
@@ -84,7 +84,7 @@ async function look(file) {
       throw new Error(`${file.name} has ${megabytes(file.size)}; this server takes ${megabytes(about.max_bytes)} at the most.`);
     }
     const form = new FormData();
-    form.append("files", file, file.name || "picture");
+    form.append("files", file, file.name || "image");
     const start = performance.now();
     const { images } = await call("predict?threshold=0", { method: "POST", body: form, signal: mine.signal });
     if (mine !== running) return;
@@ -111,11 +111,11 @@ async function show(file, answer, seconds, mine) {
   const turned = visible && photo.naturalWidth * answer.height !== photo.naturalHeight * answer.width;
   if (!visible) photo.removeAttribute("src");
   $("note").textContent = !visible
-    ? "This browser cannot show pictures of this kind; the boxes are where they belong."
-    : turned ? "This browser shows the picture in another orientation than the server read it." : "";
+    ? "This browser cannot show images of this kind; the boxes are where they belong."
+    : turned ? "This browser shows the image in another orientation than the server read it." : "";
   photo.alt = visible ? answer.name : "";
   photo.hidden = !visible;
-  $("save-picture").disabled = !visible;
+  $("save-image").disabled = !visible;
   const frame = $("frame").style;
   frame.setProperty("--ratio", answer.width / answer.height);
   frame.setProperty("--widest", `${Math.max(320, 4 * answer.width)}px`);
@@ -123,7 +123,7 @@ async function show(file, answer, seconds, mine) {
   $("boxes").setAttribute("viewBox", `0 0 ${answer.width} ${answer.height}`);
   $("view").hidden = $("panel").hidden = false;
   main.classList.add("shown");
-  $("choose").textContent = "Choose another picture";
+  $("choose").textContent = "Choose another image";
   listClasses();
   draw();
 }
@@ -134,7 +134,7 @@ function forget() {
   $("view").hidden = $("panel").hidden = true;
   main.classList.remove("shown");
   $("boxes").replaceChildren();
-  $("choose").textContent = "Choose a picture";
+  $("choose").textContent = "Choose an image";
 }
 
 // ---- what is seen of it
@@ -161,7 +161,7 @@ function drawBoxes() { // alone when the window changes: a new list would take t
   if (!shown) return;
   const found = chosen();
   const { answer } = shown;
-  const unit = answer.width / ($("frame").clientWidth || answer.width); // pixels of the picture in one of the screen
+  const unit = answer.width / ($("frame").clientWidth || answer.width); // pixels of the image in one of the screen
   // the best lies on top, and no frame crosses a label
   const groups = found.map((one, place) => {
     const group = make("g", { "data-place": place });
@@ -260,8 +260,8 @@ function saveJson() {
   save(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }), name, ".json");
 }
 
-function savePicture() {
-  const { name, width, height } = shown.answer; // by the time the file is made another picture may be on the page
+function saveImage() {
+  const { name, width, height } = shown.answer; // by the time the file is made another image may be on the page
   const canvas = document.createElement("canvas");
   const found = chosen().reverse();
   const line = Math.max(2, Math.round(Math.max(width, height) / 400));
@@ -283,7 +283,7 @@ function savePicture() {
     brush.fillText(caption(one), left + size * 0.35, top + high * 0.76);
   }
   const jpeg = shown.file.type === "image/jpeg";
-  const done = (blob) => (blob ? save(blob, name, jpeg ? "-boxes.jpg" : "-boxes.png") : complain("The picture is too large for this browser to save."));
+  const done = (blob) => (blob ? save(blob, name, jpeg ? "-boxes.jpg" : "-boxes.png") : complain("The image is too large for this browser to save."));
   canvas.toBlob(done, jpeg ? "image/jpeg" : "image/png", 0.92);
 }
 
@@ -362,7 +362,7 @@ $("threshold").oninput = $("labels").onchange = draw;
 $("all").onclick = () => tick(true);
 $("none").onclick = () => tick(false);
 $("save-json").onclick = saveJson;
-$("save-picture").onclick = savePicture;
+$("save-image").onclick = saveImage;
 $("found").addEventListener("keydown", (event) => {
   const buttons = [...$("found").querySelectorAll("button")];
   const now = buttons.indexOf(document.activeElement);
