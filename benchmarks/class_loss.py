@@ -57,8 +57,7 @@ Side = Callable[[], object]
 
 def matched(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
     """Logits [B, A, K] about a prior of 2 %, labels [B, A] (0.1 % positives, 0.5 % ignored) and the anchors
-    of each level.
-    """
+    of each level."""
     counts = [9 * (-(-options.side // stride)) ** 2 for stride in STRIDES]
     generator = torch.Generator().manual_seed(0)
     shape = options.batch, sum(counts)

@@ -111,8 +111,7 @@ def loss(options: argparse.Namespace) -> dict[str, Any]:
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
     """Steps of torchvision's model, of ours, and of ours compiled; and how many operations one of ours
-    has.
-    """
+    has."""
     boxes = corners(options)
     batch = pictures_with(boxes, torch.arange(8) * 9, options.side, options.batch)
     states = {

@@ -132,8 +132,7 @@ def exponent(name: str, points: list[dict[str, float]], kind: str) -> float:
 
 def plot(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Time above, memory below, with the line of what is expected: proportional from the largest point
-    down.
-    """
+    down."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -67,8 +67,7 @@ COLUMNS = ("files", "image_ids", "sizes", "first", "boxes", "labels", "crowd", "
 
 def generated(folder: Path, count: int) -> Dataset:
     """Busy scenes of 640 x 480 as JPEG of quality 90 (40 to 120 kB, as photographs have), with their
-    boxes.
-    """
+    boxes."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
@@ -125,8 +124,7 @@ def torchvision_sample(data: Dataset, number: int) -> tuple[Tensor, dict[str, Te
 
 def measure_pictures(data: Dataset, batch: int, scale: int, repeats: int) -> dict[str, Any]:
     """Seconds of all pictures of `data` in batches of `batch`, by both sides, and by the loader's part of
-    each.
-    """
+    each."""
     preprocess = Preprocess(scale)
     samples = _Samples(data, preprocess, Augment(flip=0.5), 0, 10**9)
     sampler = Sampler(data.sizes, batch, 0, preprocess)
@@ -173,8 +171,7 @@ def measure_pictures(data: Dataset, batch: int, scale: int, repeats: int) -> dic
 
 def write_index(folder: Path, images: int, boxes: int) -> Path:
     """A COCO file with images that do not exist, in a few seconds: boxes in no order, ids with gaps, areas of
-    masks.
-    """
+    masks."""
     rng = np.random.default_rng(0)
     ids = np.sort(rng.choice(5 * images, images, replace=False)).tolist()
     image, label = rng.integers(0, images, boxes).tolist(), rng.integers(1, 81, boxes).tolist()
@@ -271,8 +268,7 @@ class Probe(TorchDataset[dict[str, float]]):
 
 def measure_workers(data: Dataset, way: str, workers: int) -> dict[str, float] | None:
     """What a worker of a data loader holds after it touched the whole index: its own, and together with
-    others, in MB.
-    """
+    others, in MB."""
     if not os.path.exists("/proc/self/smaps_rollup") or way not in multiprocessing.get_all_start_methods():
         return None
     told = []

@@ -1,6 +1,5 @@
 """What the scripts beside this one share: sides that take turns, medians, and a record of what was measured
-where.
-"""
+where."""
 
 from __future__ import annotations
 
@@ -60,8 +59,7 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 def arithmetic(call: Callable[[], object]) -> int:
     """The multiplications and additions of the matrix products and convolutions of a call, forward and
-    backward.
-    """
+    backward."""
     with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
@@ -71,8 +69,7 @@ def product(
     precision: str, device: torch.device | str = "cpu", side: int = 4096
 ) -> tuple[Callable[[], object], int]:
     """A square matrix product in fp32, bf16 or int8, the most that a machine is made for, and its
-    arithmetic.
-    """
+    arithmetic."""
     if precision == "int8":
         whole, other_whole = (
             torch.randint(-127, 128, (side, side), device=device, dtype=torch.int8) for _ in range(2)
@@ -87,8 +84,7 @@ def record(
     script: str, figures: Mapping[str, Any], device: torch.device | str = "cpu", out: Path | None = None
 ) -> Path:
     """Write what a script (`__file__`) measured, with date, machine and versions, to results/SCRIPT.json or
-    to `out`.
-    """
+    to `out`."""
     path = out or RESULTS / f"{Path(script).stem}.json"
     about = {
         "script": f"benchmarks/{Path(script).name}",

@@ -62,8 +62,7 @@ def predictions(
     shapes: list[tuple[int, int, int]], fractions: list[float], seed: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Logits and offsets of each level, and of each level the fraction of its pairs that lies above the
-    threshold.
-    """
+    threshold."""
     generator = torch.Generator().manual_seed(seed)
     logits = [
         spread(shape, min(fraction, 0.5), generator)

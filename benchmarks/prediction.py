@@ -131,8 +131,7 @@ def main() -> None:
 @torch.no_grad()
 def untrained(side: int, picture: Path) -> Any:
     """torchvision's RetinaNet with random weights, the last ones scaled so that on the picture 1 pair in
-    10,000 scores above 0.05.
-    """
+    10,000 scores above 0.05."""
     torch.manual_seed(0)
     model: Any = retinanet_resnet50_fpn(
         weights=None, weights_backbone=None, min_size=side, max_size=side * 5 // 3
@@ -163,8 +162,7 @@ def agreement(
     theirs: dict[str, torch.Tensor], ours: retinanet.Detections, ids: torch.Tensor
 ) -> dict[str, float]:
     """How many boxes each side has, and the share of theirs that ours has too: same class, IoU above 0.99,
-    score within 1e-3.
-    """
+    score within 1e-3."""
     same = (theirs["labels"][:, None].cpu() == ids[ours.labels]) & (
         (theirs["scores"][:, None].cpu() - ours.scores).abs() < 1e-3
     )
@@ -183,8 +181,7 @@ def run(*words: str) -> None:
 
 def first_box(model: Path, picture: Path, device: str, precision: str, scale: int) -> dict[str, float]:
     """Seconds of `retinanet predict` as a user sees them, and of the same steps one by one in another fresh
-    process.
-    """
+    process."""
     start = time.perf_counter()
     run(
         "predict",

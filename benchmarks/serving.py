@@ -244,8 +244,7 @@ class Load:
 
     def ask(self, number: int) -> tuple[int, int]:
         """Send a picture over this thread's own connection; (status, seconds to wait before the next), status
-        0 without an answer.
-        """
+        0 without an answer."""
         if not hasattr(self.local, "connection"):
             self.local.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
             self.connections.append(self.local.connection)
@@ -282,8 +281,7 @@ class Load:
 
     def press(self, clients: int, seconds: float, watch: Callable[[], None]) -> float:
         """All clients at once, each sending as soon as it has its answer; answers a second, the first tenth
-        left out (at most 5 s).
-        """
+        left out (at most 5 s)."""
         start = time.perf_counter()
         stop, numbers = threading.Event(), count()
 
@@ -310,8 +308,7 @@ def saturate(
     server: Server, load: Load, detector: Detector, options: argparse.Namespace
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """The bare detector and the server in turns, a minute of load at a time; the server's memory
-    meanwhile.
-    """
+    meanwhile."""
     pictures = [as_image(file) for file in (load.files * options.max_batch)[: options.max_batch]]
     batch = detector.preprocess.stack([detector.preprocess.resized(one) for one in pictures])
     originals = [(one.shape[1], one.shape[2]) for one in pictures]
@@ -371,8 +368,7 @@ def pace(call: Callable[[], int], seconds: float) -> tuple[float, float]:
 
 def half_load(load: Load, rate: float, seconds: float) -> dict[str, Any]:
     """Requests at random moments, `rate` a second: the latency of good answers from the moment that was
-    drawn, and what else came.
-    """
+    drawn, and what else came."""
     rng = random.Random(0)
     before = load.statuses.copy()
 

@@ -88,8 +88,7 @@ def loader(data: Dataset, options: argparse.Namespace, forever: bool) -> DataLoa
 
 def build(classes: int, scale: int) -> RetinaNet:
     """torchvision's RetinaNet on a ResNet-18. Its head is all sigmoids, so that the labels 0..K-1 need no
-    background class.
-    """
+    background class."""
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18",
         weights=None,
@@ -106,8 +105,7 @@ def train(
     model: RetinaNet, batches: DataLoader[Sample], seconds: float, start: float, options: argparse.Namespace
 ) -> tuple[int, float]:
     """-> the number of steps that fit between `start` and `start + seconds`, and the seconds that they
-    took.
-    """
+    took."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     model.train()
     step, first = 0, time.perf_counter()
@@ -138,8 +136,7 @@ def train(
 @torch.inference_mode()
 def predict(model: RetinaNet, data: Dataset, options: argparse.Namespace) -> Results:
     """Everything that torchvision answers by default (score above 0.05, NMS at 0.5, at most 300 a picture),
-    as columns.
-    """
+    as columns."""
     model.eval()
     answers: list[dict[str, Tensor]] = []
     for batch in loader(data, options, forever=False):

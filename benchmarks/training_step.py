@@ -192,8 +192,7 @@ def bare(state: TrainState, batch: Batch) -> Callable[[], object]:
 
 def theirs(precision: str, boxes: Tensor, options: argparse.Namespace) -> Callable[[], object]:
     """torchvision's model, as its reference training uses it: lists of float pictures in, a dict of losses
-    out.
-    """
+    out."""
     model: nn.Module = torchvision_model(options.side, options.backbone).to(options.device).train()
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=RATE, momentum=0.9, weight_decay=1e-4
@@ -217,8 +216,7 @@ def theirs(precision: str, boxes: Tensor, options: argparse.Namespace) -> Callab
 
 def torchvision_model(side: int, name: str) -> Any:
     """torchvision's RetinaNet as it trains from ImageNet's weights: stem, first stage and batch norms
-    frozen.
-    """
+    frozen."""
     backbone = resnet_fpn_backbone(
         backbone_name=name,
         weights=None,
@@ -235,8 +233,7 @@ def torchvision_model(side: int, name: str) -> Any:
 @torch.no_grad()
 def calm(model: nn.Module) -> None:
     """Random weights under frozen statistics double the activations with each block; the last norm of a block
-    holds them down.
-    """
+    holds them down."""
     for name, value in [*model.named_buffers(), *model.named_parameters()]:
         if name.endswith(("bn3.weight", "bn2.weight")):
             value.fill_(0.2 if name.endswith("bn3.weight") else 0.5)
@@ -244,8 +241,7 @@ def calm(model: nn.Module) -> None:
 
 def peak(name: str, options: argparse.Namespace) -> int:
     """Bytes of memory that a side needs for two steps: on a GPU all, on a CPU (Linux) what comes on top of
-    the imports.
-    """
+    the imports."""
     imports = resident("VmRSS")
     call = step(name, options)
     for _ in range(2):
@@ -260,8 +256,7 @@ def peak(name: str, options: argparse.Namespace) -> int:
 
 def resident(kind: str) -> int:
     """Bytes of this process that are in memory (VmRSS), or the most that ever were (VmHWM), which a parent's
-    do not count for.
-    """
+    do not count for."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(kind))
 

@@ -107,9 +107,7 @@ COMMANDS = {
     ),
     "export": Command(EXPORT, "commands.export:run", options.ExportConfig, ("model",)),
     "models": Command(
-        "List the published weights that can be named in place of a file.",
-        "commands.models:run",
-        None,
+        "List the published weights that can be named in place of a file.", "commands.models:run", None
     ),
     "audit": Command(AUDIT, "audit.run:run", options.AuditConfig, ("model", "data")),
     "lab": Command(LAB, "lab.command:experiment", options.LabConfig, ("data",)),

@@ -22,8 +22,7 @@ BATCH_TO_STEP = ["training.loop", "training.setup", "training.optim", "structure
 BATCH_TO_STEP += ["model.retinanet", "model.backbone", "model.criterion", "ops.anchors", "ops.assign"]
 BATCH_TO_STEP += ["ops.boxes", "ops.losses"]
 """`assign_fast` and `fused` are faster forms of `assign` and `losses`, held equal to them by tests. What
-`autocast` and `all_reduce_sum` do, their names say.
-"""
+`autocast` and `all_reduce_sum` do, their names say."""
 DISK_TO_BATCH = ["data.dataset", "data.formats.coco", "data.loader", "data.images", "data.augment"]
 DISK_TO_BATCH += ["data.sampler", "model.resize"]
 READING = {"batch to step": BATCH_TO_STEP, "disk to step": DISK_TO_BATCH + BATCH_TO_STEP}

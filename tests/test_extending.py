@@ -1,6 +1,5 @@
 """What a user adds from outside, without a change to the package: losses, an assigner, a backbone, a neck, a
-format. Each of them trains.
-"""
+format. Each of them trains."""
 
 import typing
 from dataclasses import replace

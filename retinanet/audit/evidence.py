@@ -189,8 +189,7 @@ def rename_and_move(evidence: Rows, found: Predictions, truth: Truth) -> None:
 
 def drop(evidence: Rows, spots: Spots, overlap: Tensor, labels: Tensor) -> None:
     """The predictions that would have no box if each box [G] were dropped; those of its own class would be
-    the partner of a moved box too. overlap [G, P]
-    """
+    the partner of a moved box too. overlap [G, P]"""
     evidence["dropped_p"] = np.nan
     if len(spots.boxes):
         about = torch.where(overlap >= SAME, spots.p, 0)  # [G, P]

@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from ..config.commands import AuditConfig
-from ..config.io import check, from_json, to_json
+from ..config.io import check, from_json, reading, to_json
 from ..config.schema import TrainConfig
 from ..data.dataset import Dataset, Flags, Floats
-from ..data.formats.detect import open_dataset
 from ..data.images import MAX_PIXELS
 from ..data.loader import evaluation_batches
-from ..data.splits import in_model_classes
-from ..data.validate import validate
+from ..data.splits import in_model_classes, open_split
 from ..device import describe, pick_workers, versions
-from ..errors import ConfigError, unknown_name_error
+from ..errors import ConfigError
 from ..files import next_free, refuse_run, write_atomically
 from ..inference.detector import Detector
 from ..inference.load import load
@@ -74,7 +72,9 @@ def run(model: str, data: str, config: AuditConfig) -> LossAnalysis:
         raise ConfigError("an audit looks at one scale; use --scale in place of --scales")
     refuse_run(config.out)
     detector = load(model, config.device, config.precision, config.scale)
-    dataset = in_model_classes(chosen_split(data, config), detector.names)
+    dataset = in_model_classes(
+        open_split(data, config.split, any_split=True, **reading(config)), detector.names
+    )
     criterion, settings = criterion_of(model, dataset)
     machine, workers = describe(detector.device), pick_workers(config.workers, detector.device)
     log.info("auditing %s on %s: %d images on %s", model, dataset.split, len(dataset), machine)
@@ -110,18 +110,6 @@ def run(model: str, data: str, config: AuditConfig) -> LossAnalysis:
     )
     log.info("%d suspects: look at %s", len(listed), out / "audit.html")
     return found
-
-
-def chosen_split(path: str, config: AuditConfig) -> Dataset:
-    """The split of that name, validated; without a name val if there is one, else the only one."""
-    splits = open_dataset(path, config.layout, config.images)
-    split = config.split or next((name for name in ("val", "all") if name in splits), next(iter(splits)))
-    if split not in splits:
-        raise unknown_name_error("split", split, splits)
-    data, problems = validate(splits[split], config.invalid, max_pixels=config.max_pixels)
-    if problems:
-        log.info("%s: %d problems met with --invalid %s", split, len(problems), config.invalid)
-    return data
 
 
 def criterion_of(model: str, data: Dataset) -> tuple[Criterion, dict[str, Any]]:

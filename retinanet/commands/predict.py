@@ -44,7 +44,7 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     """Predict for files, folders, globs, lists, or a split; true when every image could be read.
 
     --out gets predictions.json (COCO results: everything above the model's own score threshold), images.json
-    (which id is which image), failed.json (which could not be read, if any) and images/ with the boxes
+    (which id is which image), failed.json (which could not be read, if any) and drawn/ with the boxes
     above --threshold. Without --out the detections are printed. Several processes (torchrun) share the
     images, and a run that was stopped continues: see `shards`. Videos come first, each with files of its own:
     see `video`.
@@ -96,12 +96,12 @@ def show(detector: Detector, data: Dataset, threshold: float, config: PredictCon
     blocks = blocks_of(len(data))[rank() :: world()]
     failed = 0
     for block in blocks:
-        for index, answer, _ in answers(detector, data, block, config):
-            if isinstance(answer, DataError):
+        for index, found, _ in found_in(detector, data, block, config):
+            if isinstance(found, DataError):
                 failed += 1
-                log.error("%s", answer)
+                log.error("%s", found)
                 continue
-            shown = answer.above(threshold)
+            shown = found.above(threshold)
             # printed at once, so that no other process prints between the lines
             lines = [f"{data.path(index)}: {len(shown)} objects", *map(line, shown)]
             print("\n".join(lines) + "\n", end="", flush=True)
@@ -122,14 +122,14 @@ def store(
         for number, block in todo.items():
             found: dict[int, Detections] = {}
             failed: dict[int, str] = {}
-            for index, answer, image in answers(detector, data, block, config, config.save_images):
+            for index, one, image in found_in(detector, data, block, config, config.save_images):
                 try:
-                    if isinstance(answer, DataError):
-                        raise answer
+                    if isinstance(one, DataError):
+                        raise one
                     if names is not None:
                         file = folder.path / DRAWN / names[index]
-                        drawing.draw(file, data.path(index), image, answer.above(threshold))
-                    found[index] = answer
+                        drawing.draw(file, data.path(index), image, one.above(threshold))
+                    found[index] = one
                 except DataError as error:
                     log.error("%s", error)
                     failed[index] = str(error)
@@ -162,8 +162,7 @@ class Drawing:
         self._waiting: deque[Future[None]] = deque()
 
     def draw(self, file: Path, source: Path, image: Tensor | None, found: Detections) -> None:
-        """Save the image with its boxes, soon; one that was too large to be kept (None) is decoded again and
-        saved at once."""
+        """Save the image with its boxes, soon; without an image it is decoded again and saved at once."""
         if image is None:
             save(file, draw(read_image(source, self.max_pixels), found))
             return
@@ -183,18 +182,12 @@ class Drawing:
         self._pool.shutdown(cancel_futures=True)
 
 
-def answers(
-    detector: Detector,
-    data: Dataset,
-    block: range,
-    config: PredictConfig,
-    with_images: bool = False,
+def found_in(
+    detector: Detector, data: Dataset, block: range, config: PredictConfig, with_images: bool = False
 ) -> Iterator[tuple[int, Detections | DataError, Tensor | None]]:
     """(index, detections, decoded image if wanted and kept) of the images of a block, as they come."""
-    paths = [data.path(index) for index in block]
-    for position, found, image in stream_with_images(
-        detector, paths, config.batch, config.workers, config.max_pixels, with_images
-    ):
+    paths, how = [data.path(index) for index in block], (config.batch, config.workers, config.max_pixels)
+    for position, found, image in stream_with_images(detector, paths, *how, with_images):
         yield block[position], found, image
 
 

@@ -111,8 +111,7 @@ class ServeConfig:
     """Port to listen on. 0: a free one, which is printed."""
     token: str | None = None
     """Token that requests must send (Authorization: Bearer TOKEN). None: the variable RETINANET_TOKEN, which
-    process lists do not show.
-    """
+    process lists do not show."""
     auth: bool = True
     """--no-auth: everybody who reaches the address is served."""
     hosts: tuple[str, ...] = ()
@@ -186,8 +185,7 @@ class CheckConfig(SourceOptions):
 @dataclass(frozen=True)
 class LabConfig:
     """A table or figure of the paper on your own data. Each row is a training. `out` is the folder of the
-    study, `budget` that of one row.
-    """
+    study, `budget` that of one row."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
 

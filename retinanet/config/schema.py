@@ -223,8 +223,7 @@ class TrainConfig(DataOptions):
     """Length: 7min, 2h, 300it, 12ep or 1440000im (images shown). None: a length that fits the data."""
     init: str = setting("imagenet", group="run")
     """Start of training: imagenet (backbone weights, through timm), none (from scratch), or a model: a run, a
-    file or a name of `retinanet models`. Its network is used; class rows are matched by name.
-    """
+    file or a name of `retinanet models`. Its network is used; class rows are matched by name."""
     batch: int | Literal["auto"] = setting(16, 1, 1 << 30, group="schedule")
     """Images per optimiser step over all processes. auto: as many as fit on a GPU; the rate follows."""
     micro_batch: int | None = setting(None, 1, 1 << 30, group="schedule")

@@ -194,8 +194,7 @@ def _opened(
 @contextmanager
 def _our_limit_only(pixels: float, max_pixels: int) -> Iterator[None]:
     """Pillow holds a TIFF, and a GIF's first frame, against its own limit: ours takes its place meanwhile, in
-    one thread at a time, since Pillow's is a global. (To open a GIF Pillow may need a canvas of its size.)
-    """
+    one thread at a time, since Pillow's is a global. (To open a GIF Pillow may need a canvas of its size.)"""
     if Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS:
         yield
         return
@@ -260,9 +259,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """[H, W, 3] turned so that the first row is the top: EXIF's eight cases are a transposition, a mirror and
-    a flip, each or not.
-    """
+    """[H, W, 3] turned so that the first row is the top: EXIF's eight cases."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

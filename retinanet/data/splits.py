@@ -70,15 +70,17 @@ def open_split(
     max_pixels: int = MAX_PIXELS,
     headers: bool = True,
     need_boxes: bool = True,
+    any_split: bool = False,
 ) -> Dataset:
     """One validated split of a data set: `split`, else val, else a data set that is not split at all.
 
-    ConfigError where there is only train: its AP would be taken for what it is not, so a user has to ask
-    for it.
+    ConfigError where there is only train, unless `any_split`: its AP would be taken for what it is not, so a
+    user has to ask for it.
     """
     splits = open_dataset(path, layout, images)
     if split is None:
-        split = next((name for name in ("val", "all") if name in splits), None)
+        names = ("val", "all", *splits) if any_split else ("val", "all")
+        split = next((name for name in names if name in splits), None)
         if split is None:
             raise ConfigError(
                 f"{path} has no validation split; choose one of its splits with --split: {', '.join(splits)}"

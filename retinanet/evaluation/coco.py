@@ -53,9 +53,7 @@ class Curves:
     thresholds: Floats
     """[101] 0, 0.01 .. 1."""
     f1: Floats
-    """[101] F1 over all classes when the detections with at least that score are kept; zeros without
-    objects.
-    """
+    """[101] F1 over all classes of the detections with at least that score; zeros without objects."""
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,7 @@ def _opened(data: Dataset | str | Path, split: str | None, names: list[str], max
 def predict_multi_view(
     detector: Detector, data: Dataset, batch: int, workers: int, max_pixels: int
 ) -> Iterator[tuple[int, Detections]]:
-    """(index, detections) of this process's images, in batches that do not depend on the number of
-    processes."""
+    """(index, detections) of this process's images; batches do not depend on the number of processes."""
     if detector.tiling is not None:  # the tiles of `batch` images are gathered, then it begins anew
         indices = [index for index in range(len(data)) if index // batch % world() == rank()]
     else:

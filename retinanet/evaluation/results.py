@@ -53,9 +53,7 @@ class Results:
 def collect(
     dataset: Dataset, detections: Sequence[Detections], images: Sequence[int] | None = None
 ) -> Results:
-    """One Detections for each image of the data set, in its order -> columns; with `images` those of these
-    images only.
-    """
+    """One Detections for each image of the data set -> columns; with `images` those of these images only."""
     images = range(len(dataset)) if images is None else images
     if len(detections) != len(images):
         raise ValueError(f"{len(images)} images need as many Detections, not {len(detections)}")
@@ -84,9 +82,7 @@ def write_results(file: Path, dataset: Dataset, results: Results) -> None:
 
 
 def result_rows(dataset: Dataset, results: Results) -> Iterator[str]:
-    """The entries of a COCO result file: the source's image and category ids, boxes as [x, y, width,
-    height].
-    """
+    """The rows of a COCO result file: the source's image and category ids, boxes as [x, y, width, height]."""
     columns = (
         dataset.image_ids[results.images].tolist(),
         np.array(dataset.category_ids, dtype=np.int64)[results.labels].tolist(),

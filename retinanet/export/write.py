@@ -45,10 +45,7 @@ FORMATS = {
 }
 """Suffix, precisions, and why the others are refused."""
 
-NEEDS = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
-}
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 
 
 def export(detector: Detector, path: str | Path, format: str | None = None) -> Path:

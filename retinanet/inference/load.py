@@ -118,8 +118,7 @@ def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int
 
 def resolve_weights(model: str | Path, also: Sequence[str] = ()) -> Path:
     """The file of weights that a run folder, a path, a published name or hf:OWNER/NAME means; what is on the
-    disk always wins. `also` are words that may have been meant.
-    """
+    disk always wins. `also` are words that may have been meant."""
     path = Path(model)
     if path.is_dir():
         if not (path / "model.safetensors").exists():

@@ -27,13 +27,10 @@ log = logging.getLogger("retinanet")
 
 LARGEST = 1000
 """Images of a block: what a stop may cost (seconds on a GPU, a quarter of an hour on a CPU), while a
-million make a thousand files.
-"""
+million make a thousand files."""
 
 SMALLEST = 200
-"""The loader starts again for each block: 0.1 s with one process, 0.4 s with four (measured), little beside
-the time of 200 images.
-"""
+"""The loader starts again for each block: 0.1 s with one process, 0.4 s with four (measured)."""
 
 SHARES = 16
 """Blocks of a list in between: enough for eight processes to have equal shares."""

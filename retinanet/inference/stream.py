@@ -20,8 +20,7 @@ from .detector import Detector, Part, parts_of
 from .tiles import Tiling
 
 KEPT = 1 << 28
-"""Bytes of decoded images that are kept for the caller while they wait for their batch; one image may have a
-quarter of them."""
+"""Bytes of decoded images that are kept while they wait for their batch; one may have a quarter of them."""
 
 Failure = tuple[int, str]
 """The position of an image, and why it cannot be read."""

@@ -26,16 +26,14 @@ SIZES = (32, 1 << 16)
 OVERLAP = 0.25
 
 SLACK = 0.1
-"""A box is cut where it comes this near to a seam, as a fraction of its own side: a detector's boxes may be
-off by as much."""
+"""A box is cut where it comes this near to a seam, as a fraction of its own side."""
 
 SMALL = 1 / 6
 """Fraction of the tile side. Smaller objects are taken from tiles only; larger ones also from the whole
 image, where their size may be known better."""
 
 EQUAL = 0.5
-"""What enlarges a box must have this fraction of its score: a detector gives many boxes of low score around
-every object."""
+"""What enlarges a box has at least this fraction of its score: weak boxes are around every object."""
 
 INF = math.inf
 
@@ -169,8 +167,7 @@ class Pieces(NamedTuple):
 
 
 def tile_offsets(length: int, size: int, overlap: float = OVERLAP) -> list[int]:
-    """Where tiles begin along a side: evenly spread, the last ends with the image, neighbours share `overlap`
-    of a tile or more."""
+    """Where tiles begin along a side: evenly spread, neighbours share `overlap` of a tile or more."""
     if length <= size:
         return [0]
     step = max(1, size - math.ceil(size * overlap))
@@ -233,8 +230,7 @@ def stitch(pieces: Pieces, threshold: float) -> Pieces:
 
 
 def _longer(piece: Pieces, others: Tensor, lines: Tensor) -> tuple[int, int] | None:
-    """A side at which a piece is cut, and the first of the `others` [N] that goes on there; None if none
-    does."""
+    """A side at which a piece is cut, and the first of the `others` [N] that goes on there, or None."""
     low, high = lines[:, :2] < piece.lines[:2], lines[:, 2:] > piece.lines[2:]
     further = torch.cat([low, high], dim=1) & others[:, None]
     for side in range(4):

@@ -54,8 +54,7 @@ def check_videos(
 
 
 def not_ours(videos: Sequence[Path], out: Path | None) -> list[Path]:
-    """The videos without those that were drawn here: where --out lies inside a source, a run that continues
-    finds them."""
+    """The videos without those drawn here, which a continued run finds if --out is in a source."""
     if out is None:
         return list(videos)
     folder = os.path.abspath(out)
@@ -69,8 +68,7 @@ def not_ours(videos: Sequence[Path], out: Path | None) -> list[Path]:
 
 
 def show_videos(detector: Detector, videos: Sequence[Path], threshold: float, config: PredictConfig) -> bool:
-    """Print how many objects of each class the frames of this process's videos hold; true when all could be
-    decoded."""
+    """Print the objects of each class in the frames of this process's videos; true when all were decoded."""
     good = True
     for file in videos[rank() :: world()]:
 
@@ -206,8 +204,7 @@ def detect(detector: Detector, batches: Iterator[list[Frame]], size: int, use: U
 
 
 def row(frame: Frame, found: Detections, category_ids: Sequence[int]) -> dict[str, Any]:
-    """A line of the JSON: boxes and scores as in predictions.json, [x, y, width, height] in pixels of the
-    upright frame."""
+    """A line of the JSON: as in predictions.json, [x, y, width, height] in pixels of the upright frame."""
     boxes, scores, labels = found.numpy()
     columns = (
         labels.tolist(),

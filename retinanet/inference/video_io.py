@@ -218,8 +218,7 @@ class VideoWriter:
             self._container.close()
 
     def write(self, pixels: Tensor, time: Fraction) -> None:
-        """One more image [3, H, W] uint8 RGB, at `time` in seconds, or a tick after the last where the clip's
-        clock stands still."""
+        """Write an image [3, H, W] uint8 RGB at `time` in seconds, at least a tick after the last."""
         image = pixels.permute(1, 2, 0).numpy()
         height, width = image.shape[:2]
         image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

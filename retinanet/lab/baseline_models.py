@@ -25,8 +25,7 @@ from ..model.retinanet import stride2_conv
 
 class Padded(ImageList):
     """A padded and normalised batch [B, 3, H, W] in the place of torchvision's list of images; `sizes` [B, 2]
-    are those without the padding.
-    """
+    are those without the padding."""
 
     def __init__(self, images: Tensor, sizes: Tensor) -> None:
         super().__init__(images, [(int(height), int(width)) for height, width in sizes.tolist()])
@@ -50,8 +49,7 @@ class Untouched(nn.Module):
 
 class FinerBackbone(Backbone):
     """`Backbone` with C2, the map at 1/4, before the others, and with the same first weights: the pyramid of
-    Faster R-CNN begins there.
-    """
+    Faster R-CNN begins there."""
 
     def __init__(self, name: str, norm: str, eps: float, stride: str) -> None:
         super().__init__(name, norm, eps, stride)
@@ -121,8 +119,7 @@ class Coarser(nn.Module):
 
 def faster_rcnn_fpn(config: ModelConfig, classes: int) -> nn.Module:
     """Faster R-CNN on P2..P6. As in the FPN paper each level has anchors of one size, which doubles from
-    level to level; 32 px are on P2, where RetinaNet has them on P3.
-    """
+    level to level; 32 px are on P2, where RetinaNet has them on P3."""
     net, post = config.network, config.postprocess
     body = FinerBackbone(net.backbone, net.backbone_norm, net.backbone_eps, net.backbone_stride)
     neck = FeaturePyramidNetwork(body.channels, net.channels, LastLevelMaxPool())
@@ -148,9 +145,7 @@ SSD_EXTRA = (512, 256, 256)
 
 
 def ssd(config: ModelConfig, classes: int) -> nn.Module:
-    """SSD on C3..C5 and three coarser maps, with the default boxes of SSD300: shares of the padded image,
-    whatever `anchor_size` is.
-    """
+    """SSD on C3..C5 and three coarser maps, with the default boxes of SSD300, whatever `anchor_size` is."""
     net, post, scale = config.network, config.postprocess, config.preprocess.scale
     body = Backbone(net.backbone, net.backbone_norm, net.backbone_eps, net.backbone_stride)
     model: nn.Module = SSD(

@@ -98,8 +98,7 @@ def _shares(values: Tensor) -> dict[str, Any]:
 
 def cumulative(values: NDArray[Any]) -> list[float] | None:
     """Losses [N] -> [201]: the share of their sum that the easiest 0, 0.5, ... 100 % of them hold; None
-    without a finite sum above 0.
-    """
+    without a finite sum above 0."""
     sums = np.concatenate([[0.0], np.cumsum(np.sort(values), dtype=np.float64)])
     if not (0 < sums[-1] < math.inf):
         return None

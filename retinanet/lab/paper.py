@@ -145,8 +145,7 @@ def ap(table: str, **columns: Value) -> float | None:
 
 def speed_points() -> list[tuple[str, str, float, float]]:
     """(series, label, milliseconds on an M40, AP in percent) of all detectors that have a time: Table 1e, and
-    the sentence of Sec. 5.2.
-    """
+    the sentence of Sec. 5.2."""
     points = []
     for row in TABLES["table1e"].rows:
         depth, scale, score, milliseconds = row[0], row[1], row[2], row[-1]

@@ -50,8 +50,7 @@ def cell(value: Any) -> str:
 @dataclass(frozen=True)
 class Claim:
     """What the paper concludes: the AP of `high` is above that of every row of `low`; or all rows of `fails`
-    diverge or learn nothing, while `control` trains.
-    """
+    diverge or learn nothing, while `control` trains."""
 
     text: str
     high: Values = field(default_factory=dict)

@@ -136,9 +136,7 @@ class Criterion:
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """The losses that are divided by the positives of the whole step, so that parts of it need their
-        number.
-        """
+        """The losses that are divided by the positives of the whole step."""
         if self.normalize == "image":
             return ()
         return ("class_loss", "box_loss") if self.mining == "none" else ("box_loss",)

@@ -12,10 +12,7 @@ from ..ops.anchors import inside
 from ..ops.boxes import area, clip, decode
 from ..ops.nms import exact_nms
 
-WORDS = {
-    "clip_boxes": ("before", "after"),
-    "empty_boxes": ("kept", "dropped"),
-}
+WORDS = {"clip_boxes": ("before", "after"), "empty_boxes": ("kept", "dropped")}
 
 CHUNK = 16384  # anchors
 

@@ -9,18 +9,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-RESIZES = ("antialias", "plain", "pillow", "opencv")
-
 
 def target_size(
     height: int, width: int, short: float, limit: float, kind: str = "antialias"
 ) -> tuple[int, int]:
-    """Height and width with the short side `short`, unless the long one would exceed `limit`: then that one
-    decides. Rounded.
+    """Rounded height and width: the short side becomes `short`, but the long one at most `limit`.
 
     plain   cut instead of rounded (torchvision's GeneralizedRCNNTransform)
-    pillow  the second factor on top of the first, whose rounding shows in one size of 7,000 (Detectron2's
-            ResizeShortestEdge)
+    pillow  the second factor on top of the first, which shows in one size of 7,000 (Detectron2)
     """
     low, high = min(height, width), max(height, width)
     if kind == "pillow":

@@ -251,9 +251,7 @@ class RetinaNet(nn.Module):
         return [f"P{stride.bit_length() - 1}" for stride in self.strides]
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Normalised images [B, 3, H, W] -> per level logits [B, HWA, K] and offsets [B, HWA, 4], in the
-        order of `anchors`.
-        """
+        """Normalised images [B, 3, H, W] -> per level logits [B, HWA, K] and offsets [B, HWA, 4]."""
         features = self.backbone(images)  # (a) C3, C4, C5
         pyramid = self.pyramid(features)  # (b) P3 .. P7
         logits = [per_anchor(self.class_subnet(level), self.num_classes) for level in pyramid]  # (c)

@@ -172,8 +172,7 @@ def _compiled(
     logits: Tensor, labels: Tensor, weight: Tensor | None, loss_and_grad: LossAndGrad, gradient: Tensor
 ) -> Tensor | None:
     """What `_value_and_grad` does, in one compiled loop. None where compiling fails, has failed in this
-    process, or is under way already; then `gradient` holds nothing of use.
-    """
+    process, or is under way already; then `gradient` holds nothing of use."""
     if not COMPILER["works"] or torch.compiler.is_compiling():
         return None
     if weight is not None:
@@ -297,8 +296,7 @@ def _cross_entropy(neg_logit: Tensor) -> tuple[Tensor, Tensor]:
 def _focal(neg_logit: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Eq. 4 and 10. 1 - p_t = sigmoid(neg_logit) is exact when it is small. When it is large,
     p_t = 1 - (1 - p_t) loses digits, but then adds almost nothing to the gradient. Autograd differentiates
-    nothing here, so any gamma is safe at 1 - p_t = 0.
-    """
+    nothing here, so any gamma is safe at 1 - p_t = 0."""
     if gamma == 0:
         return _cross_entropy(neg_logit)
     miss, loss = _sigmoid_and_softplus(neg_logit)  # 1 - p_t and -log p_t

@@ -79,8 +79,7 @@ def focal_loss_star(
     reduction: str = "none",
 ) -> Tensor:
     """Eq. 7 and 8 (Appendix A): FL* = -log(p_t*) / gamma, with p_t* = sigmoid(gamma x_t + beta). Shapes as in
-    `focal_loss`; gamma > 0.
-    """
+    `focal_loss`; gamma > 0."""
     if gamma <= 0:
         raise ConfigError(f"gamma must be above 0 for FL*, not {gamma}")
     loss = -F.logsigmoid(gamma * logit_of_truth(logits, targets) + beta) / gamma

@@ -19,8 +19,7 @@ from .assign import BACKGROUND, IGNORE
 from .boxes import iou
 
 PREFIX = 4
-"""NMS looks first at so many times the wanted examples: all 120,000 take 5 s at 0.5 and 36 s at 0.7 on a CPU
-core."""
+"""NMS first sees so many times the wanted examples: all 120,000 take 5 to 36 s on a CPU core."""
 
 
 def hardest(scores: Tensor, boxes: Tensor, count: int, nms_threshold: float | None) -> Tensor:

@@ -216,8 +216,7 @@ class Batcher:
         return found
 
     def _conclude(self, batch: Sequence[Job], outcome: list[Detections] | BaseException) -> None:
-        """Give running futures their results, or the error. They leave the queue first: a client may send the
-        next image at once."""
+        """Give running futures their results or the error, after they have left the queue."""
         if isinstance(outcome, BaseException):
             unreadable = isinstance(outcome, DataError)
             self._failures += 0 if unreadable else len(batch)

@@ -36,8 +36,7 @@ CPU_BATCHES = (1, 2, 4, 8)
 
 LARGEST = 16
 """Times `lr_batch`: beyond, the rules for scaling the learning rate are not known to hold for detectors (Peng
-et al. 2018: 16 to 256).
-"""
+et al. 2018: 16 to 256)."""
 
 FEWEST = 8
 """Steps that an epoch keeps."""

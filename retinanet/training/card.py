@@ -36,9 +36,7 @@ FEW = 12
 
 PRIVATE = ["out", "images", "init", "layout", "device", "workers", "micro_batch", "precision", "compile"]
 PRIVATE += ["max_pixels", "budget", "seed", "validations", "log_every", "save_every", "tensorboard"]
-"""Settings that are not named as changes of the preset: other lines have them, or they do not affect what is
-learned.
-"""
+"""Settings that are not named as changes of the preset: named elsewhere, or without effect on the weights."""
 
 RECIPE = {
     "network": ["backbone", "backbone_norm", "channels", "num_convs", "subnet_norm", "pyramid"],

@@ -30,10 +30,7 @@ log = logging.getLogger("retinanet")
 
 
 def run(
-    source: str | Path,
-    config: TrainConfig,
-    preset_name: str | None = None,
-    init: Pretrained | None = None,
+    source: str | Path, config: TrainConfig, preset_name: str | None = None, init: Pretrained | None = None
 ) -> Path:
     """Train on the data set at `source`; returns the folder of the run.
 

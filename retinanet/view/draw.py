@@ -39,15 +39,13 @@ PALETTE = [
     "ffb2fd",
     "9f0162",
 ]
-"""Twelve colours that are distinguishable with any colour blindness (after M. Krzywinski), neighbours far
-apart."""
+"""Twelve colours for any colour blindness (after M. Krzywinski), neighbours far apart."""
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def colour(label: int) -> Colour:
-    """The colour of a class, the same in every image; beyond twelve classes the palette repeats, paler and
-    darker."""
+    """The colour of a class, the same in every image; after twelve the colours repeat, paler and darker."""
     red, green, blue = bytes.fromhex(PALETTE[label % len(PALETTE)])
     if not (turn := label // len(PALETTE) % 5):
         return red, green, blue

@@ -18,61 +18,7 @@ from torch import Tensor
 from ..files import write_atomically
 from .draw import Box
 
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --ground: #ffffff; --card: #f5f6f8; --line: #e3e6ea;
-  --ink: #1c2129; --quiet: #616975; --accent: #0072b2;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ground: #14171c; --card: #1e232a; --line: #323943;
-    --ink: #e7eaee; --quiet: #9aa4b1; --accent: #56b4e9;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
-}
-main { max-width: 1080px; margin: 0 auto; padding: 56px 24px 72px; }
-h1 { margin: 0 0 12px; font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; text-wrap: balance; }
-h2 { margin: 48px 0 16px; font-size: 1.2rem; }
-p { margin: 0 0 12px; max-width: 70ch; }
-dl {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
-  margin: 32px 0 0;
-}
-dl div, pre, figure img { border: 1px solid var(--line); border-radius: 12px; }
-dl div { display: flex; flex-direction: column-reverse; padding: 16px 18px; background: var(--card); }
-dt { color: var(--quiet); font-size: 0.86rem; line-height: 1.35; }
-dd {
-  margin: 0; font-size: 1.75rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums;
-  overflow-wrap: anywhere;
-}
-dl div:first-child dd { color: var(--accent); }
-figure { margin: 40px 0 0; }
-figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #ffffff; }
-figcaption { margin-top: 10px; color: var(--quiet); font-size: 0.92rem; }
-ol { margin: 0; padding-left: 1.4em; }
-li { margin-bottom: 18px; padding-left: 4px; }
-li p { margin-bottom: 6px; }
-pre { margin: 0; padding: 12px 16px; overflow-x: auto; background: var(--card); user-select: all; }
-code { font: 0.9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-table { border-collapse: collapse; margin: 0 0 16px; font-variant-numeric: tabular-nums; }
-th, td {
-  padding: 6px 14px 6px 0; text-align: left; border-bottom: 1px solid var(--line);
-  white-space: nowrap;
-}
-section { overflow-x: auto; }
-.crops {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 28px 20px;
-  align-items: start;
-}
-.crops figure { margin: 0; }
-@media print { main { padding: 0; } figure, li, dl div { break-inside: avoid; } }
-"""
-
+STYLE = Path(__file__).with_name("page.css")
 
 QUALITY = 85
 
@@ -135,7 +81,8 @@ def document(title: str, body: str) -> str:
 <meta charset="utf-8" />
 <meta name="viewport" content="width=device-width, initial-scale=1" />
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>
+{STYLE.read_text()}</style>
 </head>
 <body>
 <main>

@@ -51,8 +51,7 @@ STYLE: Any = {
 
 
 def plot_losses(rows: Sequence[Row], path: Path) -> None:
-    """The parts of the loss against the iteration, raw and smoothed, with the validation loss; the learning
-    rate below."""
+    """The parts of the loss by iteration, raw and smoothed, with the validation loss and learning rate."""
     train, val = _kind(rows, "train"), _kind(rows, "val")
     with _figure(path, (8, 5.4)) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -141,9 +140,7 @@ def plot_precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], pat
 
 
 def plot_confusion(matrix: ArrayLike, names: Sequence[str], path: Path) -> None:
-    """[K+1, K+1] counts, rows the truth, columns the prediction, the last of both the background; coloured by
-    share of the row.
-    """
+    """[K+1, K+1] counts: rows are the truth, columns the prediction, the last of both is the background."""
     counts = np.asarray(matrix, dtype=np.float64)
     size = len(names) + 1
     if counts.shape != (size, size):

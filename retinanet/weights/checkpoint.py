@@ -1,6 +1,4 @@
-"""Our file: safetensors, with everything that is needed to use the weights in one JSON string beside them.
-Nothing is ever unpickled.
-"""
+"""Our file: safetensors, with all that its use needs in one JSON string. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -169,9 +167,7 @@ def save_plain(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_plain(path: Path, format: int) -> dict[str, Any]:
-    """What `save_plain` wrote, on the CPU. Nothing that could run code is unpickled: CheckpointError for
-    whatever else the file holds.
-    """
+    """What `save_plain` wrote, on the CPU; CheckpointError, and no code run, for anything else."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickles' protocols: they are refused anyway

@@ -135,8 +135,7 @@ KNOWN = {
 
 
 def resolve(model: str | Path) -> Path | None:
-    """The file of ours that a published name or hf:OWNER/NAME means, fetched if need be; None for anything
-    else.
+    """Our file for a published name or hf:OWNER/NAME, fetched if need be; None for anything else.
 
     ConfigError for a name that its project does not have; CheckpointError when it cannot be fetched.
     """
@@ -216,8 +215,7 @@ def mismatch(path: Path, entry: Published) -> str | None:
 
 
 def from_hugging_face(reference: str) -> Path:
-    """The file of ours in a repository on Hugging Face. A copy in that library's cache is taken as it is; hf
-    download renews it.
+    """Our file in a repository on Hugging Face; a copy in that library's cache is taken as it is.
 
     reference   hf:OWNER/NAME or hf:OWNER/NAME@REVISION: a branch, a tag or a commit
 

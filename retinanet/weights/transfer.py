@@ -55,9 +55,7 @@ def load_pretrained(model: RetinaNet, names: Sequence[str], init: Pretrained) ->
 def copy_rows(
     mine: Tensor, theirs: Mapping[str, Tensor], name: str, names: Sequence[str], their_names: Sequence[str]
 ) -> bool:
-    """Copy the rows of the classes that both know, [A * K, ...] by anchors, then classes; false when anchors
-    or widths differ.
-    """
+    """Copy the rows [A * K, ...] of the classes that both know; false when anchors or widths differ."""
     other = theirs.get(name)
     rows = mine.unflatten(0, (-1, len(names)))  # [A, K, ...], a view
     if other is None or other.shape[0] % len(their_names) or other.shape[1:] != mine.shape[1:]:

@@ -26,8 +26,7 @@ KINDS = ("moved", "dropped", "renamed")
 
 FARTHEST = 0.5
 """A moved box overlaps the place where it was by less IoU than this: at more, annotators disagree by as
-much.
-"""
+much."""
 
 STEP = (0.6, 1.2)
 """How far a box is moved, in its own width and height."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retinanet.model.resize import RESIZES, resize, target_size
+from retinanet.model.resize import resize, target_size
 
 PAIRS = [((480, 640), (800, 1067)), ((150, 210), (80, 112)), ((97, 201), (50, 104))]
 PAIRS += [((1, 40), (33, 333)), ((40, 1), (7, 9)), ((64, 64), (32, 32))]
@@ -36,7 +36,7 @@ def test_pillow_is_pillow_and_antialias_differs_by_one_grey_level_at_most(source
     assert np.abs(other.astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("kind", RESIZES)
+@pytest.mark.parametrize("kind", ["antialias", "plain", "pillow", "opencv"])
 def test_a_picture_of_the_right_size_keeps_its_values(kind):
     image = noise(20, 30)
     assert torch.equal(resize(image, (20, 30), kind).byte(), image)

@@ -296,8 +296,7 @@ def test_a_foreign_name_is_not_answered_on_loopback(client, settings, host, stat
 
 PROXIED = {"Origin": "http://cells.example", "Host": "127.0.0.1:8000"}
 """What comes of a browser on plain HTTP through a proxy that sends a Host of its own: such pages get no
-Sec-Fetch-Site.
-"""
+Sec-Fetch-Site."""
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,7 @@ def _read(file: Path) -> Dataset:
 
 def find_root(file: Path, names: Iterable[str], split: str, images: Path | None = None) -> Path:
     """The folder that the file names are relative to: the first around the annotation file that holds one of
-    them, else the first of all, since an evaluation needs no images.
-    """
+    them, else the first of all, since an evaluation needs no images."""
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: no such folder of images")
     here = Path(os.path.abspath(file)).parent
@@ -151,8 +150,7 @@ def find_root(file: Path, names: Iterable[str], split: str, images: Path | None 
 
 def _candidates(top: Path, words: tuple[str, ...]) -> Iterator[Path]:
     """The folder itself, those below it named for the split (val: val, valid, val2017), those with the usual
-    names, and those below these named for the split.
-    """
+    names, and those below these named for the split."""
     yield top
     usual = [top / name for name in FOLDERS if (top / name).is_dir()]
     for parent in [top, *usual]:
@@ -258,8 +256,7 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]
 
 def inner_path(name: str) -> str | None:
     """A file name of an annotation file, tidied, with forward slashes; None where it is absolute, climbs out
-    with .. or is no name at all. Links inside the data folder are not looked at.
-    """
+    with .. or is no name at all. Links inside the data folder are not looked at."""
     if len(name) > LONGEST_NAME or "\0" in name or not is_text(name):
         return None
     path = posixpath.normpath(name.replace("\\", "/"))

@@ -118,9 +118,7 @@ def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None)
 
 
 def _listed(file: Path, folder: Path, known: Container[Path], columns: Columns) -> list[Path]:
-    """The XML files of the stems in a list such as ImageSets/Main/val.txt; the second column of a class list,
-    -1, 0 or 1, is ignored.
-    """
+    """The XML files of the stems in a list such as ImageSets/Main/val.txt; further columns are ignored."""
     chosen: dict[Path, None] = {}
     for line in filter(None, map(str.strip, lines_of(file))):
         stem, *last = line.rsplit(maxsplit=1)

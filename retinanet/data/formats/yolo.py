@@ -1,6 +1,5 @@
 """YOLO text files in labels/ beside images/ -> columns: a line `class cx cy w h` an object, in fractions of
-the image. A line with more corners is a polygon, and stands for the box around it.
-"""
+the image. A line with more corners is a polygon, and stands for the box around it."""
 
 from __future__ import annotations
 
@@ -99,9 +98,7 @@ def read_yolo_file(file: Path, images: Path | None = None) -> dict[str, Dataset]
 
 
 class _Loader(yaml.BaseLoader):
-    """The base loader is safe, and leaves every word as it stands: a class may be called no, on or 1e3. Ours
-    takes no key twice.
-    """
+    """The safe loader with every word as it stands (a class may be called no, on or 1e3) and no key twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -227,8 +224,7 @@ def read_yolo(
 
 def label_file(image: str) -> str:
     """images/train/a.jpg -> labels/train/a.txt: the last folder called images becomes labels; without one it
-    lies beside the image.
-    """
+    lies beside the image."""
     above, folder, below = f"/{image}".rpartition("/images/")
     return posixpath.splitext(f"{above}/labels/{below}" if folder else image)[0].removeprefix("/") + ".txt"
 

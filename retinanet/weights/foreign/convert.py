@@ -186,8 +186,7 @@ def names_in(meta: Mapping[str, Any]) -> list[str] | None:
 
 def classes(path: Path, slots: int, names: Sequence[str] | None) -> tuple[list[int], list[int], list[str]]:
     """The rows that hold classes, the category ids and the names: as given, or COCO's 80, which torchvision
-    has at their ids among 91.
-    """
+    has at their ids among 91."""
     if names is not None and list(names) != list(COCO.values()):
         if len(names) != slots:
             raise ConfigError(f"{path} has {slots} classes, not {len(names)}; give as many names")

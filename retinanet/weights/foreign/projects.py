@@ -126,8 +126,7 @@ DETECTRON2 = Project(
     ratios_first=False,
 )
 """detectron2/modeling/meta_arch/retinanet.py, backbone/fpn.py, backbone/resnet.py, anchor_generator.py,
-postprocessing.py.
-"""
+postprocessing.py."""
 
 MMDETECTION = Project(
     name="MMDetection",
@@ -150,8 +149,7 @@ MMDETECTION = Project(
     ratios_first=True,
 )
 """mmdet/models/dense_heads/base_dense_head.py, necks/fpn.py, task_modules/coders and prior_generators;
-mmcv/image/geometric.py.
-"""
+mmcv/image/geometric.py."""
 
 PROJECTS = (TORCHVISION, DETECTRON2, MMDETECTION)
 
@@ -289,8 +287,7 @@ READ_FROM_CONFIG: dict[str, tuple[str, Callable[[str], Any]]] = {
     "anchor_ratios": (rf"\bratios{IS}{NUMBERS}", numbers),
 }
 """How the configuration states what matters here, and how it is read. The last match counts: older files hold
-all inherited texts in a row.
-"""
+all inherited texts in a row."""
 
 FIXED: dict[str, tuple[str, tuple[str, ...]]] = {
     "target_means": (rf"\btarget_means{IS}{NUMBERS}", ("0.0,0.0,0.0,0.0", ".0,.0,.0,.0", "0,0,0,0")),
