@@ -36,7 +36,12 @@ def script(monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("name", SMALL)
+SLOW = ("exporting",)  # tests/export exports such a model too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SMALL]
+)
 def test_a_benchmark_runs_and_leaves_a_record_that_the_page_can_read(name, script, tmp_path, monkeypatch):
     product, benchmark = (
         script("measure").product,

@@ -23,7 +23,7 @@ SETTINGS = """--preset tiny --set channels=32 --set num_convs=1 --scale 64 --tra
 --precision fp32 --workers 0 --device cpu"""
 
 
-SAME = ("micro", pytest.param(2, marks=pytest.mark.slow), 4, "2 micro")
+SAME = ("micro", *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4)), "2 micro")
 
 
 def several(processes, *words):

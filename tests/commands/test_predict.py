@@ -247,7 +247,7 @@ def test_a_process_that_comes_when_all_is_done_finds_it_done(talkative, seven, a
 
 
 def test_files_of_others_in_the_folder_are_not_touched(talkative, seven, tmp_path):
-    for name in ("parts", "pictures"):
+    for name in ("parts", "drawn"):
         (tmp_path / name / name).mkdir(parents=True)
         with pytest.raises(ConfigError, match=f"{name} holds {name} already"):
             engine.run(talkative, [seven], quiet(out=tmp_path / name))

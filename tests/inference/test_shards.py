@@ -161,7 +161,7 @@ def test_a_folder_of_another_prediction_is_refused(tmp_path, text):
     assert (tmp_path / "about.json").read_text() == text
 
 
-@pytest.mark.parametrize("name", ["predictions.json", "images.json", "pictures", "parts"])
+@pytest.mark.parametrize("name", ["predictions.json", "images.json", "drawn", "parts"])
 def test_a_folder_that_holds_files_of_such_names_is_refused(tmp_path, monkeypatch, name):
     for variable, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():  # one process alone is refused sooner
         monkeypatch.setenv(variable, value)
