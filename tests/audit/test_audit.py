@@ -18,6 +18,7 @@ from retinanet.audit.suspects import Suspect, isotonic, log_ratio, rank
 from retinanet.config.commands import AuditConfig
 from retinanet.data.dataset import Columns
 from retinanet.data.scenes import write_scenes
+from retinanet.data.splits import open_split
 from retinanet.errors import ConfigError, DataError
 from retinanet.model.criterion import Criterion
 from retinanet.ops.assign import BACKGROUND, IGNORE
@@ -388,7 +389,7 @@ def test_the_command_leaves_numbers_suspects_and_a_page(trained, spoilt, tmp_pat
 
 
 def test_crowds_and_boxes_without_an_anchor_are_counted_and_not_judged(trained, spoilt):
-    data = audit.chosen_split(str(spoilt), AuditConfig())
+    data = open_split(spoilt, None)
     boxes, crowd = data.boxes.copy(), data.crowd.copy()
     boxes[0, 2:] = boxes[0, :2] + 2  # two pixels, which no anchor overlaps by IoU 0.4
     crowd[-1] = True
@@ -408,7 +409,7 @@ def test_crowds_and_boxes_without_an_anchor_are_counted_and_not_judged(trained, 
 
 def test_neither_the_batch_nor_its_order_changes_what_is_found(trained, spoilt):
     detector = retinanet.load(trained, device="cpu")
-    data = audit.chosen_split(str(spoilt), AuditConfig())
+    data = open_split(spoilt, None)
     criterion, _ = audit.criterion_of(str(trained), data)
     one, other = (audit.analyse(detector, data, criterion, batch) for batch in (1, 4))
     assert np.allclose(one.shares.sums, other.shares.sums, rtol=1e-3)
@@ -417,7 +418,7 @@ def test_neither_the_batch_nor_its_order_changes_what_is_found(trained, spoilt):
 
 
 def test_the_loss_is_that_of_the_run_or_the_papers(trained, spoilt):
-    data = audit.chosen_split(str(spoilt), AuditConfig())
+    data = open_split(spoilt, None)
     assert audit.criterion_of(str(trained), data)[1]["box_loss"] == "giou"
     criterion, settings = audit.criterion_of(str(trained / "model.safetensors"), data)
     assert (settings["box_loss"], criterion.alpha, criterion.gamma) == ("smooth_l1", 0.25, 2.0)
@@ -427,7 +428,7 @@ def test_a_run_with_minibatches_is_looked_at_whole(trained, spoilt, tmp_path):
     about = json.loads((trained / "config.json").read_text())
     about["config"]["criterion"]["mining"] = "ohem"
     (tmp_path / "config.json").write_text(json.dumps(about))
-    data = audit.chosen_split(str(spoilt), AuditConfig())
+    data = open_split(spoilt, None)
     assert audit.criterion_of(str(tmp_path), data)[0].mining == "none"
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -452,7 +453,7 @@ def test_planted_errors_are_found_by_a_model_that_was_trained_on_them(tmp_path):
     config = AuditConfig(split="train", out=tmp_path / "out", device="cpu", workers=0)
     suspects = audit.run(str(run), str(data), config).suspects
     truth = planted.read_truth(data / planted.FILE)
-    found = planted.scores(suspects, audit.chosen_split(str(data), config), truth)
+    found = planted.scores(suspects, open_split(data, config.split, any_split=True), truth)
     half, whole, double = found["first"].values()
     assert half["precision"] >= 0.8
     assert whole["precision"] >= 0.6
