@@ -389,7 +389,7 @@ def test_the_command_leaves_numbers_suspects_and_a_page(trained, spoilt, tmp_pat
 
 
 def test_crowds_and_boxes_without_an_anchor_are_counted_and_not_judged(trained, spoilt):
-    data = open_split(spoilt, None)
+    data = open_split(spoilt, "train")
     boxes, crowd = data.boxes.copy(), data.crowd.copy()
     boxes[0, 2:] = boxes[0, :2] + 2  # two pixels, which no anchor overlaps by IoU 0.4
     crowd[-1] = True
@@ -409,7 +409,7 @@ def test_crowds_and_boxes_without_an_anchor_are_counted_and_not_judged(trained, 
 
 def test_neither_the_batch_nor_its_order_changes_what_is_found(trained, spoilt):
     detector = retinanet.load(trained, device="cpu")
-    data = open_split(spoilt, None)
+    data = open_split(spoilt, "train")
     criterion, _ = audit.criterion_of(str(trained), data)
     one, other = (audit.analyse(detector, data, criterion, batch) for batch in (1, 4))
     assert np.allclose(one.shares.sums, other.shares.sums, rtol=1e-3)
@@ -418,7 +418,7 @@ def test_neither_the_batch_nor_its_order_changes_what_is_found(trained, spoilt):
 
 
 def test_the_loss_is_that_of_the_run_or_the_papers(trained, spoilt):
-    data = open_split(spoilt, None)
+    data = open_split(spoilt, "train")
     assert audit.criterion_of(str(trained), data)[1]["box_loss"] == "giou"
     criterion, settings = audit.criterion_of(str(trained / "model.safetensors"), data)
     assert (settings["box_loss"], criterion.alpha, criterion.gamma) == ("smooth_l1", 0.25, 2.0)
@@ -428,7 +428,7 @@ def test_a_run_with_minibatches_is_looked_at_whole(trained, spoilt, tmp_path):
     about = json.loads((trained / "config.json").read_text())
     about["config"]["criterion"]["mining"] = "ohem"
     (tmp_path / "config.json").write_text(json.dumps(about))
-    data = open_split(spoilt, None)
+    data = open_split(spoilt, "train")
     assert audit.criterion_of(str(tmp_path), data)[0].mining == "none"
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be read"):
