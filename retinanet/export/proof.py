@@ -209,8 +209,7 @@ def failures(proof: Proof, precision: str, drop: float) -> list[str]:
                 reasons.append(f"{where}: boxes differ by {case.pixels:.3g} px, more than {PIXELS:g}")
             if case.score > SCORE:
                 reasons.append(f"{where}: scores differ by {case.score:.2g}, more than {SCORE:g}")
-            few = FEW * case.detections
-            if case.sure_alone > few or case.alone > few + 2:
+            if case.sure_alone > FEW * case.sure or case.alone > FEW * case.detections + 2:
                 reasons.append(f"{where}: {case.alone} detections are on one side only, of {case.detections}")
     elif proof.ap is None:
         if not sure:

@@ -69,6 +69,13 @@ def test_few_unsure_detections_may_be_on_one_side_only():
     assert "1 detections are on one side only, of 3" in verdict(sure)[0]
 
 
+def test_many_unsure_detections_excuse_no_sure_one():
+    unsure = tuple((20 * place, 0.5 - place / 1000, 0) for place in range(5, 205))
+    shared = ((0, 0.9, 0), (30, 0.8, 0), *unsure)
+    case = differences(answer(*shared, (60, 0.7, 0)), answer(*shared))
+    assert case.sure_alone == 1 and "1 detections are on one side only, of 203" in verdict(case)[0]
+
+
 def test_bf16_and_int8_are_judged_by_ap():
     case = differences(answer((0, 0.9, 0)), answer((3, 0.7, 0)))
     assert verdict(case, "bf16", {"source": 0.5, "exported": 0.5}) == []

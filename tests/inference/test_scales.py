@@ -147,11 +147,12 @@ def test_the_verb_eval_scores_merged_answers(trained, scenes, tmp_path):
 def test_evaluation_scores_what_prediction_answers(several, scenes):
     data = read_coco(scenes / "annotations" / "train.json")
     counted = []
-    one, many = (evaluate.evaluate(several, data, batch, progress=counted.append) for batch in (2, 4))
-    assert one.metrics["AP50"] == pytest.approx(many.metrics["AP50"], abs=1e-6)
+    one, many = (evaluate.evaluate(several, data, batch, progress=counted.append) for batch in (1, 4))
+    # the last bits of a score depend on the batch, so two of thousands of detections may change places
+    assert one.metrics["AP50"] == pytest.approx(many.metrics["AP50"], abs=1e-5)
     assert one.losses == {}
     assert counted == [*range(1, 7)] * 2
-    answers = several.predict([data.path(index) for index in range(len(data))], batch=2)
+    answers = several.predict([data.path(index) for index in range(len(data))], batch=1)
     assert len(one.results) == sum(map(len, answers))
 
 
