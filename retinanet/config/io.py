@@ -96,7 +96,7 @@ def _span(low: float | None, high: float | None) -> str:
         return lower
     if high == 1 - OPEN:
         return f"{lower} and below 1"
-    return f"{lower} and at most {high:g}" if low == OPEN else f" between {low:g} and {high:g}"
+    return f"{lower} and at most {high:g}" if low == OPEN else f" between {low:.12g} and {high:.12g}"
 
 
 def _number(value: object) -> bool:
