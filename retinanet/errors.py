@@ -80,6 +80,8 @@ class Problem:
     """The annotation file or image that holds it, relative to the data set."""
     detail: str
     """Which one: 'annotation 31, image 7 (shelf_017.jpg): [x, y, w, h] = [412.0, 96.5, 0.0, 31.2]'."""
+    image: str = ""
+    """The image, relative to the data set, that lacks an object without it: both are left out together."""
 
 
 def report(problems: Iterable[Problem], limit: int | None = None) -> str:

@@ -77,6 +77,12 @@ class Dataset:
     """[M] the source's id of each box."""
     problems: tuple[Problem, ...] = ()
     """What the reader could not read and left out."""
+    repairs: tuple[Problem, ...] = ()
+    """What the reader read although it is not as the format says, since it has only one meaning."""
+    notes: tuple[str, ...] = ()
+    """What else the reader found and a user should know: "4 images have no XML file and are left out"."""
+    layout: str = ""
+    """coco, voc or yolo."""
     held_out: bool = False
     """Whether the source has no such split and the images come from train, chosen by a seed."""
 
@@ -145,6 +151,8 @@ class Columns:
         self.areas: list[float] = []
         self.annotation_ids: list[int] = []
         self.problems: list[Problem] = []
+        self.repairs: list[Problem] = []
+        self.notes: list[str] = []
 
     def image(self, file: str, image_id: int, height: int, width: int) -> None:
         """Begin an image; the boxes that follow are its own."""
@@ -170,9 +178,13 @@ class Columns:
         self.areas.append((xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1]) if area is None else area)
         self.annotation_ids.append(annotation_id)
 
-    def problem(self, kind: str, file: str, detail: str) -> None:
-        """Note what cannot be a row."""
-        self.problems.append(Problem(kind, file, detail))
+    def problem(self, kind: str, file: str, detail: str, image: str = "") -> None:
+        """Note what cannot be a row, and the image that lacks an object for it."""
+        self.problems.append(Problem(kind, file, detail, image))
+
+    def repair(self, kind: str, file: str, detail: str) -> None:
+        """Note what was read in its only meaning."""
+        self.repairs.append(Problem(kind, file, detail))
 
     def build(self, source: Path, root: Path, split: str, names: Any, category_ids: Any) -> Dataset:
         """The finished columns."""
@@ -192,6 +204,8 @@ class Columns:
             areas=np.array(self.areas, dtype=np.float64),
             annotation_ids=np.array(self.annotation_ids, dtype=np.int64),
             problems=tuple(self.problems),
+            repairs=tuple(self.repairs),
+            notes=tuple(self.notes),
         )
 
 
@@ -210,10 +224,11 @@ class Shared:
 
 
 def share(data: Dataset) -> Shared:
-    """Copies the columns once, for any number of processes. The problems are left behind."""
+    """Copies the columns once, for any number of processes. Problems and repairs are left behind."""
     import torch  # readers of annotations do without
 
-    parts = {field.name: getattr(data, field.name) for field in fields(data) if field.name != "problems"}
+    parts = {field.name: getattr(data, field.name) for field in fields(data)}
+    parts |= {"problems": (), "repairs": ()}
     columns = {name: part for name, part in parts.items() if isinstance(part, np.ndarray)}
     return Shared(
         {

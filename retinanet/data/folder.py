@@ -1,0 +1,186 @@
+"""The files of a folder: each folder is listed once, and names match where they mean the same file."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from ..errors import DataError
+from .images import is_image
+
+SYSTEM = frozenset(
+    ["__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db"]
+)
+"""Names of what systems put beside the files of a user."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is a system's own, as .ipynb_checkpoints, ._a.jpg, __MACOSX and @eaDir are."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def folded(name: str) -> str:
+    """The name without its Unicode form and case: `Größe.JPG` is one file to a Mac however it is written."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+class Listing(NamedTuple):
+    """What one folder holds, sorted, without what is hidden."""
+
+    files: list[str]
+    folders: list[str]
+    hidden: list[str]
+
+
+class Folder:
+    """The files below `top`. All names are relative to it, with forward slashes.
+
+    Example:
+        >>> Folder(Path("cells")).find("Images/GR%C3%96SSE.jpg")
+        ['images/größe.jpg']
+    """
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self._listings: dict[str, Listing] = {}
+        self._folded: dict[str, dict[str, list[str]]] = {}
+
+    def listed(self, inside: str = "") -> Listing:
+        """What the folder `inside` holds; DataError if it may not be read. Links are what they lead to."""
+        if inside not in self._listings:
+            files, folders, hidden = [], [], []
+            try:
+                with os.scandir(self.top / inside) as entries:
+                    for entry in entries:
+                        # a link that leads nowhere is a file, which is then missing
+                        kept = folders if entry.is_dir() else files
+                        (hidden if is_hidden(entry.name) else kept).append(entry.name)
+            except OSError as error:
+                raise DataError(f"{self.top / inside}: cannot be listed: {error.strerror}") from None
+            self._listings[inside] = Listing(sorted(files), sorted(folders), sorted(hidden))
+        return self._listings[inside]
+
+    def walk(self, inside: str = "") -> Iterator[str]:
+        """All files below the folder `inside`. A folder that several links lead to comes once, so that a link
+        to a folder above ends."""
+        for folder in self.folders(inside):
+            yield from (join(folder, name) for name in self.listed(folder).files)
+
+    def folders(self, inside: str = "") -> Iterator[str]:
+        """The folder `inside` and all below it."""
+        waiting, seen = [inside], set[tuple[int, int]]()
+        while waiting:
+            folder = waiting.pop()
+            status = os.stat(self.top / folder)
+            if (key := (status.st_dev, status.st_ino)) not in seen:
+                seen.add(key)
+                yield folder
+                waiting += [join(folder, name) for name in reversed(self.listed(folder).folders)]
+
+    def hidden_images(self) -> int:
+        """How many images are hidden, or lie in hidden folders, where the folders were listed so far."""
+        met = [join(folder, name) for folder, one in self._listings.items() for name in one.hidden]
+        below = chain.from_iterable(os.walk(self.top / name) for name in met)  # of a file it yields nothing
+        return sum(map(is_image, met)) + sum(is_image(file) for _, _, files in below for file in files)
+
+    def find(self, name: str) -> list[str]:
+        """The files and folders on the disk that a name means: itself where it is there, else all that differ
+        from it only by Unicode form, case, or %20 and the like. Several are for the caller to refuse."""
+        for one in dict.fromkeys((name, unquote(name))):
+            found = [""]
+            for part in one.split("/"):
+                found = [join(folder, match) for folder in found for match in self._matches(folder, part)]
+            if found:
+                return found
+        named = ".." not in name.split("/") and os.path.lexists(self.top / name)  # hidden, but named
+        return [name] if named else []
+
+    def _matches(self, folder: str, part: str) -> Iterable[str]:
+        if part in ("", "."):
+            return [""]
+        if part == ".." or (folder and not os.path.isdir(self.top / folder)):
+            return []
+        if folder not in self._folded:
+            listing, names = self.listed(folder), dict[str, list[str]]()
+            for kept in (listing.files, listing.folders):
+                for one in kept:
+                    names.setdefault(folded(one), []).append(one)
+            self._folded[folder] = names
+        near = self._folded[folder].get(folded(part), [])
+        return [part] if part in near else near
+
+
+def join(folder: str, name: str) -> str:
+    """A name in a folder, where "" is the top."""
+    return f"{folder}/{name}" if folder and name else folder or name
+
+
+class Pairs(NamedTuple):
+    """Which label file belongs to which image."""
+
+    label_of: dict[str, str]
+    """image -> its label file"""
+    renamed: list[str]
+    """Those of these images whose label file has the name in another Unicode form or case."""
+    alone: list[str]
+    """Images without a label file."""
+    twins: list[str]
+    """Images without a label file, whose name differs only by form from one that has one."""
+    orphans: dict[str, str]
+    """label file that no image has -> the image that it probably belongs to, or ""."""
+
+
+def pair(images: Iterable[str], labels: Iterable[str], expected: Callable[[str], str]) -> Pairs:
+    """Pair images with label files. `expected` is the name that the label file of an image should have.
+
+    Names match as they stand, else without regard to Unicode form and case where only one file is meant.
+    """
+    known, label_of, by_form = dict.fromkeys(labels), dict[str, str](), dict[str, list[str]]()
+    for image in images:
+        if (name := expected(image)) in known:
+            label_of[image] = name
+        else:
+            by_form.setdefault(folded(name), []).append(image)
+    taken, free = set(label_of.values()), dict[str, list[str]]()
+    for label in known:
+        if label not in taken:
+            free.setdefault(folded(label), []).append(label)
+    renamed = [group[0] for form, group in by_form.items() if len(group) == len(free.get(form, [])) == 1]
+    label_of |= {image: free.pop(folded(expected(image)))[0] for image in renamed}
+    forms = set(map(folded, known))
+    rest = [(form in forms, image) for form, group in by_form.items() for image in group]
+    rest = [(twin, image) for twin, image in rest if image not in label_of]
+    alone = [image for twin, image in rest if not twin]
+    orphans = dict.fromkeys(chain.from_iterable(free.values()), "")
+    return Pairs(label_of, renamed, alone, [image for twin, image in rest if twin], _owners(orphans, alone))
+
+
+MOST_COMPARED = 10**6
+"""Pairs of an orphan and an image whose names are compared. Beyond, owners are found by equal names only."""
+
+
+def _owners(orphans: Iterable[str], alone: list[str]) -> dict[str, str]:
+    """orphan -> the only image without a label file whose name is its own, or a part of it, or holds it."""
+    orphans, by_name = list(orphans), dict[str, list[str]]()
+    for image in alone:
+        for name in {folded(stem_of(image)), folded(os.path.basename(image))}:
+            by_name.setdefault(name, []).append(image)
+    owners = {}
+    for label in orphans:
+        name = folded(stem_of(label))
+        near = by_name.get(name, [])
+        if not near and len(orphans) * len(alone) <= MOST_COMPARED:
+            stems = {image: folded(stem_of(image)) for image in alone}
+            near = [image for image, stem in stems.items() if stem in name or name in stem]
+        owners[label] = near[0] if len(near) == 1 else ""
+    return owners
+
+
+def stem_of(path: str) -> str:
+    """shelf/a.b.jpg -> a.b"""
+    return os.path.splitext(os.path.basename(path))[0]
