@@ -3,11 +3,12 @@
 Pillow decodes everything. (torchvision's decoders gave the same pixels in the same time, 3.0 against 3.2 ms
 for a 900x600 JPEG, but torchvision 0.29 deprecates them.) The file's own first bytes choose the plug-in, not
 `Image.open`: a wrong suffix does no harm, formats that run other programs (EPS) stay shut, and the limit on
-pixels is ours alone.
+pixels is ours alone. HEIC takes Pillow's plug-in pillow-heif, AVIF a Pillow that has it: see `LATER`.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import re
@@ -26,9 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TgaImagePlugin import TgaImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
@@ -42,11 +45,15 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
 """Half a gigabyte of RGB, the limit at which Pillow suspects an attack."""
 
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
-
-OTHER_SUFFIXES = (".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pnm", ".ppm", ".pgm", ".pbm")
-
-IMAGE_SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        "jpg jpeg jpe jfif mpo png apng bmp dib tif tiff webp gif pnm ppm pgm pbm "
+        "jp2 j2k j2c jpf jpx tga avif heic heif hif jxl"
+    ).split()
+)
+"""Of all that people call images. Some need a reader that may be missing, and JPEG XL has none: such a file is
+counted as an image that cannot be read."""
 
 SIGNATURES: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -56,7 +63,29 @@ SIGNATURES: dict[bytes, type[ImageFile.ImageFile]] = {
     b"GIF8": GifImageFile,
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
     **dict.fromkeys((b"P%d" % kind for kind in range(1, 7)), PpmImageFile),
+    **dict.fromkeys((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), Jpeg2KImageFile),
 }
+
+LATER = {
+    "AVIF": (re.compile(b"avi[fs]"), "PIL.AvifImagePlugin", "AvifImageFile", "-U pillow"),
+    "HEIC": (re.compile(b"he[iv].|m[is]f1"), "pillow_heif", "HeifImageFile", "pillow-heif"),
+}
+"""What is imported only for such a file: its brands (ISO 14496-12), module, class, and what pip installs.
+An AVIF file may have a brand of HEIC's too, so it comes first."""
+
+NO_IMAGES = {
+    **dict.fromkeys(
+        (b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL image, which cannot be read here; save it as JPEG or PNG"
+    ),
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the image itself: git lfs pull",
+    b"\x1f\x8b": "compressed by gzip; unpack it first",
+}
+"""What is often met in the place of an image, by its first bytes."""
+
+NEEDS_READER = "needs a reader: "
+
+HEAD = 256
+"""Bytes that say what a file is; the brands of one are rarely more than ten, of four bytes each."""
 
 EIGHT_BIT = frozenset(
     ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
@@ -87,13 +116,21 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def missing_reader(reason: str) -> str:
+    """The line that installs the reader for want of which an image could not be read; else empty."""
+    return reason.partition(NEEDS_READER)[2]
+
+
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Tensor:
     """The image as uint8 [3, H, W], RGB, as shown (after any EXIF rotation); the memory is [H, W, 3].
 
     Grey is repeated over the channels. Alpha is dropped and not blended, since it is not known what a
     labelling tool shows below it. The first of several frames is taken. 16-bit grey is divided by 257, so
-    that 65535 becomes 255; of 16-bit colour the high byte is taken, which differs by at most 1. Images of
-    32-bit numbers have no agreed range and are refused.
+    that 65535 becomes 255, as image viewers show it; of 16-bit colour the high byte is taken, which differs by
+    at most 1. Images of 32-bit numbers have no agreed range and are refused.
+
+    Pillow's own `convert("RGB")`, which Detectron2 calls, cuts 16-bit grey off at 255: all that is brighter
+    than 0.4 % of the range becomes white, so an ordinary image loses all its objects.
 
     content  the file's bytes: no file is opened then, and `path` only names it
     """
@@ -170,11 +207,7 @@ def _opened(
         if content is None and not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{path}: is no file")  # opening a pipe would wait for ever
         with open(path, "rb") if content is None else io.BytesIO(content) as file:
-            head = file.read(16)
-            reader = next((SIGNATURES[start] for start in SIGNATURES if head.startswith(start)), None)
-            if reader is None:
-                what = "not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM image" if head else "the file is empty"
-                raise DataError(f"{path}: {what}")
+            reader = _reader(file.read(HEAD), path)
             file.seek(0)
             with _our_limit_only(inf if reader is GifImageFile else 0, max_pixels):
                 image = reader(file, str(path))
@@ -189,6 +222,29 @@ def _opened(
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # a broken file makes Pillow raise anything from SyntaxError to zlib.error
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+
+
+def _reader(head: bytes, path: Path | str) -> type[ImageFile.ImageFile]:
+    """Pillow's plug-in for a file that begins with `head`; DataError where there is none."""
+    for start, reader in SIGNATURES.items():
+        if head.startswith(start):
+            return reader
+    if head[4:8] == b"ftyp":
+        brands = [head[place : place + 4] for place in range(8, min(int.from_bytes(head[:4]), HEAD), 4)]
+        for kind, (known, module, name, package) in LATER.items():
+            if any(map(known.fullmatch, brands)):
+                try:
+                    plugin = importlib.import_module(module)
+                except ImportError:  # its library may be missing, too
+                    plugin = None
+                if plugin is None or not getattr(plugin, "SUPPORTED", True):
+                    raise DataError(f"{path}: {kind} {NEEDS_READER}pip install {package}")
+                return getattr(plugin, name)  # type: ignore[no-any-return]
+    if str(path).lower().endswith(".tga") and head:  # which has no signature
+        return TgaImageFile
+    known_kinds = "JPEG, PNG, TIFF, BMP, WebP, GIF, PNM, JPEG 2000, AVIF or HEIC"
+    other = next((what for start, what in NO_IMAGES.items() if head.startswith(start)), None)
+    raise DataError(f"{path}: {other or (f'not a {known_kinds} image' if head else 'the file is empty')}")
 
 
 @contextmanager
@@ -219,7 +275,7 @@ def _shown_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 
 def _orientation(image: ImageFile.ImageFile) -> int:
     """EXIF's 1..8. Pillow would decode the whole of a PNG to find it, and warns about broken blocks."""
-    data = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    data = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")  # pillow-heif has None
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         return 1

@@ -8,12 +8,13 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, features
 
-from retinanet.data.images import image_size, read_image, read_pixels
+from retinanet.data.images import image_size, is_image, missing_reader, read_image, read_pixels
 from retinanet.errors import DataError
 
 # A picture that differs from each of its seven turned copies: 2 rows, 3 columns.
@@ -26,6 +27,12 @@ TURNS |= {4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: I
 TURNS |= {7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 RAMP16 = np.array([[0, 128, 129, 256, 257, 32768, 65534, 65535]], dtype=np.uint16)
 RAMP8 = [0, 0, 1, 1, 1, 128, 255, 255]  # divided by 257 and rounded
+# The first box of a file of these brands (ISO 14496-12), and nothing behind it.
+HEIC, MIF1, MP4, AVIF = (
+    struct.pack(">I4s4sI4s", 20, b"ftyp", major, 0, other) + bytes(100)
+    for major, other in ((b"heic", b"mif1"), (b"mif1", b"heix"), (b"mp42", b"isom"), (b"mif1", b"avif"))
+)
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:
@@ -62,7 +69,7 @@ def test_a_png_comes_back_as_three_planes_of_its_own_pixels(tmp_path: Path) -> N
     assert image.permute(1, 2, 0).tolist() == CORNERS.tolist()
 
 
-@pytest.mark.parametrize("suffix", ["bmp", "tiff", "webp", "gif", "ppm"])
+@pytest.mark.parametrize("suffix", ["bmp", "tiff", "webp", "gif", "ppm", "jp2", "j2k", "tga"])
 def test_other_formats_give_the_same_pixels(tmp_path: Path, suffix: str) -> None:
     path = save(
         tmp_path / f"a.{suffix}", Image.fromarray(CORNERS), **({"lossless": True} if suffix == "webp" else {})
@@ -88,9 +95,13 @@ def test_an_uncompressed_tiff_is_upright_in_every_mode(tmp_path: Path, mode: str
     assert image_size(tmp_path / "b.tiff") == turned.shape[:2]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "lzw.tiff"])
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "png", "webp", "tiff", "lzw.tiff", pytest.param("avif", marks=needs_avif), "heic"]
+)
 @pytest.mark.parametrize("orientation", TURNS)
 def test_every_exif_orientation_is_shown_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     large = Image.fromarray(CORNERS).resize((48, 32), Image.Resampling.NEAREST)
     exif = Image.Exif()
     exif[274] = orientation
@@ -98,8 +109,10 @@ def test_every_exif_orientation_is_shown_upright(tmp_path: Path, orientation: in
         "jpg": {"quality": 100, "subsampling": 0},
         "webp": {"lossless": True},
         "lzw.tiff": {"compression": "tiff_lzw"},
+        "avif": {"quality": 100, "subsampling": "4:4:4"},
+        "heic": {"quality": 100, "chroma": 444},
     }.get(suffix, {})
-    path = save(tmp_path / f"a.{suffix}", large, exif=exif, **options)
+    path = save(tmp_path / f"a.{suffix}", large, exif=exif.tobytes(), **options)
     turn = TURNS[orientation]
     expected = np.asarray(large if turn is None else large.transpose(turn)).astype(int)
     pixels = read_pixels(path)
@@ -180,7 +193,10 @@ def test_the_first_bytes_decide_and_not_the_suffix(tmp_path: Path) -> None:
     assert read_pixels(path).tolist() == CORNERS.tolist()
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "webp", "gif"])
+@pytest.mark.parametrize(
+    "suffix",
+    ["jpg", "png", "tif", "bmp", "webp", "gif", "jp2", "tga", pytest.param("avif", marks=needs_avif)],
+)
 def test_a_truncated_picture_is_an_error_that_names_it(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     path = save(tmp_path / f"cut.{suffix}", Image.fromarray(noise))
@@ -201,6 +217,86 @@ def test_what_is_no_picture_is_an_error_that_says_so(tmp_path: Path) -> None:
                 read(tmp_path / name)
     with pytest.raises(DataError, match=r"nowhere\.jpg: no such file"):
         image_size(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "A.TGA", "a.HEIC"])
+def test_a_suffix_chooses_only_what_has_no_signature(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    Image.fromarray(CORNERS).save(path, format="TGA")
+    if name == "A.TGA":
+        assert read_pixels(path).tolist() == CORNERS.tolist()
+    else:
+        with pytest.raises(DataError, match="not a JPEG"):
+            read_pixels(path)
+    Image.fromarray(CORNERS).save(path, format="PNG")
+    assert read_pixels(path).tolist() == CORNERS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "module", "line"),
+    [
+        (HEIC, "pillow_heif", "pip install pillow-heif"),
+        (MIF1, "pillow_heif", "pip install pillow-heif"),
+        (AVIF, "PIL.AvifImagePlugin", "pip install -U pillow"),
+    ],
+)
+def test_a_reader_that_is_not_installed_is_named_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, module: str, line: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+    with pytest.raises(DataError, match=r"^a\.heic: (HEIC|AVIF) needs a reader: ") as error:
+        read_pixels("a.heic", content=content)
+    assert missing_reader(str(error.value)) == line
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(SUPPORTED=False))  # built without its library
+    with pytest.raises(DataError, match=line):
+        read_pixels("a.heic", content=content)
+
+
+def test_a_reader_that_is_installed_is_imported_when_such_a_file_is_met(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = []
+
+    class Plugin(ImageFile.ImageFile):
+        def _open(self) -> None:
+            opened.append(self.filename)
+            self._size, self._mode, self.tile = (3, 2), "RGB", [("raw", (0, 0, 3, 2), 0, ("RGB", 0, 1))]
+            self.info["exif"] = None  # as pillow-heif has it; the image is upright
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(HeifImageFile=Plugin))
+    assert read_pixels("a.jpg", content=HEIC).shape == (2, 3, 3)
+    with pytest.raises(DataError, match=r"3 x 2 pixels are more than the limit of 5"):
+        read_pixels("a.jpg", max_pixels=5, content=HEIC)
+    assert opened == ["a.jpg", "a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\xff\x0a" + bytes(20), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (MP4, "not a JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "not a JPEG"),
+    ],
+)
+def test_what_often_stands_in_the_place_of_an_image_is_named(content: bytes, what: str) -> None:
+    with pytest.raises(DataError, match=f"^a.jpg: .*{what}") as error:
+        read_pixels("a.jpg", content=content)
+    assert not missing_reader(str(error.value))
+
+
+def test_files_of_all_kinds_that_people_call_images_are_counted() -> None:
+    assert all(map(is_image, ["a.HEIC", "b.Avif", "c.jp2", "d.TGA", "e.jxl", "f.JPG", "g.heif"]))
+    assert not any(map(is_image, ["a.eps", "b.svg", "c.pdf", "heic", ".png", "d.xml"]))
+
+
+def test_16_bit_grey_is_not_cut_off_as_pillow_does_it(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(RAMP16))
+    by_pillow = np.asarray(Image.open(path).convert("RGB"))[0, :, 0].tolist()
+    assert by_pillow == [0, 128, 129, 255, 255, 255, 255, 255]
+    assert grey_of(path) == RAMP8
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2), dtype=np.float32), np.ones((2, 2), dtype=np.int32)])
@@ -271,7 +367,7 @@ def test_scans_cannot_be_hidden_behind_what_is_no_segment(tmp_path: Path, hiding
         read_pixels(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp", "gif", "bmp", "ppm"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp", "gif", "bmp", "ppm", "jpeg2000"])
 def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
     Image.fromarray(CORNERS).resize((48, 32)).save(path, format=kind)
