@@ -47,13 +47,14 @@ MAX_PIXELS = 178_956_970
 
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
-    for name in (
+    for name in re.findall(
+        r"\w+",
         "jpg jpeg jpe jfif mpo png apng bmp dib tif tiff webp gif pnm ppm pgm pbm "
-        "jp2 j2k j2c jpf jpx tga avif heic heif hif jxl"
-    ).split()
+        "jp2 j2k j2c jpf jpx tga avif heic heif hif jxl",
+    )
 )
-"""Of all that people call images. Some need a reader that may be missing, and JPEG XL has none: such a file is
-counted as an image that cannot be read."""
+"""Of all that people call images. Some need a reader that may be missing, and JPEG XL has none: such a file
+counts as an image that cannot be read."""
 
 SIGNATURES: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -126,8 +127,8 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, content: bytes | 
 
     Grey is repeated over the channels. Alpha is dropped and not blended, since it is not known what a
     labelling tool shows below it. The first of several frames is taken. 16-bit grey is divided by 257, so
-    that 65535 becomes 255, as image viewers show it; of 16-bit colour the high byte is taken, which differs by
-    at most 1. Images of 32-bit numbers have no agreed range and are refused.
+    that 65535 becomes 255, as viewers show it; of 16-bit colour the high byte is taken, which differs by at
+    most 1. Images of 32-bit numbers have no agreed range and are refused.
 
     Pillow's own `convert("RGB")`, which Detectron2 calls, cuts 16-bit grey off at 255: all that is brighter
     than 0.4 % of the range becomes white, so an ordinary image loses all its objects.
