@@ -53,14 +53,14 @@ DOORS = {
 """Where the core opens an annex, or a detector a part above it, in a function that a user asked for."""
 
 CLOSURES = {  # files, lines
-    "training.loop": (41, 7_033),  # to be 6_500
-    "inference.detector": (15, 2_445),
-    "evaluation.evaluate": (31, 5_203),
-    "commands.predict": (41, 6_929),
+    "training.loop": (41, 7_034),  # to be 6_500
+    "inference.detector": (15, 2_446),
+    "evaluation.evaluate": (31, 5_204),
+    "commands.predict": (41, 6_930),
 }
 TO_OPEN = {
     "batch to step": (12, 2_120),  # to be 12, 1_800
-    "disk to step": (19, 3_506),  # to be 17, 2_600
+    "disk to step": (19, 3_507),  # to be 17, 2_600
 }
 LONGEST = 380
 
