@@ -28,7 +28,7 @@ from .images import image_size
 LARGE = 8 << 20
 """Bytes from which on an annotation file is kept: to read so many takes half a second."""
 
-FORMAT = 1
+FORMAT = 2
 """To be raised whenever the same file would be read into other columns."""
 
 COLUMNS = ("image_ids", "sizes", "first", "boxes", "labels", "areas", "annotation_ids", "files", "crowd")
@@ -89,6 +89,7 @@ def _packed(dataset: Dataset, key: list[Any]) -> bytes:
         "names": dataset.names,
         "category_ids": dataset.category_ids,
         "problems": [astuple(problem) for problem in dataset.problems],
+        "repairs": [astuple(repair) for repair in dataset.repairs],
     }
     stream = io.BytesIO()
     text = json.dumps(about).encode()
@@ -118,6 +119,7 @@ def _load(cache: Path, key: list[Any]) -> Dataset | None:
             names=tuple(about["names"]),
             category_ids=tuple(about["category_ids"]),
             problems=tuple(Problem(*map(str, problem)) for problem in about["problems"]),
+            repairs=tuple(Problem(*map(str, repair)) for repair in about["repairs"]),
             **columns,
         )
     except Exception:  # a file that is not ours can raise anything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,7 +188,8 @@ class Columns:
         self.repairs.append(Problem(kind, file, detail))
 
     def build(self, source: Path, root: Path, split: str, names: Any, category_ids: Any) -> Dataset:
-        """The finished columns."""
+        """The finished columns. Two names of one class are one class with the first's id."""
+        names, category_ids = self._one_name_each(source.name, list(names), list(category_ids))
         return Dataset(
             source=source,
             root=root,
@@ -207,6 +209,32 @@ class Columns:
             repairs=tuple(self.repairs),
             notes=tuple(self.notes),
         )
+
+    def _one_name_each(self, source: str, names: list[str], ids: list[int]) -> tuple[list[str], list[int]]:
+        """Merges classes whose names differ by Unicode form or blanks only: nobody can tell them apart."""
+        clean = [clean_name(name) for name in names]
+        unique = list(dict.fromkeys(clean))
+        for name, better in zip(names, clean, strict=True):
+            if name != better:
+                merged = f", merged with {better!r}" if clean.count(better) > 1 else ""
+                self.repair("class names in another Unicode form or with blanks", source, f"{name!r}{merged}")
+        by_case: dict[str, list[str]] = {}
+        for name in unique:
+            by_case.setdefault(name.casefold(), []).append(name)
+        for alike in by_case.values():
+            # letters are classes of their own where text is read
+            if len(alike) > 1 and len(alike[0]) > 1:
+                listed = ", ".join(map(repr, alike))
+                self.problem("classes whose names differ by case only", source, listed)
+        self.labels = (
+            [unique.index(clean[label]) for label in self.labels] if unique != clean else self.labels
+        )
+        return unique, [ids[clean.index(name)] for name in unique]
+
+
+def clean_name(name: str) -> str:
+    """A class name in the composed Unicode form (NFC), with single blanks inside and none around it."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
 
 
 @dataclass(frozen=True)

@@ -53,16 +53,16 @@ class Folder:
     def listed(self, inside: str = "") -> Listing:
         """What the folder `inside` holds; DataError if it may not be read. Links are what they lead to."""
         if inside not in self._listings:
-            files, folders, hidden = [], [], []
+            found = Listing([], [], [])
             try:
                 with os.scandir(self.top / inside) as entries:
                     for entry in entries:
                         # a link that leads nowhere is a file, which is then missing
-                        kept = folders if entry.is_dir() else files
-                        (hidden if is_hidden(entry.name) else kept).append(entry.name)
+                        kept = found.folders if entry.is_dir() else found.files
+                        (found.hidden if is_hidden(entry.name) else kept).append(entry.name)
             except OSError as error:
                 raise DataError(f"{self.top / inside}: cannot be listed: {error.strerror}") from None
-            self._listings[inside] = Listing(sorted(files), sorted(folders), sorted(hidden))
+            self._listings[inside] = Listing(*map(sorted, found))
         return self._listings[inside]
 
     def walk(self, inside: str = "") -> Iterator[str]:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
-import posixpath
+import mmap
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from ...errors import DataError
+from ...errors import DataError, Problem
 from ..cache import cached
 from ..dataset import BOX_COLUMNS, Columns, Dataset, Integers, is_text
+from ..folder import Folder
+from .coco_images import OUTSIDE, locate, tidy, unlisted
+from .coco_masks import box_of_mask
 from .format import Read, split_of, subfolders
-from .json import NUMBERS, ONLY_INT, WHOLE, as_int, reject_duplicate_keys, shorten
+from .json import NUMBERS, ONLY_INT, WHOLE, as_id, as_number, reject_duplicate_keys, shorten
 
 log = logging.getLogger("retinanet")
 
@@ -33,12 +36,16 @@ OTHER_TASKS = re.compile("captions|keypoints|panoptic|stuff|info|results|predict
 
 LISTS = ("images", "annotations", "categories")
 
-FOLDERS = ("images", "JPEGImages", "data", "imgs")
-"""Usual names of the folder of the images."""
+A_LIST = rb'"%s"\s*:\s*\[\s*[{\]]'
+"""How a list of objects begins in a JSON file."""
 
-LONGEST_NAME = 1024
+UNUSABLE = -1  # instead of the index of an image
 
-UNUSABLE, UNKNOWN = -1, -2  # instead of the index of an image
+TEXT_IDS = "ids, sizes or boxes that are written as text"
+
+ANEW = "annotation ids numbered anew, since some were absent, no numbers or not unique"
+
+FROM_MASK = "boxes taken from polygons or masks"
 
 
 def recognise_coco(root: Path, images: Path | None) -> Read | None:
@@ -48,9 +55,13 @@ def recognise_coco(root: Path, images: Path | None) -> Read | None:
     named = [folder for folder in folders if split_of(folder.name)]
     files: dict[str, list[Path]] = {}
     for folder in [root, *annotations, *named]:
-        for file in sorted(folder.glob("*.json")):
-            words = re.split(r"[^a-z]+", file.stem.lower())
-            if not any(map(OTHER_TASKS.fullmatch, words)) and _looks_like_coco(file):
+        for name in Folder(folder).listed().files:
+            file, words = folder / name, re.split(r"[^a-z]+", name.lower())
+            if (
+                file.suffix.lower() == ".json"
+                and not any(map(OTHER_TASKS.fullmatch, words))
+                and _looks_like_coco(file)
+            ):
                 split = split_of(file.stem) or (split_of(folder.name) if folder in named else None)
                 files.setdefault(split or "all", []).append(file)
     return (lambda: _read_splits(root, files, images)) if files else None
@@ -62,13 +73,16 @@ def read_coco_file(file: Path, images: Path | None) -> dict[str, Dataset]:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """By its first 64 kB, since a file may have a gigabyte."""
-    try:
-        with open(file, "rb") as stream:
-            head = stream.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()
-    except OSError:
-        return False
-    return head.startswith(b"{") and any(b'"%s"' % key.encode() in head for key in LISTS)
+    """Whether it begins as an object and has a list of images, and one of annotations or names of files."""
+    with (
+        suppress(OSError, ValueError),  # ValueError: an empty file
+        open(file, "rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        if content[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+            images, annotations = (re.search(A_LIST % key, content) for key in (b"images", b"annotations"))
+            return bool(images and (annotations or b'"file_name"' in content[: 1 << 16]))
+    return False
 
 
 def _read_splits(root: Path, files: dict[str, list[Path]], images: Path | None) -> dict[str, Dataset]:
@@ -87,7 +101,8 @@ def _read_splits(root: Path, files: dict[str, list[Path]], images: Path | None) 
             )
         datasets[split] = read_coco(file, images, split)
     _require_same_classes(*datasets.values())
-    return datasets
+    note = unlisted(datasets.values())
+    return {split: replace(data, notes=(note,) if note else ()) for split, data in datasets.items()}
 
 
 def _require_same_classes(first: Dataset, *others: Dataset) -> None:
@@ -114,8 +129,7 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
     Classes are in the order of their ids; crowds are kept and marked; `area` is the file's if it has one;
     boxes become xyxy in float64.
     """
-    dataset, split = cached(file, _read), split or file.stem
-    return replace(dataset, split=split, root=find_root(file, dataset.files[:20].tolist(), split, images))
+    return locate(replace(cached(file, _read), split=split or file.stem), images)
 
 
 def _read(file: Path) -> Dataset:
@@ -124,46 +138,15 @@ def _read(file: Path) -> Dataset:
         content = _load(file)
         labels, names, category_ids = _categories(content["categories"], file.name, columns)
         index_of = _images(content["images"], file.name, columns)
-        image_of_box = _annotations(content["annotations"], file.name, columns, index_of, labels)
+        image_of_box = _annotations(
+            content["annotations"], file.name, columns, index_of=index_of, labels=labels
+        )
         del content  # most of its memory is free already: the lists were emptied as they were read
 
     order = np.argsort(image_of_box, kind="stable")  # the annotations come in any order
     columns.counts = np.bincount(image_of_box, minlength=len(columns.files)).tolist()
     dataset = columns.build(file, file.parent, file.stem, names, category_ids)
     return replace(dataset, **{name: getattr(dataset, name)[order] for name in BOX_COLUMNS})
-
-
-def find_root(file: Path, names: Iterable[str], split: str, images: Path | None = None) -> Path:
-    """The folder that the file names are relative to: the first around the annotation file that holds one of
-    them, else the first of all, since an evaluation needs no images."""
-    if images is not None and not images.is_dir():
-        raise DataError(f"{images}: no such folder of images")
-    here = Path(os.path.abspath(file)).parent
-    around = [here.parent, here] if here.name.lower().startswith("annotation") else [here, here.parent]
-    tops = [images] if images is not None else around
-    words = (split.lower(), re.split(r"[^a-z0-9]", file.stem.lower())[-1])
-    folders = chain.from_iterable(_candidates(top, words) for top in tops)
-    # Path.is_file raises where a name is too long for the disk
-    found = (folder for folder in folders if any(os.path.isfile(folder / name) for name in names))
-    return next(found, tops[0])
-
-
-def _candidates(top: Path, words: tuple[str, ...]) -> Iterator[Path]:
-    """The folder itself, those below it named for the split (val: val, valid, val2017), those with the usual
-    names, and those below these named for the split."""
-    yield top
-    usual = [top / name for name in FOLDERS if (top / name).is_dir()]
-    for parent in [top, *usual]:
-        try:
-            children = sorted(parent.iterdir())
-        except OSError:  # the folder above may be entered and not listed
-            continue
-        for child in children:
-            if child.name.lower().startswith(words) and os.path.isdir(child):
-                yield child
-                yield child / "images"
-        if parent is top:
-            yield from usual
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -198,15 +181,15 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def _categories(
     entries: list[Any], source: str, columns: Columns
-) -> tuple[dict[int, int], list[str], list[int]]:
+) -> tuple[dict[int | str, int], list[str], list[int]]:
     """-> category id -> label, and the names and ids by label."""
-    named: dict[int, str] = {}
+    named: dict[int | str, str] = {}
     taken: set[str] = set()
     for position, entry in enumerate(entries):
-        number = as_int(entry.get("id")) if isinstance(entry, dict) else None
+        number = as_id(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
-        if number is None or not isinstance(name, str) or not name or not is_text(name):
-            kind = "categories without a whole number as id or without a name"
+        if number is None or not isinstance(name, str) or not name.strip() or not is_text(name):
+            kind = "categories without an id or without a name"
             columns.problem(kind, source, f"entry {position}: {shorten(entry)}")
         elif number in named:
             both = f"{named[number]!r} and {name!r}"
@@ -217,73 +200,87 @@ def _categories(
         else:
             named[number] = name
             taken.add(name)
-    ids = sorted(named)
-    return {number: label for label, number in enumerate(ids)}, [named[number] for number in ids], ids
+            if isinstance(entry["id"], str):
+                columns.repair(TEXT_IDS, source, f"category {shorten(entry['id'])}")
+    ids = sorted(named, key=lambda one: (isinstance(one, str), one))
+    numbers = [one for one in ids if isinstance(one, int)]
+    if len(numbers) < len(ids):
+        numbers = list(range(1, len(ids) + 1))
+    return {number: label for label, number in enumerate(ids)}, [named[number] for number in ids], numbers
 
 
-def _images(entries: list[Any], source: str, columns: Columns) -> dict[int, int]:
+def _images(entries: list[Any], source: str, columns: Columns) -> dict[int | str, int]:
     """-> image id -> index, or UNUSABLE where the image cannot be a row."""
-    index_of: dict[int, int] = {}
+    index_of: dict[int | str, int] = {}
     for position, entry in enumerate(entries):
-        number = as_int(entry.get("id")) if isinstance(entry, dict) else None
+        number = as_id(entry.get("id")) if isinstance(entry, dict) else None
         if number is None:
-            what = f"entry {position}: {shorten(entry)}"
-            columns.problem("images without a whole number as id", source, what)
+            columns.problem("images without an id", source, f"entry {position}: {shorten(entry)}")
             continue
-        name = entry.get("file_name")
-        height, width = as_int(entry.get("height") or 0), as_int(entry.get("width") or 0)
-        inside = inner_path(name) if isinstance(name, str) and name else None
+        name, where = _file_name(entry), f"image {number}"
+        inside = tidy(name) if name else None
         if number in index_of:
-            what = f"image {number} ({name if inside else shorten(name)})"
-            columns.problem("duplicate image ids", source, what)
+            columns.problem("duplicate image ids", source, f"{where} ({name if inside else shorten(name)})")
             continue
         index_of[number] = UNUSABLE
-        if not isinstance(name, str) or not name:
-            columns.problem("images without a file name", source, f"image {number}: {shorten(entry)}")
+        height, width = (_side(entry.get(side)) for side in ("height", "width"))
+        if not name:
+            columns.problem("images without a file name", source, f"{where}: {shorten(entry)}")
         elif inside is None:
-            columns.problem(
-                "file names that leave the data folder", source, f"image {number}: {shorten(name)}"
-            )
-        elif height is None or width is None or height < 0 or width < 0:
+            columns.problem(OUTSIDE, source, f"{where}: {shorten(name)}")
+        elif height is None or width is None:
             size = f"height {shorten(entry.get('height'))}, width {shorten(entry.get('width'))}"
             kind = "images whose height or width is no whole number"
-            columns.problem(kind, source, f"image {number} ({name}): {size}")
+            columns.problem(kind, source, f"{where} ({name}): {size}")
         else:
             index_of[number] = len(columns.files)
-            columns.image(inside, number, height, width)
+            columns.image(inside, number if isinstance(number, int) else 0, height, width)
+            if any(isinstance(entry.get(key), str) for key in ("id", "height", "width")):
+                columns.repair(TEXT_IDS, source, f"{where} ({name})")
+            if entry.get("file_name") != name:
+                columns.repair("file names taken from the address of the image", source, f"{where}: {name}")
+    if any(isinstance(number, str) for number in index_of):
+        columns.image_ids = list(range(1, len(columns.files) + 1))
+        columns.repair("files with image ids that are no numbers: they are numbered anew", source, "")
     return index_of
 
 
-def inner_path(name: str) -> str | None:
-    """A file name of an annotation file, tidied, with forward slashes; None where it is absolute, climbs out
-    with .. or is no name at all. Links inside the data folder are not looked at."""
-    if len(name) > LONGEST_NAME or "\0" in name or not is_text(name):
-        return None
-    path = posixpath.normpath(name.replace("\\", "/"))
-    return None if path.startswith(("/", "../")) or path in (".", "..") or path[1:2] == ":" else path
+def _file_name(entry: dict[str, Any]) -> str | None:
+    """Its file_name, which may be a number, else the end of its coco_url, as in LVIS."""
+    name, address = entry.get("file_name"), entry.get("coco_url")
+    if not name and isinstance(address, str):
+        with suppress(ValueError):  # of an address that is none
+            name = unquote(urlsplit(address).path.rpartition("/")[2])
+    return str(name) if type(name) is int else name if isinstance(name, str) else None
+
+
+def _side(value: Any) -> int | None:
+    """A height or width, 0 where it is not given; None where it is no whole number."""
+    side = as_id(value or 0)
+    return side if isinstance(side, int) and side >= 0 else None
 
 
 def _annotations(
-    entries: list[Any], source: str, columns: Columns, index_of: dict[int, int], labels: dict[int, int]
+    entries: list[Any],
+    source: str,
+    columns: Columns,
+    *,
+    index_of: dict[int | str, int],
+    labels: dict[int | str, int],
 ) -> Integers:
     """Appends the boxes in the file's order -> [M] the image of each. One pass: COCO has 860,000."""
     image_of_box: list[int] = []
-    seen: set[int] = set()
     for position, entry in enumerate(entries):
         entries[position] = None
         try:
-            ids: list[Any] = [entry["id"], entry["image_id"], entry["category_id"]]
-            if not ONLY_INT.issuperset(map(type, ids)):
-                ids = [as_int(one) for one in ids]
-            number, image, label = ids[0], index_of[ids[1]], labels[ids[2]]
+            ids = entry["image_id"], entry["category_id"]
             x, y, w, h = box = entry["bbox"]
-            crowd, area = entry.get("iscrowd") or 0, entry.get("area")
+            image, label = index_of[ids[0]], labels[ids[1]]
+            number, crowd, area = entry.get("id"), entry.get("iscrowd") or 0, entry.get("area")
             numbers = box if area is None else [*box, area]
             area = w * h if area is None else area if area >= 0 else nan
             fine = (
-                number is not None
-                and -WHOLE <= number < WHOLE
-                and number not in seen
+                ONLY_INT.issuperset(map(type, ids))
                 and image >= 0
                 and crowd in (0, 1)
                 and NUMBERS.issuperset(map(type, numbers))
@@ -293,48 +290,86 @@ def _annotations(
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError):
             fine = False
         if not fine:
-            kind, detail = _fault(position, entry, columns.files, index_of, labels, seen)
-            columns.problem(kind, source, detail)
-            continue
-        seen.add(number)
+            row = _closer(position, entry, columns, index_of, labels)
+            if isinstance(row, Problem):
+                columns.problem(row.kind, source, row.detail, row.image)
+                continue
+            for kind in row.repairs:
+                columns.repair(kind, source, f"entry {position}, image {columns.files[row.image]}")
+            number, image, label, (x, y, w, h), crowd, area, _ = row
         image_of_box.append(image)
         columns.boxes.append((x, y, x + w, y + h))
         columns.labels.append(label)
         columns.crowd.append(crowd == 1)
         columns.areas.append(area)
         columns.annotation_ids.append(number)
+    # nothing refers to the id of an annotation, so new ones do no harm
+    if not _are_unique_ids(columns.annotation_ids):
+        columns.annotation_ids = list(range(1, len(image_of_box) + 1))
+        columns.repair(ANEW, source, "")
     return np.array(image_of_box, dtype=np.int64)
 
 
-def _fault(
-    position: int, entry: Any, files: list[str], index_of: dict[int, int], labels: Any, seen: set[int]
-) -> tuple[str, str]:
-    """(kind, detail) of an annotation that failed the quick checks above."""
+def _are_unique_ids(ids: list[Any]) -> bool:
+    proper = ONLY_INT.issuperset(map(type, ids)) and all(-WHOLE <= one < WHOLE for one in ids)
+    return proper and len(set(ids)) == len(ids)
+
+
+class Row(NamedTuple):
+    """An annotation that is not written as the format says, and has only one meaning."""
+
+    number: Any
+    image: int
+    label: int
+    box: tuple[float, float, float, float]
+    """x, y, width, height"""
+    crowd: int
+    area: float
+    repairs: list[str]
+
+
+def _closer(
+    position: int, entry: Any, columns: Columns, index_of: dict[int | str, int], labels: dict[int | str, int]
+) -> Row | Problem:
+    """What an annotation means that failed the quick checks above, or what is wrong with it."""
     if not isinstance(entry, dict):
-        return "annotations that are no objects", f"entry {position}: {shorten(entry)}"
-    number, image, category = (as_int(entry.get(key)) for key in ("id", "image_id", "category_id"))
-    box, crowd = entry.get("bbox"), entry.get("iscrowd") or 0
-    index = UNKNOWN if image is None else index_of.get(image, UNKNOWN)
-    where = f"entry {position}" if number is None else f"annotation {number}"
-    where += f", image {shorten(entry.get('image_id'))}" + (f" ({files[index]})" if index >= 0 else "")
-    for key in ("id", "image_id", "category_id", "bbox"):
+        return Problem("annotations that are no objects", "", f"entry {position}: {shorten(entry)}")
+    image, category = (as_id(entry.get(key)) for key in ("image_id", "category_id"))
+    index = index_of.get(image) if image is not None else None
+    name = columns.files[index] if index is not None and index >= 0 else ""
+    where = f"entry {position}" if entry.get("id") is None else f"annotation {shorten(entry['id'])}"
+    where += f", image {shorten(entry.get('image_id'))}" + (f" ({name})" if name else "")
+
+    def fault(kind: str, detail: str, image: str = name) -> Problem:
+        return Problem(kind, "", f"{where}: {detail}" if detail else where, image)
+
+    for key in ("image_id", "category_id"):
         if entry.get(key) is None:
-            return f"annotations without {key}", f"{where}: {shorten(entry)}"
-    if number is None:
-        return "annotations whose id is no whole number", f"{where}: id {shorten(entry['id'])}"
-    if number in seen:
-        return "duplicate annotation ids", where
-    if index == UNKNOWN:
-        return "annotations of unknown images", where
+            return fault(f"annotations without {key}", shorten(entry))
+    if index is None:
+        return fault("annotations of unknown images", "")
     if index == UNUSABLE:
-        return "annotations of images that cannot be used", where
+        return fault("annotations of images that cannot be used", "")
     if category not in labels:
-        return "annotations of unknown categories", f"{where}: category {shorten(entry['category_id'])}"
-    if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
-        return "boxes that are not four numbers", f"{where}: bbox {shorten(box)}"
+        return fault("annotations of unknown categories", f"category {shorten(entry['category_id'])}")
+    box, crowd, area = entry.get("bbox"), as_id(entry.get("iscrowd") or 0), entry.get("area")
     if crowd not in (0, 1):
-        return "annotations whose iscrowd is neither 0 nor 1", f"{where}: iscrowd {shorten(crowd)}"
-    if isinstance(entry.get("area"), (int, float)) and entry["area"] < 0:
-        return "areas below 0", f"{where}: area {shorten(entry['area'])}"
-    numbers = f"bbox {shorten(box)}, area {shorten(entry.get('area'))}"
-    return "boxes or areas that are not finite", f"{where}: {numbers}"
+        kind = "annotations whose iscrowd is neither 0 nor 1"
+        return fault(kind, f"iscrowd {shorten(entry.get('iscrowd'))}")
+    repairs = []
+    if not box and (around := box_of_mask(entry.get("segmentation"))):
+        box, repairs = list(around), [FROM_MASK]
+    elif not box:  # an empty list says that nothing is there
+        return fault("annotations without bbox", shorten(entry), image="" if box == [] else name)
+    sides = [as_number(side) for side in box] if isinstance(box, list) else []
+    if len(sides) != 4 or not all(isinstance(side, int | float | str) and side is not True for side in box):
+        return fault("boxes that are not four numbers", f"bbox {shorten(box)}")
+    x, y, w, h = (nan if side is None else side for side in sides)
+    wide = w * h if area is None else as_number(area)
+    if wide is not None and wide < 0 and area is not None:
+        return fault("areas below 0", f"area {shorten(area)}")
+    if wide is None or not isfinite(x + y + w + h) or not isfinite(wide):
+        return fault("boxes or areas that are not finite", f"bbox {shorten(box)}, area {shorten(area)}")
+    if any(isinstance(value, str) for value in (*box, area, entry["image_id"], entry["category_id"])):
+        repairs.append(TEXT_IDS)
+    return Row(entry.get("id"), index, labels[category], (x, y, w, h), crowd, wide, repairs)

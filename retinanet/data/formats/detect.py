@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import DataError, unknown_name_error
 from ..dataset import Dataset
+from ..folder import Folder
+from ..images import is_image
 from . import coco, voc, yolo
-from .format import SPLITS, Format
+from .format import SPLITS, Format, Read
 
 log = logging.getLogger("retinanet")
 
@@ -19,6 +23,10 @@ FORMATS = {
     "yolo": Format(yolo.recognise_yolo, yolo.HOLDS, (".yaml", ".yml"), yolo.read_yolo_file),
 }
 """In the order of preference. A new format is a file with these functions, and a line here."""
+
+RUN_FILES = ("config.json", "model.safetensors")
+
+DEPTH = 4  # folders around a data set that are gone through
 
 
 def open_dataset(
@@ -49,16 +57,25 @@ def open_dataset(
     formats = FORMATS if layout is None else {layout: FORMATS[layout]}
     kind = "" if layout is None else f"{layout.upper()} "
     if os.path.isfile(root):  # Path.is_file raises where a name is too long for the disk
-        for known in formats.values():
+        for name, known in formats.items():
             if known.read_file and root.suffix.lower() in known.suffixes:
-                return known.read_file(root, folder)
+                splits = known.read_file(root, folder)
+                return {split: replace(data, layout=name) for split, data in splits.items()}
         files = [f"a {name.upper()} {known.suffixes[0]}" for name, known in FORMATS.items() if known.suffixes]
         raise DataError(
             f"{root}: is no {kind}annotation file; give {', '.join(files)}, or the folder of the data set"
         )
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such file or folder")
-    found = {name: read for name, known in formats.items() if (read := known.recognise(root, folder))}
+    if all((root / name).is_file() for name in RUN_FILES):
+        raise DataError(f"{root}: is the folder of a training run, not a data set")
+    found: dict[str, Read] = {}
+    for inside in _only_folders(root):  # a zip often has one folder around the data set
+        found = {name: read for name, known in formats.items() if (read := known.recognise(inside, folder))}
+        if found:
+            if inside != root:
+                log.info("%s: the data set is in its folder %s", root, inside.relative_to(root))
+            break
     if not found:
         looked_for = "\n".join(f"  {name.upper():5s} {known.holds}" for name, known in FORMATS.items())
         raise DataError(
@@ -70,9 +87,21 @@ def open_dataset(
         names = ", ".join(found)
         log.info("%s holds several layouts (%s); reading %s, --layout chooses", root, names, chosen)
     splits = read()
-    return {split: splits[split] for split in (*SPLITS, "all") if split in splits}
+    return {split: replace(splits[split], layout=chosen) for split in (*SPLITS, "all") if split in splits}
+
+
+def _only_folders(root: Path) -> Iterator[Path]:
+    """The folder, then the one that it holds where it holds one and no images, and so on."""
+    yield root
+    for _ in range(DEPTH):
+        listing = Folder(root).listed()
+        if len(listing.folders) != 1 or any(map(is_image, listing.files)):
+            return
+        root = root / listing.folders[0]
+        yield root
 
 
 def _contents(folder: Path) -> str:
-    names = sorted(child.name + ("/" if child.is_dir() else "") for child in folder.iterdir())
+    listing = Folder(folder).listed()
+    names = sorted([*listing.files, *(f"{name}/" for name in listing.folders)])
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..dataset import Dataset
+from ..folder import Folder
 
 SPLITS = {
     "train": re.compile(r"train(ing)?(\d{4})?"),
@@ -54,10 +54,5 @@ def lines_of(file: Path) -> list[str]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted; a link that leads in a circle raises OSError."""
-    with os.scandir(folder) as entries:  # it tells folders from files without asking the disk about each
-        return sorted(
-            folder / entry.name
-            for entry in entries
-            if (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir())
-        )
+    """The folders in a folder, sorted, without hidden ones and those of a system."""
+    return [folder / name for name in Folder(folder).listed().folders]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from math import isfinite
 from typing import Any
+
+from ..dataset import is_text
 
 WHOLE = 2**63
 """Ids are kept as int64."""
@@ -18,6 +22,28 @@ def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
         raise ValueError(f"an object has the key {shorten(twice)} twice")
     return entry
+
+
+PLAIN = re.compile(r"[+-]?(\d{1,20}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
+
+DIGITS = re.compile(r"[+-]?\d{1,18}(\.0*)?")
+
+
+def as_id(value: Any) -> int | str | None:
+    """An id as one thing however it is written: 7, 7.0, "7" and "007" are 7; another text is itself."""
+    if not isinstance(value, str):
+        return as_int(value)
+    text = value.strip()
+    if DIGITS.fullmatch(text) and text.isascii():
+        return int(text.partition(".")[0])
+    return text if text and is_text(text) and len(text) < 1024 else None
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, also as a text ("12.5"), where no other reading of it exists."""
+    if isinstance(value, str) and PLAIN.fullmatch(value.strip()):
+        value = float(value)
+    return value if type(value) in NUMBERS and isfinite(value) else None
 
 
 def as_int(value: Any) -> int | None:
