@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from .errors import ConfigError
 
@@ -43,6 +43,14 @@ def write_text_atomically(file: Path, folder: Path | None = None) -> Iterator[Te
     """A text to write, line by line; see `write_aside`."""
     with write_aside(file, folder) as growing, growing.open("w", encoding="utf-8", newline="\n") as stream:
         yield stream
+
+
+def as_path(value: Any, name: str) -> Path:
+    """A path in whatever form; ConfigError for what is none, such as None."""
+    try:
+        return Path(value)
+    except TypeError:
+        raise ConfigError(f"{name} must be a path, not {value!r:.100}") from None
 
 
 def sha256(file: Path) -> str:

@@ -53,14 +53,14 @@ DOORS = {
 """Where the core opens an annex, or a detector a part above it, in a function that a user asked for."""
 
 CLOSURES = {  # files, lines
-    "training.loop": (41, 7_034),  # to be 6_500
-    "inference.detector": (15, 2_446),
-    "evaluation.evaluate": (31, 5_204),
-    "commands.predict": (41, 6_930),
+    "training.loop": (42, 7_237),  # to be 6_500
+    "inference.detector": (16, 2_585),
+    "evaluation.evaluate": (32, 5_405),
+    "commands.predict": (45, 7_599),
 }
 TO_OPEN = {
     "batch to step": (12, 2_120),  # to be 12, 1_800
-    "disk to step": (19, 3_507),  # to be 17, 2_600
+    "disk to step": (19, 3_570),  # to be 17, 2_600
 }
 LONGEST = 380
 

@@ -11,6 +11,7 @@ from ..config.io import override
 from ..config.presets import default_preset
 from ..config.presets import preset as preset_config
 from ..config.schema import TrainConfig
+from ..files import as_path
 from ..inference.load import read_pretrained
 from ..training.log import show_log
 from ..training.run import resume_run, run
@@ -45,9 +46,9 @@ def train(data: str | Path, preset: str | None = None, **settings: Any) -> Path:
         settings["init"] = str(settings["init"])
     for path in ("out", "images"):
         if settings.get(path) is not None:
-            settings[path] = Path(settings[path])
+            settings[path] = as_path(settings[path], path)
     config, init = start_config(name, settings.get("init"))
-    return run(data, override(config, settings), name, init)
+    return run(as_path(data, "data"), override(config, settings), name, init)
 
 
 def start_config(preset: str, init: str | None = None) -> tuple[TrainConfig, Pretrained | None]:
@@ -85,5 +86,5 @@ def resume(folder: str | Path, **changes: Any) -> Path:
     show_log()
     for path in ("data", "images"):
         if changes.get(path) is not None:
-            changes[path] = Path(changes[path])
-    return resume_run(Path(folder), override(ResumeConfig(), changes))
+            changes[path] = as_path(changes[path], path)
+    return resume_run(as_path(folder, "a run"), override(ResumeConfig(), changes))

@@ -7,12 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..data.images import MAX_PIXELS, from_pillow, read_image
+from ..data.images import MAX_PIXELS
 from ..device import autocast
 from ..errors import ConfigError, DataError
 from ..model.fuse_bn import fused_copy
@@ -20,6 +18,7 @@ from ..model.postprocess import Postprocess
 from ..model.preprocess import Preprocess
 from ..model.retinanet import RetinaNet
 from ..structures import Detections
+from .inputs import as_images
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -105,8 +104,9 @@ class Detector:
         """Detect the objects in one image, or in several.
 
         Args:
-            images: A path; an array [H, W, 3] or [H, W], uint8, RGB; a tensor [3, H, W], uint8 or float in
-                0..1; a Pillow image; a list of these; an array [B, H, W, 3] or tensor [B, 3, H, W].
+            images: A path; an array [H, W, 3] or [H, W] or a tensor [3, H, W], RGB, uint8, uint16 or float in
+                0..1; a Pillow image; the bytes of a file, or an open one. Several: a list, a generator, an
+                array [B, H, W, 3] or a tensor [B, 3, H, W]. Alpha is dropped.
             batch: Images (or tiles) per batch. The images of a batch have one padded shape, so the detections
                 of an image do not depend on the others.
 
@@ -114,12 +114,12 @@ class Detector:
             Everything above the model's own score threshold, best first; a list for several images.
 
         Raises:
-            DataError: An image cannot be read.
+            DataError: An image cannot be read, or is none; the message names the call that works.
         """
-        several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+        several, given = as_images(images)
         parts = (
             part
-            for index, image in enumerate(map(as_image, images if several else [images]))
+            for index, image in enumerate(given)
             for part in parts_of(index, image, self.scales, self.tiling)
         )
         found = dict(self.in_batches(parts, batch))
@@ -282,34 +282,3 @@ def parts_of(
             part = part.clone()  # a view that is sent to another process takes the whole image along
         scaled = [one.resized(part) for one in scales]
         yield Part(index, len(boxes), (left, top, right, bottom), (height, width), scaled)
-
-
-def as_image(image: Any) -> Tensor:
-    """An image in any form that `Detector.predict` takes -> uint8 [3, H, W] RGB."""
-    if isinstance(image, (str, Path)):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return from_pillow(image)
-    if isinstance(image, np.ndarray):
-        if image.ndim == 2:
-            image = image[:, :, None]
-        if image.ndim != 3 or image.shape[2] not in (1, 3):
-            raise DataError(f"an array must be [H, W, 3] or [H, W], not {list(image.shape)}")
-        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    if not isinstance(image, Tensor):
-        raise DataError(
-            f"an image is a path, an array, a tensor or a Pillow image, not {type(image).__name__}"
-        )
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
-        raise DataError(f"a tensor must be [3, H, W], not {list(image.shape)}")
-    if image.is_floating_point():
-        low, high = float(image.min()), float(image.max())
-        if not (low >= 0 and high <= 1):
-            raise DataError(
-                f"a float image must lie in 0..1, not {low:.3g}..{high:.3g}; give uint8 for 0..255"
-            )
-        image = (image * 255).round().to(torch.uint8)
-    if image.dtype != torch.uint8:
-        raise DataError(f"an image must be uint8, or float in 0..1, not {image.dtype}")
-    pixels: Tensor = image.expand(3, -1, -1).cpu()
-    return pixels

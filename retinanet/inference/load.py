@@ -12,6 +12,7 @@ from ..config.io import limits
 from ..config.schema import PreprocessConfig
 from ..device import gpu_number, pick_device
 from ..errors import CheckpointError, ConfigError, nearest
+from ..files import as_path
 from ..model.retinanet import RetinaNet
 from ..weights.checkpoint import ModelInfo, build, load_model, postprocess_of, preprocess_of
 from ..weights.transfer import Pretrained
@@ -119,7 +120,7 @@ def short_sides(scale: int | None, scales: Sequence[int] | None) -> Sequence[int
 def resolve_weights(model: str | Path, also: Sequence[str] = ()) -> Path:
     """The file of weights that a run folder, a path, a published name or hf:OWNER/NAME means; what is on the
     disk always wins. `also` are words that may have been meant."""
-    path = Path(model)
+    path = as_path(model, "a model")
     if path.is_dir():
         if not (path / "model.safetensors").exists():
             raise CheckpointError(f"{path} is a folder without model.safetensors; is it a finished run?")

@@ -96,18 +96,17 @@ def test_an_empty_list_has_no_answers(detector):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        np.zeros((64, 64, 4), np.uint8),
-        torch.zeros(3, 64, 64, dtype=torch.int32),
-        torch.full((3, 8, 8), 255.0),
-        7,
-        torch.zeros(64, 64, 3, dtype=torch.uint8),
-    ],
+    "wrong", [torch.zeros(3, 64, 64, dtype=torch.int32), torch.full((3, 8, 8), 255.0), 7]
 )
 def test_what_is_no_picture_is_told(detector, wrong):
     with pytest.raises(DataError):
         detector.predict(wrong)
+
+
+def test_a_generator_has_as_many_answers_as_images(detector, pictures):
+    answers = detector.predict((path.read_bytes() for path in pictures), batch=2)
+    for found, wanted in zip(answers, detector.predict(pictures, batch=2), strict=True):
+        same(found, wanted)
 
 
 def test_one_bad_file_among_many_hurts_no_other(detector, pictures, tmp_path):
@@ -133,6 +132,14 @@ def test_bf16_finds_about_the_same(trained, detector, pictures):
 
 def test_another_scale_is_obeyed(trained):
     assert retinanet.load(trained, device="cpu", scale=128).preprocess.size(64, 96) == (128, 192)
+
+
+@pytest.mark.parametrize("none", [None, 7, b"runs/x"])
+def test_what_is_no_path_is_told(none):
+    with pytest.raises(ConfigError, match=f"a model must be a path, not {none!r}"):
+        retinanet.load(none)
+    with pytest.raises(ConfigError, match="data must be a path"):
+        retinanet.train(none)
 
 
 @pytest.mark.parametrize(
