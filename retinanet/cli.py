@@ -10,6 +10,7 @@ import inspect
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from importlib import import_module
@@ -176,19 +177,21 @@ def parse(words: Sequence[str]) -> tuple[str, list[Any]]:
 
 def parse_train(words: list[str]) -> tuple[str, list[Any]]:
     """A run that goes on, or a new one, or what a new one would need."""
+    started = time.perf_counter()  # a budget of minutes holds the imports that follow
     run, rest = take("--resume", words)
     if run is not None:
         return "training.run:resume_run", [
             Path(run),
             *read("train --resume RUN", rest, options.ResumeConfig()),
+            started,
         ]
     name, rest = take("--preset", rest)
     dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
     default, name, init = start(name, rest)
     values = read("train", rest, default, "data")
-    return (
-        ("training.autobatch:dry_run", values) if dry else (COMMANDS["train"].function, [*values, name, init])
-    )
+    if dry:
+        return "training.autobatch:dry_run", values
+    return COMMANDS["train"].function, [*values, name, init, started]
 
 
 def parse_lab(words: list[str]) -> tuple[str, list[Any]]:

@@ -53,14 +53,14 @@ DOORS = {
 """Where the core opens an annex, or a detector a part above it, in a function that a user asked for."""
 
 CLOSURES = {  # files, lines
-    "training.loop": (42, 7_237),  # to be 6_500
+    "training.loop": (43, 7_388),  # to be 6_500
     "inference.detector": (16, 2_585),
     "evaluation.evaluate": (32, 5_405),
     "commands.predict": (45, 7_599),
 }
 TO_OPEN = {
-    "batch to step": (12, 2_120),  # to be 12, 1_800
-    "disk to step": (19, 3_570),  # to be 17, 2_600
+    "batch to step": (12, 2_125),  # to be 12, 1_800
+    "disk to step": (19, 3_581),  # to be 17, 2_600
 }
 LONGEST = 380
 

@@ -16,7 +16,7 @@ def test_flags_land_in_the_config_wherever_they_live():
     line = words(
         "train --preset tiny cells --gamma 1 --set max_grad_norm=None --jitter 0.5 1 --budget 7min --set"
     )
-    _, (data, config, name, _) = cli.parse([*line, "anchor_scales=1 1.5"])
+    _, (data, config, name, *_) = cli.parse([*line, "anchor_scales=1 1.5"])
     assert (data, name) == ("cells", "tiny")
     assert (config.criterion.gamma, config.max_grad_norm, config.jitter) == (1, None, (0.5, 1))
     assert (config.model.network.anchor_scales, config.budget) == ((1, 1.5), "7min")
@@ -25,7 +25,7 @@ def test_flags_land_in_the_config_wherever_they_live():
 
 @pytest.mark.parametrize("line", ["train d --preset tiny --seed 1", "train --preset=tiny d --seed 1"])
 def test_the_preset_is_read_first_wherever_it_stands(line):
-    _, (data, config, name, _) = cli.parse(words(line))
+    _, (data, config, name, *_) = cli.parse(words(line))
     assert (data, config.seed, name) == ("d", 1, "tiny")
 
 

@@ -153,7 +153,7 @@ def begin(source: str, config: LabConfig) -> Study:
         with quiet():
             init = None if base.init_model is None else read_pretrained(base.init_model)
             state = build_state(base, training, validation, device, init)
-            budgets[entry] = plan(state, time.perf_counter())[0]
+            budgets[entry] = plan(state, time.perf_counter()).iterations
         write_atomically(known, json.dumps(budgets, indent=1).encode())
         log.info("budget %s of a row: %d iterations for every row", base.budget, budgets[entry])
     return Study(folder, source, base, budgets[entry])

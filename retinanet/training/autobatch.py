@@ -79,8 +79,8 @@ def dry_run(source: str | Path, config: TrainConfig) -> None:
         step, image = probe(state)
         epoch = state.sampler.steps_per_epoch
         log.info("time: %.2f s a step, %d steps an epoch: %s an epoch", step, epoch, duration(step * epoch))
-        iterations, every = plan(state, time.perf_counter())
-        looks = -(-iterations // every)
+        pace = plan(state, time.perf_counter())
+        iterations, looks = pace.iterations, -(-pace.iterations // pace.every)
         whole = duration(step * iterations + looks * image * len(validation))
         text = "  %d iterations (%.1f epochs) and %d validations: %s"
         log.info(text, iterations, iterations / epoch, looks, whole)

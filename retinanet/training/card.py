@@ -79,7 +79,7 @@ def model_card(
     corners = state.training.boxes[~state.training.crowd]
     low, high = np.quantile(np.sqrt((corners[:, 2:] - corners[:, :2]).prod(axis=1)), (0.01, 0.99))
     height, width = np.median(state.training.sizes, axis=0)
-    at = f"iteration {done:,} of {iterations:,}"
+    at = f"iteration {done:,} of {'about ' if progress.pace.estimated else ''}{iterations:,}"
     unfinished = f"\n\n**The training had not ended when this was written**: it was at {at}."
     held_out = f"The validation images were held out of train, by seed {state.config.seed}."
     threshold = (

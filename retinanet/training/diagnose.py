@@ -17,7 +17,7 @@ from ..data.loader import Batch
 from ..distributed import all_reduce_sum, is_main_process
 from ..errors import CheckpointError, DivergenceError
 from ..weights.checkpoint import load_plain, save_plain
-from .optim import lr_factor
+from .pace import Pace
 from .setup import TrainState
 
 
@@ -62,11 +62,11 @@ class NonFiniteWatch:
         """Whether there was such a step; waits for the device, and talks to no other process."""
         return int(self.first) >= 0
 
-    def check(self, state: TrainState, folder: Path, iterations: int) -> None:
+    def check(self, state: TrainState, folder: Path, pace: Pace) -> None:
         """Write a dump and raise DivergenceError if there was such a step; all processes ask together."""
         if not self.seen():
             return
-        iteration, config = int(self.first), state.config
+        iteration = int(self.first)
         values = dict(zip(WATCHED, self.values.tolist(), strict=True))
         (share,) = state.batches(iteration, iteration + 1)
         (whole,) = state.batches(iteration, iteration + 1, whole=True)
@@ -74,8 +74,8 @@ class NonFiniteWatch:
         files = [str(state.training.files[i]) for i in whole.indices.tolist()]
         dump = folder / f"dump-{iteration + 1}.pt"
         if is_main_process():
-            factor = lr_factor(iteration, iterations, config.warmup, config.schedule)
-            about = {"iteration": iteration, "lr": state.rate * factor, "files": files}
+            rate = state.rate * pace.factor(iteration, state.config)
+            about = {"iteration": iteration, "lr": rate, "files": files}
             write_dump(dump, state, whole, about | {"numbers": values, "levels": levels})
         wrong = " and ".join(not_finite([*values], [*values.values()]))
         bad = {name: not_finite(state.model.levels, row) for name, row in levels.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from ..data.loader import Batch
 from ..distributed import all_reduce_sum, is_main_process, world
 from ..errors import DataError
 from ..evaluation.evaluate import Evaluation, write_evaluation
+from ..files import write_atomically
 from ..model.criterion import sum_levels
 from ..text import duration, shown
 from ..weights.checkpoint import ModelInfo, save_model
 from .diagnose import Advice, NonFiniteWatch, save_first_batch
 from .log import TrainLog
-from .optim import lr_factor
+from .pace import Pace
 from .resume import Counters, Timer, save_state, stop_signals
 from .setup import TrainState
 
@@ -63,11 +66,11 @@ def update(state: TrainState, loss: Tensor) -> Tensor:
     return norm
 
 
-def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: Path, started: float) -> Path:
+def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: Path) -> Path:
     """From `progress` to the end; what it writes is the same whether it began at 0 or in the middle."""
-    config, iterations, every = state.config, about["iterations"], about["validate_every"]
+    config, pace = state.config, progress.pace
     record = TrainLog(folder, progress.rows, config.tensorboard)
-    steps = StepLog(state, record, iterations, folder)
+    steps = StepLog(state, record, pace, folder)
     timer = Timer(config.save_every, state.sampler.steps_per_epoch, state.sampler.batch)
 
     def keep() -> None:
@@ -78,12 +81,12 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
 
     def pause() -> None:
         keep()
-        text = "stopped after iteration %d of %d; go on with: retinanet train --resume %s"
-        log.info(text, progress.done, iterations, folder)
+        text = "stopped after iteration %d of %s; go on with: retinanet train --resume %s"
+        log.info(text, progress.done, pace, folder)
 
     with stop_signals() as stop:
-        batches = state.batches(progress.done, iterations)
-        while progress.done < iterations:
+        batches = state.batches(progress.done, pace.iterations if pace.seconds is None else sys.maxsize)
+        while progress.done < pace.iterations:
             try:
                 batch = next(batches)
             except DataError:  # an image cannot be decoded: once it is repaired, the run goes on from here
@@ -91,28 +94,31 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
                 raise
             if progress.done == 0 and is_main_process():
                 save_first_batch(folder / "plots" / "first_batch.jpg", state, batch)
-            rate = state.rate * lr_factor(progress.done, iterations, config.warmup, config.schedule)
+            rate = state.rate * pace.factor(progress.done, config)
             steps.note(progress.done, train_step(state, batch, rate))
             progress.done = done = progress.done + 1
-            validate = done % every == 0 and done < iterations
-            if validate or done % config.log_every == 0 or done == iterations:
+            validate = pace.validation_due(done)
+            if validate or done % config.log_every == 0 or done == pace.iterations or pace.late():
                 steps.write(done, rate)
-            if validate:
+            if validate and pace.room and done < pace.iterations:
+                clock = time.perf_counter()
                 validate_and_save(state, record, progress, about, folder)
+                pace.took(time.perf_counter() - clock)
                 keep()
                 steps.clock = time.perf_counter()  # the speed is that of training
             elif is_main_process() and timer.due(done):
                 keep()
-            if stop.asked() and done < iterations:
-                steps.watch.check(state, folder, iterations)
+            if stop.asked() and done < pace.iterations:
+                steps.watch.check(state, folder, pace)
                 pause()
                 stop.leave()
         keep()
         evaluation = validate_and_save(state, record, progress, about, folder)
     if is_main_process():
-        final = {**about, "split": state.validation.split, "iteration": iterations}
+        write_atomically(folder / "config.json", json.dumps(about, indent=1).encode())
+        final = {**about, "split": state.validation.split, "iteration": progress.done}
         write_evaluation(folder, state.validation, evaluation, final)
-    spent, ap = duration(time.perf_counter() - started), evaluation.metrics["AP"] or 0.0
+    spent, ap = duration(pace.used()), evaluation.metrics["AP"] or 0.0
     log.info("done in %s: AP %.3f in validation; %s", spent, ap, folder)
     if stop.asked():  # during the last validation: this run is complete, but what follows it must not start
         stop.leave()
@@ -122,11 +128,11 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
 class StepLog:
     """Collects the numbers of steps on the device; `write` alone waits for it."""
 
-    def __init__(self, state: TrainState, record: TrainLog, iterations: int, folder: Path) -> None:
-        self.state, self.record, self.iterations, self.folder = state, record, iterations, folder
+    def __init__(self, state: TrainState, record: TrainLog, pace: Pace, folder: Path) -> None:
+        self.state, self.record, self.pace, self.folder = state, record, pace, folder
         config, batch = state.config, state.sampler.batch
         self.watch = NonFiniteWatch(state.device)
-        self.advice = Advice(state.rate, batch, config.optimizer, config.warmup, iterations)
+        self.advice = Advice(state.rate, batch, config.optimizer, config.warmup, pace.iterations)
         for text in self.advice.begin():
             log.warning("%s", text)
         log.info("%s", folder)
@@ -146,16 +152,18 @@ class StepLog:
     def write(self, done: int, rate: float) -> None:
         """A row of the record, a line of the log, and advice; DivergenceError if a step was not finite."""
         values = {name: float(value) for name, value in self.numbers.items()}  # waits for the device
-        now = time.perf_counter()
+        pace, batch, now = self.pace, self.state.sampler.batch, time.perf_counter()
         speed = self.seen / (now - self.clock)
-        self.seen, self.clock = 0, now
-        self.record.row("train", done, **values, lr=rate, images_per_second=speed)
-        self.watch.check(self.state, self.folder, self.iterations)
+        if not self.watch.seen():  # else the rate of that step is asked for
+            pace.look(done, self.seen // batch, now - self.clock)
+        self.seen, self.clock, self.advice.iterations = 0, now, pace.iterations
+        self.record.row("train", done, **values, lr=rate, images_per_second=speed, **pace.row_values())
+        self.watch.check(self.state, self.folder, pace)
         log.info(
-            "%d/%d  loss %.3f (class %.3f, box %.3f)  lr %.2g  positives %.1f  %.1f images/s  %s left",
-            *(done, self.iterations, *(values[name] for name in ("loss", "class_loss", "box_loss"))),
+            "%d/%s  loss %.3f (class %.3f, box %.3f)  lr %.2g  positives %.1f  %.1f images/s  %s left",
+            *(done, pace, *(values[name] for name in ("loss", "class_loss", "box_loss"))),
             *(rate, values["positives"], speed),
-            duration((self.iterations - done) * self.state.sampler.batch / speed),
+            duration(pace.left(done, speed / batch)),
         )
         for text in self.advice.row(done, values["loss"], float(self.positives)):
             log.warning("%s", text)
@@ -167,6 +175,7 @@ def validate_and_save(
 ) -> Evaluation:
     """Evaluate the shipped model and save it with its card; also as best.safetensors when it is the best."""
     config, data, done = state.config, state.validation, progress.done
+    about["iterations"] = progress.pace.iterations  # by the clock an estimate, until the last validation
     evaluation = state.evaluate(data, config.workers or 0)
     metrics, loss = evaluation.metrics, sum(evaluation.losses.values())
     numbers = {name: metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}

@@ -41,8 +41,10 @@ def scaled_rate(lr: float, batch: int, lr_batch: int, optimizer: str) -> float:
     return lr * (math.sqrt(factor) if optimizer == "adamw" else factor)
 
 
-def lr_factor(iteration: int, iterations: int, warmup: int, schedule: str) -> float:
+def lr_factor(iteration: float, iterations: int, warmup: int, schedule: str) -> float:
     """The learning rate of an iteration (0-based) as a share of the base rate, after a linear warm-up.
+
+    By the clock a share of the time stands for that share of the iterations, so they may be fractions.
 
     drops   divided by 10 after 2/3 and again after 8/9 of the run, the paper's 60k and 80k of 90k (Sec. 4.1)
     cosine  to 0

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,7 @@ from ..config.schema import TrainConfig
 from ..distributed import AnyRank, is_main_process
 from ..errors import CheckpointError, ConfigError
 from ..weights.checkpoint import load_plain, save_plain
+from .pace import Pace
 from .setup import TrainState
 
 FORMAT = 1
@@ -37,10 +38,12 @@ class Counters:
     """AP of the best validation; -1 before the first."""
     rows: int = 0
     """Lines of metrics.jsonl: what was written after them comes again."""
+    pace: Pace = field(default_factory=lambda: Pace(1, 1))
+    """How long it is; state.pt has it for a run by the clock, config.json for others."""
 
 
 def save_state(state: TrainState, progress: Counters, folder: Path) -> None:
-    """Write state.pt in the first process: weights, average, optimiser, counters."""
+    """Write state.pt in the first process: weights, average, optimiser, counters, the clock of its budget."""
     if not is_main_process():
         return
     average = state.average
@@ -49,6 +52,7 @@ def save_state(state: TrainState, progress: Counters, folder: Path) -> None:
         "done": progress.done,
         "best": progress.best,
         "rows": progress.rows,
+        "pace": progress.pace.saved(),
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "average": average.model.state_dict() if average else None,
@@ -70,7 +74,9 @@ def load_state(state: TrainState, folder: Path) -> Counters:
         if state.average is not None:
             state.average.model.load_state_dict(content["average"])
             state.average.updates = int(content["updates"])
-        return Counters(int(content["done"]), float(content["best"]), int(content["rows"]))
+        counts = int(content["done"]), float(content["best"]), int(content["rows"])
+        clock = content.get("pace")  # older states have none: their runs go by iterations
+        return Counters(*counts, Pace(**clock)) if clock else Counters(*counts)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is not a state of this run ({reason[0]})") from error

@@ -22,21 +22,27 @@ from ..inference.load import read_pretrained
 from ..weights.transfer import Pretrained
 from .log import log_file
 from .loop import loop
+from .pace import Pace
 from .resume import Counters, load_state, read_run, save_state
-from .schedule import plan, tell_left_over
+from .schedule import plan
 from .setup import TrainState, build_state, resolve_config
 
 log = logging.getLogger("retinanet")
 
 
 def run(
-    source: str | Path, config: TrainConfig, preset_name: str | None = None, init: Pretrained | None = None
+    source: str | Path,
+    config: TrainConfig,
+    preset_name: str | None = None,
+    init: Pretrained | None = None,
+    started: float | None = None,
 ) -> Path:
     """Train on the data set at `source`; returns the folder of the run.
 
-    `init` is the model that `config.init` names, where it has been read already.
+    `init` is the model that `config.init` names, where it has been read already. `started` is the time of
+    `perf_counter` at which a budget of minutes begins, where that was before now.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     device = pick_device(config.device)
     with process_group():
         config = resolve_config(config, device)
@@ -52,21 +58,20 @@ def run(
             if config.init_model is not None and init is None:
                 init = read_pretrained(config.init)
             state = build_state(config, training, validation, device, init)
-            about = run_metadata(state, source, preset_name, started)
+            pace = plan(state, started)
+            progress, about = Counters(pace=pace), run_metadata(state, source, preset_name, pace)
             from .card import origins  # an annex: a run without it would train as well
 
             about["init"] = origins(config, None if init is None else init.info)
-            save_state(state, Counters(), folder)
+            save_state(state, progress, folder)
             if is_main_process():
                 write_atomically(folder / "config.json", json.dumps(about, indent=1).encode())
-            loop(state, about, Counters(), folder, started)
-            tell_left_over(config.budget, time.perf_counter() - started)
-            return folder
+            return loop(state, about, progress, folder)
 
 
-def resume_run(folder: Path, changes: ResumeConfig) -> Path:
-    """Continue a run from its last state to its end."""
-    started = time.perf_counter()
+def resume_run(folder: Path, changes: ResumeConfig, started: float | None = None) -> Path:
+    """Continue a run from its last state to its end; what is used of its minutes stays used."""
+    started = time.perf_counter() if started is None else started
     about, config = read_run(folder)
     config = replace(config, workers=changes.workers)  # their number depends on the machine, not on the run
     for name in ("device", "micro_batch", "images"):
@@ -91,12 +96,15 @@ def resume_run(folder: Path, changes: ResumeConfig) -> Path:
         with explain_errors(), log_file(folder):
             state = build_state(config, training, validation, device, load_weights=False)
             progress = load_state(state, folder)
-            where = progress.done, about["iterations"], describe(device)
-            log.info("resumed after iteration %d of %d, on %s", *where)
+            if progress.pace.seconds is None:
+                progress.pace = Pace(about["iterations"], about["validate_every"])
+            progress.pace.began += started
+            where = progress.done, progress.pace, describe(device)
+            log.info("resumed after iteration %d of %s, on %s", *where)
             then, now = about["versions"], versions()
             if then != now:
                 log.info("other versions than before: bits may differ (%s, now %s)", then, now)
-            return loop(state, about, progress, folder, started)
+            return loop(state, about, progress, folder)
 
 
 def describe_preset(name: str | None) -> str:
@@ -108,11 +116,10 @@ def describe_preset(name: str | None) -> str:
 
 
 def run_metadata(
-    state: TrainState, source: str | Path, preset_name: str | None, started: float
+    state: TrainState, source: str | Path, preset_name: str | None, pace: Pace
 ) -> dict[str, Any]:
-    """Plan a run, print the plan, and return it as it goes into config.json and the files of weights."""
+    """Print the plan of a run, and return it as it goes into config.json and the files of weights."""
     config, training, validation, batch = state.config, state.training, state.validation, state.sampler.batch
-    iterations, every = plan(state, started)
     boxes, machine = int((~training.crowd).sum()), describe(state.device)
     sizes = len(training), len(training.names), boxes, len(validation)
     log.info("%d images of %d classes, %d boxes to train on; %d images to validate on", *sizes)
@@ -121,16 +128,16 @@ def run_metadata(
     log.info("%s, %d px, %s, on %s%s", network, scale, config.precision, machine, several)
     rates = state.rate, config.lr, config.lr_batch, batch
     log.info("learning rate %.3g (%.3g for %d images, scaled to %d)", *rates)
-    epochs = iterations / state.sampler.steps_per_epoch
-    log.info("%d iterations (%.1f epochs), validation every %d", iterations, epochs, every)
+    epochs = pace.iterations / state.sampler.steps_per_epoch
+    log.info("%s iterations (%.1f epochs), validation every %d", pace, epochs, pace.every)
     return {
         "data": str(source),
         "data_hash": training.fingerprint(),
         "validation_hash": validation.fingerprint(),
         "training_images": len(training),
         "training_boxes": boxes,
-        "iterations": iterations,
-        "validate_every": every,
+        "iterations": pace.iterations,
+        "validate_every": pace.every,
         "preset": preset_name,
         "config": to_json(config),
         "versions": versions(),

@@ -1,4 +1,4 @@
-"""How long a training is: iterations from minutes, epochs, or the size of the data."""
+"""How long a training is: minutes, iterations, epochs, or what fits the size of the data."""
 
 from __future__ import annotations
 
@@ -13,55 +13,50 @@ import torch
 from ..config.io import parse_budget
 from ..distributed import all_gather
 from ..errors import ConfigError
-from ..text import duration
 from .loop import train_step
+from .pace import ENDING, VALIDATING, Pace
 from .setup import TrainState
 
 log = logging.getLogger("retinanet")
 
-PROBE_STEPS = 10
-"""Steps that are timed to turn minutes into iterations; the first four only warm up."""
+PROBE_STEPS = 8
+"""Steps that are timed for a first estimate of what minutes hold; the first four only warm up."""
 
-MARGIN = 0.94
-"""Share of a budget of minutes that is planned: other programs on the machine take the rest."""
+TRAINED = 1.25
+"""How much longer than that of the probe a later validation takes: a trained model finds more."""
 
 
-def plan(state: TrainState, started: float) -> tuple[int, int]:
-    """The number of iterations, and how many lie between validations; minutes are converted after a probe."""
+def plan(state: TrainState, started: float) -> Pace:
+    """The length of a run whose budget began when `started` was the clock; a probe says what minutes hold."""
     config, sampler = state.config, state.sampler
     amount, unit = parse_budget(config.budget) if config.budget else (fitting_length(state), "it")
     if unit != "s":
         steps = {"it": 1.0, "ep": float(sampler.steps_per_epoch), "im": 1 / sampler.batch}[unit]
         iterations = max(1, round(amount * steps))
-        return iterations, math.ceil(iterations / min(config.validations, iterations))
+        return Pace(iterations, math.ceil(iterations / min(config.validations, iterations)), began=started)
     # the clock of the first process counts
     step, image, spent = all_gather((*probe(state), time.perf_counter() - started))[0]
-    left = amount * MARGIN - spent
-    once = image * len(state.validation)
-    # validation takes at most a twentieth of the time
-    validations = max(1, min(config.validations, 8, int(0.05 * left / once)))
+    once, left = TRAINED * image * len(state.validation), amount - spent - ENDING
+    validations = max(1, min(config.validations, 8, int(VALIDATING * left / once)))
     iterations = int((left - validations * once) / step)
     if iterations < 1:
         raise ConfigError(
-            f"a budget of {config.budget} does not hold one step: {spent:.0f} s to start, {once:.0f} s to "
-            f"validate, {step:.1f} s a step"
+            f"a budget of {config.budget} does not hold one step: {spent:.0f} s to start, "
+            f"{once + ENDING:.0f} s to validate and save, {step:.1f} s a step"
         )
     log.info(
-        "budget %s: %.2f s a step and %.1f s a validation make %d iterations and %d validations",
+        "budget %s: %.2f s a step and %.1f s a validation make about %d iterations and %d validations",
         *(config.budget, step, once, iterations, validations),
     )
-    return iterations, math.ceil(iterations / validations)
-
-
-def tell_left_over(budget: str | None, spent: float) -> None:
-    """Warn when a run used little of its minutes: something else slowed its probe, so it learned less."""
-    amount, unit = parse_budget(budget) if budget else (0.0, "it")
-    if unit == "s" and spent < 0.7 * amount:
-        log.warning(
-            "only %s of %s were used: the machine was busier when its speed was measured; the same command "
-            "in quiet gives a better model",
-            *(duration(spent), budget),
-        )
+    return Pace(
+        iterations,
+        math.ceil(iterations / validations),
+        seconds=amount,
+        began=started,
+        validations=validations,
+        step=step,
+        cost=once / step,
+    )
 
 
 def fitting_length(state: TrainState) -> float:

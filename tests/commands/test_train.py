@@ -104,17 +104,6 @@ def test_an_unknown_preset_names_the_known(scenes):
         retinanet.train(scenes, "r50-60")
 
 
-def test_minutes_become_a_fixed_number_of_iterations(scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "probe", lambda session: (1000.0, 1.0))  # seconds of a step, of an image
-    run = retinanet.train(
-        scenes, "tiny", out=tmp_path / "run", budget="150min", **SMALL | {"log_every": 1000}
-    )
-    made = json.loads((run / "config.json").read_text())
-    assert made["iterations"] == 8  # of 8460 s, less 24 s of validations, less the few to start
-    assert rows(run)[-1]["iteration"] == made["iterations"]
-    assert "budget 150min" in (run / "log.txt").read_text()
-
-
 def test_a_budget_below_one_step_says_so(scenes, tmp_path):
     with pytest.raises(ConfigError, match="does not hold one step"):
         retinanet.train(scenes, "tiny", out=tmp_path / "run", budget="0.01s", **SMALL)
@@ -202,15 +191,6 @@ def test_a_length_that_fits_the_data(images, iterations):
     """12 epochs, at least 3000 steps from scratch, at most the paper's 90,000 steps of 16."""
     sampler = Sampler(np.ones((images, 2)), 4, 0, Preprocess())
     assert plan.fitting_length(SimpleNamespace(config=preset("tiny"), sampler=sampler)) == iterations
-
-
-@pytest.mark.parametrize(
-    ("budget", "spent", "told"),
-    [("4min", 100.0, True), ("4min", 200.0, False), ("12ep", 1.0, False), (None, 1.0, False)],
-)
-def test_a_run_that_needed_far_less_than_its_minutes_says_so(budget, spent, told, caplog):
-    plan.tell_left_over(budget, spent)
-    assert ("only 1 min 40 s of 4min were used" in caplog.text) == told
 
 
 def test_a_budget_in_images_is_as_many_steps_as_show_them(scenes, tmp_path):

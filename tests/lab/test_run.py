@@ -15,6 +15,7 @@ from retinanet.errors import ConfigError, DivergenceError
 from retinanet.lab import command as illustrate
 from retinanet.lab import run as study
 from retinanet.lab import tables as experiments
+from retinanet.training.pace import Pace
 
 SMALL = helpers.SMALL | {"channels": 16}
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -119,7 +120,7 @@ def test_a_row_that_diverges_is_reported_and_never_tried_again(scenes, tmp_path,
 def test_minutes_become_iterations_once(scenes, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        study, "plan", lambda session, started: (asked.append(session.config.budget), (2, 1))[1]
+        study, "plan", lambda session, started: (asked.append(session.config.budget), Pace(2, 1))[1]
     )
     for _ in range(2):
         study.begin(str(scenes), config(tmp_path, budget="3min"))
