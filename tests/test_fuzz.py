@@ -15,7 +15,7 @@ from PIL import Image
 
 from retinanet.data.formats.coco import read_coco
 from retinanet.data.formats.detect import open_dataset
-from retinanet.data.formats.yolo import read_yaml
+from retinanet.data.formats.yolo_files import read_yaml
 from retinanet.data.validate import validate
 from retinanet.errors import DataError
 

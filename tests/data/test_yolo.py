@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from retinanet.data.formats.detect import open_dataset
-from retinanet.data.formats.yolo import label_file, read_yaml
+from retinanet.data.formats.yolo_files import read_yaml
+from retinanet.data.formats.yolo_pairs import label_file
 from retinanet.errors import DataError
 
 
@@ -52,8 +53,8 @@ def test_key_points_are_no_polygon(tmp_path: Path) -> None:
     "line, kind",
     [
         ("0 0.5 0.5 0.2", "lines that are neither a box"),
-        ("0 0.5 0.5 0.2 0.4 0.9", "lines that are neither a box"),
-        ("cat 0.5 0.5 0.2 0.4", "lines that are not numbers"),
+        ("0 0.5 0.5 0.2 0.4 1.9", "lines that are neither a box"),
+        ("fish 0.5 0.5 0.2 0.4", "lines that are not numbers"),
         ("2 0.5 0.5 0.2 0.4", "lines of an unknown class"),
         ("-1 0.5 0.5 0.2 0.4", "lines of an unknown class"),
         ("0.5 0.5 0.5 0.2 0.4", "lines of an unknown class"),

@@ -20,7 +20,7 @@ log = logging.getLogger("retinanet")
 FORMATS = {
     "coco": Format(coco.recognise_coco, coco.HOLDS, (".json",), coco.read_coco_file),
     "voc": Format(voc.recognise_voc, voc.HOLDS),
-    "yolo": Format(yolo.recognise_yolo, yolo.HOLDS, (".yaml", ".yml"), yolo.read_yolo_file),
+    "yolo": Format(yolo.recognise_yolo, yolo.HOLDS, (".yaml", ".yml", ".data"), yolo.read_yolo_file),
 }
 """In the order of preference. A new format is a file with these functions, and a line here."""
 

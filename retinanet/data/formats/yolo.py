@@ -1,215 +1,205 @@
-"""YOLO text files in labels/ beside images/ -> columns: a line `class cx cy w h` an object, in fractions of
-the image. A line with more corners is a polygon, and stands for the box around it."""
+"""YOLO text files -> columns: where its images are, with or without a file that describes the set."""
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
-from math import isfinite
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from ...errors import DataError
+from ...errors import DataError, Problem
 from ..cache import read_sizes
 from ..dataset import NO_TEXT, Columns, Dataset, is_text
+from ..folder import Folder, join, stem_of
 from ..images import is_image
-from .format import Read, lines_of, split_of, subfolders
+from .format import Read, split_of
+from .yolo_files import (
+    DARKNET,
+    YoloFile,
+    find_descriptions,
+    find_lists,
+    find_names,
+    is_names_file,
+    looks_like_labels,
+    read_darknet,
+    read_list,
+    read_yaml,
+)
+from .yolo_lines import read_labels
+from .yolo_pairs import IMAGES, labels_beside, pair_splits
 
-HOLDS = "data.yaml, or images/ with labels/, here or in train/, valid/, test/"
+HOLDS = (
+    "data.yaml, obj.data, images/ with labels/, or images and .txt files side by side; here or in train/, "
+    "valid/, test/"
+)
 
-USUAL = ("data", "dataset")
-"""Names of the file that describes the set."""
-
-SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-
-SLACK = 0.01
-"""How far a fraction may lie outside 0..1; beyond, it is taken for a pixel and refused."""
-
-
-@dataclass(frozen=True)
-class YoloFile:
-    """What a data.yaml says."""
-
-    base: Path
-    names: tuple[str, ...]
-    splits: dict[str, list[Path]]
-    """train, val, test -> folders of images, or text files that list images"""
-    pose: bool
-    """Lines are a box and then key points, which must not be taken for a polygon."""
+SAMPLE = 20  # pairs of an image and a text file of which one must hold labels
 
 
 def recognise_yolo(root: Path, images: Path | None) -> Read | None:
-    """A folder with a data.yaml, else images/ beside labels/, here or in folders named for the splits."""
-    files = sorted(filter(Path.is_file, [*root.glob("*.yaml"), *root.glob("*.yml")]))
-    described = [file for file in files if b"names" in file.read_bytes()]
-    described = described or [file for file in files if file.stem in USUAL]
-    sources: dict[str, Path] = {}
-    if not described:
-        if _has_labels(root):
-            folders = subfolders(root / "images")
-            sources = {split: folder for folder in folders if (split := split_of(folder.name))}
-            sources = sources or {"all": root / "images"}
-        for folder in subfolders(root):
-            if (split := split_of(folder.name)) and _has_labels(folder):
-                sources[split] = folder / "images"
-    return (lambda: _read_splits(root, described, sources, images)) if described or sources else None
+    """A folder with a data.yaml or obj.data, else one with images and label files (see `find_sources`)."""
+    folder = Folder(root)
+    described = find_descriptions(folder)
+    sources = {} if described else find_sources(folder)
 
+    def read() -> dict[str, Dataset]:
+        if len(described) > 1:
+            listed = ", ".join(file.relative_to(root).as_posix() for file in described)
+            raise DataError(f"{root}: several YOLO files: {listed}; pass one of them instead of the folder")
+        if described:
+            return read_yolo_file(described[0], images)
+        _refuse_images(root, images)
+        return read_splits(YoloFile(root, splits=sources), whole=True)
 
-def _has_labels(folder: Path) -> bool:
-    return (folder / "images").is_dir() and (folder / "labels").is_dir()
-
-
-def _read_splits(
-    root: Path, described: list[Path], sources: dict[str, Path], images: Path | None
-) -> dict[str, Dataset]:
-    """By the data.yaml where there is one, else from the folders of images of the splits."""
-    if images is not None:
-        raise DataError(
-            f"{root}: a YOLO set says itself where its images are; --images goes with COCO and VOC"
-        )
-    if not described:
-        names = guess_names(root, sources.values())
-        return {split: read_yolo(root, [folder], names, split) for split, folder in sources.items()}
-    file, *others = [file for file in described if file.stem in USUAL] or described
-    if others:
-        listed = ", ".join(file.name for file in described)
-        raise DataError(f"{root}: several YOLO files: {listed}; pass one of them instead of the folder")
-    return read_yolo_file(file)
+    return read if described or sources else None
 
 
 def read_yolo_file(file: Path, images: Path | None = None) -> dict[str, Dataset]:
-    """The splits of a data.yaml, which says itself where its images are."""
-    content = read_yaml(file)
-    if not content.splits:
+    """The splits of a data.yaml or obj.data, which says itself where its images are."""
+    _refuse_images(file, images)
+    about = read_darknet(file) if file.suffix.lower() == DARKNET else read_yaml(file)
+    if about.splits:
+        return read_splits(about)
+    sources = find_sources(Folder(file.parent))
+    if sources:
+        kind = "descriptions that name no split that is here; the folders beside them are read"
+        repair = Problem(kind, file.name, "; ".join(about.absent))
+        return read_splits(replace(about, base=file.parent, splits=sources, repairs=[repair]))
+    what = "names no split that exists; it needs an entry train, val or test with a folder of images"
+    raise DataError(f"{file}: {'; '.join(about.absent) or what}")
+
+
+def _refuse_images(place: Path, images: Path | None) -> None:
+    if images is not None:
         raise DataError(
-            f"{file}: names no split that exists; it needs an entry train, val or test with a folder of "
-            f"images"
+            f"{place}: a YOLO set says itself where its images are; --images goes with COCO and VOC"
         )
+
+
+def find_sources(folder: Folder) -> dict[str, list[Path]]:
+    """Split -> folders of images, or lists of them, of a set without a description; "all" if it is not split.
+
+    A folder with images holds labels/ beside it, or the label files themselves. It lies at the top or in a
+    folder named for a split, or at the top, with folders named for the splits.
+    """
+    splits: dict[str, list[str]] = {}
+    for home in _homes(folder):
+        named = [name for part in reversed(home.split("/")) if (name := split_of(part))]
+        below = [name for name in folder.listed(home).folders if split_of(name)]
+        if named or not below:
+            splits.setdefault(named[0] if named else "all", []).append(home)
+        else:
+            for name in below:
+                splits.setdefault(str(split_of(name)), []).append(join(home, name))
+    lists = find_lists(folder)
+    if lists and set(splits) == {"all"}:
+        return lists
+    if "train" in splits:
+        splits.pop("all", None)  # the images there are counted as being in no split
+    return {split: [folder.top / home for home in homes] for split, homes in splits.items()}
+
+
+def _homes(folder: Folder, inside: str = "", depth: int = 2) -> Iterator[str]:
+    listing = folder.listed(inside)
+    images = [name for name in listing.folders if IMAGES.fullmatch(f"{name}/")]
+    if images and labels_beside(folder, inside):
+        yield from (join(inside, name) for name in images)
+    elif _has_pairs(folder, inside):
+        yield inside
+    loose = bool(find_lists(folder)) or any(map(is_names_file, folder.listed().files))
+    for name in listing.folders if depth else []:
+        if (loose or split_of(name) or name in images) and not (
+            name in images and labels_beside(folder, inside)
+        ):
+            yield from _homes(folder, join(inside, name), depth - 1)
+
+
+def _has_pairs(folder: Folder, inside: str) -> bool:
+    """Whether label files lie beside images of the same names."""
+    files = folder.listed(inside).files
+    stems = {stem_of(name) for name in files if is_image(name)}
+    texts = [name for name in files if name.lower().endswith(".txt") and not is_names_file(name)]
+    pairs = [folder.top / inside / name for name in texts if stem_of(name) in stems]
+    return any(map(looks_like_labels, pairs[:SAMPLE]))
+
+
+def read_splits(about: YoloFile, whole: bool = False) -> dict[str, Dataset]:
+    """The splits of a description; category ids are 0..K-1.
+
+    Images have the ids 1..N in the order of their names, annotations 1..M. An image without a label file has
+    no objects, if that is the exception. `whole`: all that lies in the base folder belongs to the set.
+    """
+    folder, base = Folder(_top(about)), about.base
+    columns = {split: Columns() for split in about.splits}
+    files: dict[str, list[str]] = {}
+    for split, sources in about.splits.items():
+        home = Path(os.path.commonpath([base, *sources]))
+        found = (
+            read_list(one, folder, home, columns[split]) if one.is_file() else _walk(one, folder)
+            for one in sources
+        )
+        files[split] = sorted(set(chain.from_iterable(found)))
+    if "all" in files:
+        files["all"] = sorted(
+            set(files["all"]).difference(*(files[split] for split in files if split != "all"))
+        )
+    first = next(iter(columns.values()))
+    first.repairs += about.repairs
+    first.notes += about.notes
+
+    lists = [one.relative_to(folder.top).as_posix() for one in chain(*about.splits.values())]
+    label_of = pair_splits(folder, files, columns, skip=lists, whole=whole)
+    names = about.names or _find_names(folder, chain(label_of, label_of.values()), first)
+    for split, images in files.items():
+        _read_images(
+            folder,
+            images,
+            label_of=label_of,
+            names=names,
+            pose=about.pose,
+            split=split,
+            columns=columns[split],
+        )
+    names = names or _numbered(columns.values(), first)
     return {
-        split: read_yolo(content.base, sources, content.names, split, content.pose)
-        for split, sources in content.splits.items()
+        split: columns[split].build(
+            sources[0] if len(sources) == 1 else base, folder.top, split, names, range(len(names))
+        )
+        for split, sources in about.splits.items()
     }
 
 
-class _Loader(yaml.BaseLoader):
-    """The safe loader with every word as it stands (a class may be called no, on or 1e3) and no key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice = next((key for key, count in keys.items() if count > 1), None)
-        if twice is not None:
-            what = f"the key {twice!r} stands there twice"
-            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(file: Path) -> YoloFile:
-    """A data.yaml as Ultralytics and Roboflow write it."""
-    try:
-        content: Any = yaml.load(file.read_bytes(), Loader=_Loader)
-    # OverflowError: "\Uffffffff" is no letter
-    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{file}: is not valid YAML: {error}") from None
-    if not isinstance(content, dict) or "names" not in content:
-        raise DataError(f"{file}: has no entry 'names', the list of classes")
-    names = _names(content, file)
-    (place,) = _words(content, "path", file) or ["."]
-    base = _first_that_exists([file.parent / place, file.parent])
-    splits = {}
-    for split, keys in SPLIT_KEYS.items():
-        key = next((key for key in keys if content.get(key)), None)
-        if key is None:
-            continue
-        # Roboflow writes ../train/images and means train/images, beside the file
-        sources = [
-            _first_that_exists([base / part.removeprefix("../"), base / part])
-            for part in _words(content, key, file)
-        ]
-        above = [str(source) for source in sources if source in (*base.parents, Path(source.anchor))]
-        if above:
-            raise DataError(
-                f"{file}: {split} is {', '.join(above)}, above the data folder {base}, and not a folder of "
-                f"its images"
-            )
-        absent = [str(source) for source in sources if not os.path.exists(source)]
-        if not absent:
-            splits[split] = sources
-        elif split != "test":  # many files name a test split that was not handed out
-            raise DataError(f"{file}: the images of {split} are not there: {', '.join(absent)}")
-    return YoloFile(base, names, splits, pose="kpt_shape" in content)
+def _top(about: YoloFile) -> Path:
+    """The folder that holds the base and all sources, and the labels beside them."""
+    sources = [*chain.from_iterable(about.splits.values())]
+    top = Path(os.path.commonpath([about.base, *sources]))
+    above = IMAGES.fullmatch(f"{top}/")
+    if above is None or any(IMAGES.fullmatch(f"{one.relative_to(top).as_posix()}/") for one in sources):
+        return top
+    parent = Path(above[1] or "/")
+    return parent if labels_beside(Folder(parent), "") else top
 
 
-def _words(content: dict[str, Any], key: str, file: Path) -> list[str]:
-    """An entry that is a path, or a list of them. Nothing else is quoted: aliases can stand for gigabytes."""
-    entry = content.get(key) or []
-    parts: list[Any] = entry if isinstance(entry, list) and key != "path" else [entry] if entry else []
-    if not all(isinstance(part, str) and is_text(part) and "\0" not in part for part in parts):
-        raise DataError(f"{file}: {key!r} must be a path" + ("" if key == "path" else ", or a list of paths"))
-    return parts
+def _walk(source: Path, folder: Folder) -> list[str]:
+    inside = source.relative_to(folder.top).as_posix()
+    return list(filter(is_image, folder.walk("" if inside == "." else inside)))
 
 
-def _names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
-    entry = content["names"]
-    if isinstance(entry, dict):
-        if sorted(entry) != sorted(map(str, range(len(entry)))):
-            keys = ", ".join(map(repr, entry))[:200]
-            raise DataError(f"{file}: the keys of 'names' must be 0..{len(entry) - 1}, not {keys}")
-        entry = [entry[str(label)] for label in range(len(entry))]
-    proper = isinstance(entry, list) and all(
-        isinstance(name, str) and name and is_text(name) for name in entry
-    )
-    if not entry or not proper:
-        raise DataError(f"{file}: 'names' must be a list of class names, or a table 0: name, 1: name, ...")
-    twice = sorted(name for name, count in Counter(entry).items() if count > 1)
-    if twice:
-        raise DataError(f"{file}: 'names' holds a class twice: {', '.join(twice)}")
-    if "nc" in content and content["nc"] != str(len(entry)):
-        number = content["nc"][:20] if isinstance(content["nc"], str) else "no number"
-        raise DataError(f"{file}: 'nc' is {number}, but there are {len(entry)} names")
-    return tuple(entry)
-
-
-def guess_names(root: Path, sources: Iterable[Path]) -> tuple[str, ...]:
-    """The classes of a set without data.yaml: classes.txt, else the numbers that its labels use."""
-    for file in (root / "classes.txt", root / "labels" / "classes.txt"):
-        if file.is_file():
-            return _names({"names": [line.strip() for line in lines_of(file) if line.strip()]}, file)
-    used = {-1}
-    for source in sources:
-        folder = root / posixpath.dirname(label_file(f"{source.relative_to(root).as_posix()}/_"))
-        for file in filter(Path.is_file, folder.rglob("*.txt")):
-            for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-                word = line.strip().split(maxsplit=1)[:1]
-                # anything else is a bad line, which the reader notes
-                used.update(int(number) for number in word if number.isdecimal() and len(number) < 5)
-    return tuple(str(label) for label in range(max(used) + 1))
-
-
-def _first_that_exists(paths: Sequence[Path]) -> Path:
-    return Path(os.path.normpath(next(filter(os.path.exists, paths), paths[-1])))
-
-
-def read_yolo(
-    base: Path, sources: Iterable[Path], names: Sequence[str], split: str, pose: bool = False
-) -> Dataset:
-    """One split. `base` is the data folder, `sources` folders of images or text files that list them;
-    category ids are 0..K-1.
-
-    Images have the ids 1..N in the order of their names, annotations 1..M. An image without a label file has
-    no objects.
-    """
-    sources, columns, top = list(sources), Columns(), base
-    if not all(source.is_relative_to(base) for source in sources):
-        top = Path(os.path.commonpath([base, *sources]))
-    found = (_listed(one, top, columns) if one.is_file() else _walk(one, top) for one in sources)
-    files = sorted(set(chain.from_iterable(found)))
-    sizes, failures = read_sizes(top, files)
+def _read_images(
+    folder: Folder,
+    files: list[str],
+    *,
+    label_of: dict[str, str],
+    names: tuple[str, ...],
+    pose: bool,
+    split: str,
+    columns: Columns,
+) -> None:
+    """Appends the images that can be read, with their objects."""
+    sizes, failures = read_sizes(folder.top, files)
     for index, (file, (height, width)) in enumerate(zip(files, sizes.tolist(), strict=True)):
         if not is_text(file):
             columns.problem(NO_TEXT, split, ascii(file))
@@ -218,74 +208,33 @@ def read_yolo(
             columns.problem(kind, split, f"{file}: {reason}" if reason else file)
         else:
             columns.image(file, index + 1, height, width)
-            _labels(top, label_file(file), len(names), pose, columns)
-    return columns.build(sources[0] if len(sources) == 1 else base, top, split, names, range(len(names)))
+            if file in label_of:
+                read_labels(folder.top, label_of[file], names, pose, columns)
 
 
-def label_file(image: str) -> str:
-    """images/train/a.jpg -> labels/train/a.txt: the last folder called images becomes labels; without one it
-    lies beside the image."""
-    above, folder, below = f"/{image}".rpartition("/images/")
-    return posixpath.splitext(f"{above}/labels/{below}" if folder else image)[0].removeprefix("/") + ".txt"
+def _find_names(folder: Folder, files: Iterable[str], columns: Columns) -> tuple[str, ...]:
+    """Those of the names files in the folders of these files and above them, else one folder further up."""
+    places = {""}
+    for inside in set(map(posixpath.dirname, files)):
+        parts = inside.split("/")
+        places |= {"/".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    if names := find_names(folder, sorted(places), columns):
+        return names
+    above = Folder(folder.top.parent)
+    with suppress(DataError):  # the folder above may be entered and not listed
+        if names := find_names(above, [""], columns):
+            columns.notes.append(f"the names of the classes are those of a file in {above.top}")
+    return names
 
 
-def _walk(folder: Path, top: Path) -> list[str]:
-    found = []
-    for parent, _, names in os.walk(folder):
-        inside = Path(parent).relative_to(top).as_posix()
-        found += [posixpath.normpath(f"{inside}/{name}") for name in filter(is_image, names)]
-    return found
-
-
-def _listed(file: Path, top: Path, columns: Columns) -> list[str]:
-    """The images of a text file, one a line; relative ones start at the file's folder or the data folder."""
-    found = []
-    for number, line in enumerate(lines_of(file), start=1):
-        name = line.strip().replace("\\", "/")
-        path = _first_that_exists([top / name, file.parent / name])
-        if name and path.is_relative_to(top):
-            found.append(path.relative_to(top).as_posix())
-        elif name:
-            where = f"line {number}: {name[:200]}"
-            columns.problem("file names that leave the data folder", file.name, where)
-    return found
-
-
-def _labels(top: Path, file: str, count: int, pose: bool, columns: Columns) -> None:
-    """Appends the objects of the image begun last."""
-    if not os.path.lexists(top / file):
-        return
-    folder = posixpath.dirname(file) or "."
-    try:
-        lines = lines_of(top / file)
-    except DataError as error:
-        columns.problem("label files that cannot be read", folder, f"{file}: {error}")
-        return
-    for number, line in enumerate(lines, start=1):
-        words = line.replace("_", "?").split()  # Python takes 0.4_1 for 0.41
-        where = f"{file}, line {number}: {line.strip()[:80]}"
-        try:
-            label, *values = map(float, words)
-        except ValueError:
-            if words:
-                columns.problem("lines that are not numbers", folder, where)
-            continue
-        if pose:
-            values = values[:4]
-        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-            kind = "lines that are neither a box (class cx cy w h) nor a polygon (class x y x y x y ...)"
-            columns.problem(kind, folder, where)
-        elif not (0 <= label < count and label.is_integer()):
-            columns.problem("lines of an unknown class", folder, f"{where}: classes are 0..{count - 1}")
-        elif not all(isfinite(value) and -SLACK <= value <= 1 + SLACK for value in values):
-            columns.problem("lines that are not fractions of the image (0..1)", folder, where)
-        else:
-            columns.box(_box(values, *columns.sizes[-1]), int(label), len(columns.labels) + 1)
-
-
-def _box(values: list[float], height: int, width: int) -> tuple[float, float, float, float]:
-    if len(values) == 4:
-        x, y, w, h = values
-        return (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
-    xs, ys = values[0::2], values[1::2]
-    return min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height
+def _numbered(columns: Iterable[Columns], first: Columns) -> tuple[str, ...]:
+    """The classes of a set that does not name them: 0 to the greatest number in the label files."""
+    used = set(chain.from_iterable(one.labels for one in columns))
+    names = tuple(map(str, range(max(used, default=-1) + 1)))
+    if names:
+        listed = ", ".join(map(str, sorted(used)[:20]))
+        only = f"; the label files use only {listed} of them" if len(used) < len(names) else ""
+        first.notes.append(
+            f"nothing names the classes: they are called 0..{names[-1]}{only}; give classes.txt"
+        )
+    return names

@@ -1,0 +1,151 @@
+"""Which label file of a YOLO set belongs to which image, and what is left over on either side."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import chain
+
+from ...text import many
+from ..dataset import Columns
+from ..folder import Folder, join, pair
+from ..images import is_image
+from .yolo_files import is_list, is_names_file, looks_like_labels
+
+IMAGES = re.compile(r"(.*/)?(?:jpeg)?images/(.*)", re.IGNORECASE | re.DOTALL)
+"""A path through a folder called images: what is above its last one, and what is below."""
+
+PROSE = re.compile(r"(readme|licen[cs]e|notes|requirements)\b", re.IGNORECASE)
+
+Files = dict[str, list[str]]
+"""Split -> its images"""
+
+
+def label_file(image: str) -> str:
+    """images/train/a.jpg -> labels/train/a.txt: the last folder called images becomes labels; without one it
+    lies beside the image."""
+    match = IMAGES.fullmatch(image)
+    return posixpath.splitext(f"{match[1] or ''}labels/{match[2]}" if match else image)[0] + ".txt"
+
+
+def labels_beside(folder: Folder, inside: str) -> list[str]:
+    """The folder labels/ in a folder, however it is written."""
+    return [join(inside, name) for name in folder.listed(inside).folders if name.lower() == "labels"]
+
+
+def pair_splits(
+    folder: Folder, files: Files, columns: dict[str, Columns], *, skip: Iterable[str], whole: bool
+) -> dict[str, str]:
+    """image -> its label file, for all splits. What is left over goes into the columns.
+
+    Args:
+        folder: What all names are relative to.
+        files: The images of each split.
+        columns: Of each split.
+        skip: Text files that are no label files.
+        whole: All that lies in the folder belongs to the set, and not only what lies around the images.
+    """
+    expected = _expected(folder)
+    images, texts = _around(folder, [""] if whole else _roots(folder, chain(*files.values())))
+    images = list(dict.fromkeys(chain(*files.values(), images)))
+    skipped = set(skip)
+    pairs = pair(images, [text for text in texts if text not in skipped], expected)
+    orphans = {label: image for label, image in pairs.orphans.items() if _is_label(folder, label, image)}
+
+    split_of = {image: split for split in reversed(files) for image in files[split]}
+    split_of_folder = {posixpath.dirname(expected(image)): split_of[image] for image in split_of if orphans}
+    first = next(iter(columns))
+    for label, image in orphans.items():
+        inside = posixpath.dirname(label)
+        split = split_of.get(image) or split_of_folder.get(inside, first)
+        detail = f"{label}: it probably belongs to {image}" if image else f"{label}: no image has its name"
+        columns[split].problem("label files without an image", inside or ".", detail, image)
+    for image in filter(split_of.get, pairs.renamed):
+        label = pairs.label_of[image]
+        kind = "label files found under another form of their name"
+        columns[split_of[image]].repair(kind, posixpath.dirname(label) or ".", f"{label} for {image}")
+    for image in filter(split_of.get, pairs.twins):
+        kind = "images whose names differ only in form, and share one label file"
+        columns[split_of[image]].problem(kind, posixpath.dirname(image) or ".", image, image)
+
+    lonely = set(pairs.alone).difference(orphans.values())
+    for split, names in files.items():
+        _tell_lonely([name for name in names if name in lonely], len(names), split, columns[split])
+    shared = [label for label, count in Counter(pairs.label_of.values()).items() if count > 1]
+    if shared:
+        which = f"{many(len(shared), 'label file')} read for more than one image each, as {shared[0]}"
+        columns[first].notes.append(which)
+    left = [image for image in images if image not in split_of]
+    if left:
+        columns[first].notes.append(f"{many(len(left), 'image')} in no split, left out, as {left[0]}")
+    if hidden := folder.hidden_images():
+        columns[first].notes.append(f"{many(hidden, 'image')} hidden or in hidden folders, left out")
+    return pairs.label_of
+
+
+def _tell_lonely(lonely: list[str], count: int, split: str, columns: Columns) -> None:
+    """An image without a label file has no objects, if that is the exception."""
+    if 0 < len(lonely) == count:
+        columns.notes.append(f"no image of {split} has a label file: it is not labelled")
+    elif 2 * len(lonely) > count:
+        kind = "images without a label file (give an empty one to those without objects)"
+        for image in lonely:
+            columns.problem(kind, posixpath.dirname(image) or ".", image, image)
+    elif lonely:
+        have = "has" if len(lonely) == 1 else "have"
+        columns.notes.append(
+            f"{len(lonely):,} of {many(count, 'image')} of {split} {have} no label file: no objects there"
+        )
+
+
+def _expected(folder: Folder) -> Callable[[str], str]:
+    """The function image -> name of its label file: beside the image where no folder labels/ is there."""
+    beside = cache(lambda above: not labels_beside(folder, above))
+
+    def expected(image: str) -> str:
+        match = IMAGES.fullmatch(image)
+        if match and beside((match[1] or "").rstrip("/")):
+            return posixpath.splitext(image)[0] + ".txt"
+        return label_file(image)
+
+    return expected
+
+
+def _roots(folder: Folder, files: Iterable[str]) -> list[str]:
+    """The folders in which the images and the label files of a set may be."""
+    roots: dict[str, None] = {}
+    for inside in sorted(set(map(posixpath.dirname, files))):
+        match = IMAGES.fullmatch(f"{inside}/")
+        root = inside[: len(inside) + 1 - len(match[2])].rstrip("/") if match else inside
+        if os.path.isdir(folder.top / root):
+            roots |= dict.fromkeys([root, *labels_beside(folder, posixpath.dirname(root))])
+    return list(roots)
+
+
+def _around(folder: Folder, roots: list[str]) -> tuple[list[str], list[str]]:
+    """All images and text files in these folders, and the text files in the folders around them."""
+    inside = dict.fromkeys(chain.from_iterable(map(folder.folders, roots)))
+    images = [join(one, name) for one in inside for name in folder.listed(one).files if is_image(name)]
+    texts = [
+        join(one, name)
+        for one in inside | dict.fromkeys(map(posixpath.dirname, roots))
+        for names in folder.listed(one)[
+            :2
+        ]  # a folder in the place of a label file cannot be read, and is told
+        for name in names
+        if name.lower().endswith(".txt") and not is_names_file(name)
+    ]
+    return images, texts
+
+
+def _is_label(folder: Folder, text: str, image: str) -> bool:
+    """Whether a text file that no image has is a label file: in labels/ each is, but for lists and prose."""
+    file, inside = folder.top / text, posixpath.dirname(text).lower().split("/")
+    if PROSE.match(file.name) or is_list(file):
+        return False
+    empty = bool(image) and os.path.isfile(file) and not os.path.getsize(file)
+    return "labels" in inside or empty or looks_like_labels(file)
