@@ -18,7 +18,7 @@ from .._version import __version__
 from ..config.commands import PredictConfig
 from ..config.io import check, reading
 from ..data.dataset import Columns, Dataset
-from ..data.images import read_image
+from ..data.images import missing_reader, read_image
 from ..data.splits import in_model_classes, open_split
 from ..distributed import is_main_process, rank, world
 from ..errors import ConfigError, DataError
@@ -27,7 +27,7 @@ from ..files import sha256
 from ..inference.detector import Detector
 from ..inference.load import load, resolve_weights
 from ..inference.shards import DRAWN, OutputFolder, block_size, blocks_of
-from ..inference.sources import find_files
+from ..inference.sources import find_files, readers_that_are_missing
 from ..inference.stream import stream_with_images
 from ..inference.tiles import check_tiles, in_tiles
 from ..structures import Detections
@@ -94,20 +94,27 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
 def show(detector: Detector, data: Dataset, threshold: float, config: PredictConfig) -> bool:
     """Print the detections for this process's blocks; true when every image of these could be read."""
     blocks = blocks_of(len(data))[rank() :: world()]
-    failed = 0
+    failed = []
     for block in blocks:
         for index, found, _ in found_in(detector, data, block, config):
             if isinstance(found, DataError):
-                failed += 1
-                log.error("%s", found)
+                failed.append(told(found))
                 continue
             shown = found.above(threshold)
             # printed at once, so that no other process prints between the lines
             lines = [f"{data.path(index)}: {len(shown)} objects", *map(line, shown)]
             print("\n".join(lines) + "\n", end="", flush=True)
     if failed:
-        log.error("%d of %d images could not be read", failed, sum(map(len, blocks)))
-    return failed == 0
+        why = readers_that_are_missing(failed)
+        log.error("%d of %d images could not be read%s", len(failed), sum(map(len, blocks)), why)
+    return not failed
+
+
+def told(error: DataError) -> str:
+    """The reason, which is told now; that a reader is missing is told once, at the end."""
+    if not missing_reader(str(error)):
+        log.error("%s", error)
+    return str(error)
 
 
 def store(
@@ -131,8 +138,7 @@ def store(
                         drawing.draw(file, data.path(index), image, one.above(threshold))
                     found[index] = one
                 except DataError as error:
-                    log.error("%s", error)
-                    failed[index] = str(error)
+                    failed[index] = told(error)
                 progress(next(count))
             drawing.wait()
             folder.write(number, *block_rows(data, found, failed, names))

@@ -22,6 +22,7 @@ from typing import Any
 from ..distributed import rank, world
 from ..errors import ConfigError
 from ..files import refuse_run, write_text_atomically
+from .sources import readers_that_are_missing
 
 log = logging.getLogger("retinanet")
 
@@ -179,7 +180,8 @@ def _write_lists(out: Path, files: list[Path]) -> None:
     total = done + len(failed)
     log.info("%d of %d images done, %d detections: %s", done, total, detections, out / PREDICTIONS)
     if failed:
-        log.error("%d of %d images could not be read: %s", len(failed), total, out / FAILED)
+        why = readers_that_are_missing(one["reason"] for one in failed)
+        log.error("%d of %d images could not be read: %s%s", len(failed), total, out / FAILED, why)
 
 
 def _heads(files: Iterable[Path]) -> Iterator[dict[str, Any]]:

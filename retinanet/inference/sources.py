@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import logging
+import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..data.images import IMAGE_SUFFIXES
+from ..data.folder import Folder, is_hidden
+from ..data.images import IMAGE_SUFFIXES, is_image, missing_reader
 from ..errors import DataError
+from ..text import many
+
+log = logging.getLogger("retinanet")
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}" for name in re.findall(r"\w+", "mp4 m4v mov mkv webm avi mpg mpeg mts m2ts wmv flv 3gp ogv")
@@ -19,17 +27,21 @@ VIDEO_SUFFIXES = frozenset(
 def find_files(sources: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """The images and the videos that the words of a command line mean, each once, in a stable order.
 
-    A folder: all images and videos below it. A glob ("shots/*.png"): those that it matches. A .txt file: one
-    path a line, relative to the file. Any other file is a video if its suffix says so, else an image.
-    DataError names every source that holds none.
+    A folder: all images and videos below it. A glob ("shots/*.png"): those that it matches. Neither takes
+    what is hidden or a system's own (.ipynb_checkpoints, ._a.jpg, __MACOSX), which is counted; links are
+    followed. A .txt file: one path a line, relative to the file. Any other file is a video if its suffix says
+    so, else an image. DataError names every source that holds none.
     """
     found: dict[Path, None] = {}
-    empty = []
+    empty, skipped = [], 0
     for source in sources:
-        files = _of(Path(source))
+        files, hidden = _of(Path(source))
+        skipped += hidden
         if not files:
             empty.append(str(source))
         found.update(dict.fromkeys(files))
+    if skipped:
+        log.info("%s skipped: hidden, or in a system's folder such as __MACOSX", many(skipped, "image"))
     if empty:
         kinds = ", ".join([*sorted(IMAGE_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
         raise DataError(
@@ -39,26 +51,46 @@ def find_files(sources: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     return [path for path in found if not is_video(path)], [path for path in found if is_video(path)]
 
 
-def _of(source: Path) -> list[Path]:
+def _of(source: Path) -> tuple[list[Path], int]:
+    """The files that one source means, and how many images were skipped."""
+    if not source.exists():
+        source = Path(os.path.expanduser(source))
     if source.is_dir():
-        return sorted(path for path in source.rglob("*") if _counts(path))
+        folder = Folder(source)
+        return sorted(filter(_counts, map(source.joinpath, folder.walk()))), folder.hidden_images()
     if source.is_file():
-        return _listed(source) if source.suffix == ".txt" else [source]
-    return sorted(path for path in map(Path, glob.glob(str(source), recursive=True)) if _counts(path))
+        return _listed(source) if source.suffix.lower() == ".txt" else [source], 0
+    files = [path for path in map(Path, glob.glob(str(source), recursive=True)) if _counts(path)]
+    shown = [path for path in files if not any(map(is_hidden, {*path.parts} - {*source.parts}))]
+    return sorted(shown), len(files) - len(shown)
 
 
 def _listed(file: Path) -> list[Path]:
+    """One path a line, in whatever encoding the disk has the names; Windows may write UTF-16."""
+    content = file.read_bytes()
     try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not a list of paths: it is not text") from error
-    return [file.parent / line for line in lines if line]
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16") if wide else os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+        if "\0" in text:
+            raise ValueError
+    except ValueError:
+        raise DataError(f"{file} is not a list of paths: it is not text") from None
+    paths = [file.parent / line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    return [path for path in paths if not path.name.startswith("#") or path.exists()]  # a comment
 
 
 def _counts(path: Path) -> bool:
-    return (path.suffix.lower() in IMAGE_SUFFIXES or is_video(path)) and path.is_file()
+    return (is_image(path.name) or is_video(path)) and not path.is_dir()
 
 
 def is_video(path: Path) -> bool:
     """By its suffix."""
     return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def readers_that_are_missing(reasons: Iterable[str]) -> str:
+    """The end of a sentence: "; for 3 of them a reader is missing: pip install pillow-heif"."""
+    lines = Counter(filter(None, map(missing_reader, reasons)))
+    return "".join(
+        f"; for {count} of them a reader is missing: {line}" for line, count in sorted(lines.items())
+    )

@@ -49,6 +49,94 @@ def test_sources_without_pictures_are_all_named(folder):
         find_files([folder / "nowhere", folder / "*.gif", folder])
 
 
+@pytest.fixture
+def messy(tmp_path):
+    """Two images, one in capitals, one behind a link to a folder that links back; others are hidden."""
+    top, other = tmp_path / "shots", tmp_path / "other"
+    hidden = [".ipynb_checkpoints/x.jpg", ".trash/y.png", "@eaDir/one.JPG", "__MACOSX/z.jpg", "._one.JPG"]
+    for name in ("one.JPG", *hidden):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(b"")
+    other.mkdir()
+    (other / "two.png").write_bytes(b"")
+    (top / "linked").symlink_to(other)
+    (other / "back").symlink_to(top)
+    return top
+
+
+def test_what_is_hidden_in_a_folder_is_counted_and_links_are_followed_once(messy, caplog):
+    with caplog.at_level("INFO", "retinanet"):
+        found, _ = find_files([messy])
+    assert [str(path.relative_to(messy)) for path in found] == ["linked/two.png", "one.JPG"]
+    assert [record.message for record in caplog.records] == [
+        "5 images skipped: hidden, or in a system's folder such as __MACOSX"
+    ]
+
+
+def test_what_is_hidden_is_taken_where_it_is_named(messy, caplog):
+    with caplog.at_level("INFO", "retinanet"):
+        assert [path.name for path in find_files([messy / ".trash"])[0]] == ["y.png"]
+        assert [path.name for path in find_files([messy / "._one.JPG"])[0]] == ["._one.JPG"]
+        assert [path.name for path in find_files([f"{messy}/@eaDir/*.JPG"])[0]] == ["one.JPG"]
+        assert not caplog.records
+        assert [path.name for path in find_files([f"{messy}/*/*"])[0]] == ["two.png"]
+    assert "2 images skipped" in caplog.text
+
+
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(messy):
+    (messy / "gone.jpg").symlink_to("nowhere")
+    assert "gone.jpg" in [path.name for path in find_files([messy])[0]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfa/one.png\r\n# a comment\r\n\r\nb/one.png\r\n",
+        "a/one.png\r\nb/one.png".encode("utf-16"),
+        b"a/one.png\rb/one.png\r",
+    ],
+)
+def test_lists_of_any_system_are_read(folder, content):
+    (folder / "LIST.TXT").write_bytes(content)
+    found, _ = find_files([folder / "LIST.TXT"])
+    assert [str(path.relative_to(folder)) for path in found] == ["a/one.png", "b/one.png"]
+
+
+def test_a_list_names_files_as_the_disk_does(folder):
+    name = os.fsdecode(b"gr\xfcn.png")  # of an old Windows, and not UTF-8
+    (folder / name).write_bytes(b"")
+    (folder / "list.txt").write_bytes(b"gr\xfcn.png\n")
+    assert find_files([folder / "list.txt"])[0] == [folder / name]
+    (folder / "list.txt").write_bytes(b"\x89PNG\0\0")
+    with pytest.raises(DataError, match=r"list\.txt is not a list of paths"):
+        find_files([folder / "list.txt"])
+
+
+def test_a_home_folder_is_found_where_no_shell_looked_for_it(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert [path.name for path in find_files(["~/a", "~/b/*.png"])[0]] == ["one.png", "two.jpg", "one.png"]
+
+
+HEIC = bytes.fromhex("00000018667479706865696300000000") + b"mif1heic" + bytes(100)
+
+
+def test_a_reader_that_is_missing_is_told_once_for_all_images(trained, folder, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for name in ("x.HEIC", "y.heic", "bad.jpg"):
+        (folder / "a" / name).write_bytes(HEIC if "eic" in name.lower() else b"")
+    line = "; for 2 of them a reader is missing: pip install pillow-heif"
+    assert not engine.run(str(trained), [str(folder / "a")], quiet(out=folder / "out"))
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        f"{folder}/a/bad.jpg: the file is empty",
+        f"3 of 5 images could not be read: {folder}/out/failed.json{line}",
+    ]
+    failed = json.loads((folder / "out" / "failed.json").read_text())
+    assert ["HEIC needs a reader" in one["reason"] for one in failed] == [True, False, True]
+    caplog.clear()
+    assert not engine.run(str(trained), [str(folder / "a")], quiet())
+    assert [record.message for record in caplog.records][-1:] == [f"3 of 5 images could not be read{line}"]
+
+
 def test_results_are_coco_with_ids_from_1_beside_a_list_of_the_images(trained, folder):
     out = folder / "out"
     assert engine.run(str(trained), [str(folder / "a"), str(folder / "b")], quiet(out=out))
