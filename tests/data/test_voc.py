@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 
 from retinanet.data.formats.detect import open_dataset
-from retinanet.data.formats.voc import read_voc
 from retinanet.data.validate import validate
 from retinanet.errors import DataError
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 
 
-def thing(name: str = "cat", corners: tuple[object, ...] = (10, 20, 40, 25), difficult: int = 0) -> str:
+def thing(name: str = "cat", corners: tuple[object, ...] = (10, 20, 40, 25), difficult: object = 0) -> str:
     box = "".join(
         f"<{key}>{value}</{key}>"
         for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
@@ -78,14 +77,12 @@ NOT_FINITE = "boxes that are not four finite numbers"
         ('<!DOCTYPE x [<!ENTITY e "boom">]><annotation>&e;</annotation>', UNREADABLE, "Entit"),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', UNREADABLE, "klingon"),
         ("<html/>", "XML files that are no VOC annotations", "<html>"),
-        (xml(thing(), size=""), "XML files without the size of the image", "b.xml"),
         (xml("<object><name>cat</name></object>", thing()), "objects without bndbox", "object 1 (cat)"),
         (xml(thing(corners=(1, 2, "x", 4)), thing()), NOT_FINITE, "object 1 (cat)"),
         (xml(thing(corners=(1, 2, "nan", 4)), thing()), NOT_FINITE, "object 1 (cat)"),
         (xml(thing(corners=(1, 2, "1_0", 4)), thing()), NOT_FINITE, "object 1 (cat)"),
         (xml(thing().replace("</bndbox>", "</bndbox><bndbox/>"), thing()), TWO, "object 1 (cat)"),
         (xml(thing().replace("<name>", "<name>dog</name><name>"), thing()), TWO, "object 1 (dog)"),
-        (xml(thing(difficult=2), thing()), "objects whose difficult is neither 0 nor 1", "object 1 (cat): 2"),
         (xml(thing(name=""), thing()), "objects without a name", "object 1"),
     ],
 )
@@ -95,6 +92,83 @@ def test_what_cannot_be_a_row_is_told_with_its_file(tmp_path: Path, text: str, k
     assert problem.kind == kind
     assert "Annotations/b.xml" in problem.detail
     assert words in problem.detail
+
+
+NO_SIZE = "XML files without the size of the image, which the image has"
+IN_ORDER, AS_ZERO = (
+    "boxes whose corners were put in order",
+    "objects whose difficult is neither 0 nor 1, read as 0",
+)
+AROUND = "boxes around polygons, since there is no bndbox"
+CORNERS = "<polygon><x1>10</x1><y1>25</y1><x2>40</x2><y2>20</y2><x3>30</x3><y3>22</y3></polygon>"
+POINTS = "<polygon><username>x</username><pt><x>10</x><y>20</y></pt><pt><x>40</x><y>25</y></pt></polygon>"
+
+
+@pytest.mark.parametrize(
+    "text, kind, detail",
+    [
+        (xml(thing(), size=""), NO_SIZE, ""),
+        (xml(thing(), size="<size><width>0</width><height>0</height></size>"), NO_SIZE, ""),
+        (xml(thing(), size="<size><width>100</width><height>-50</height></size>"), NO_SIZE, ""),
+        (xml(thing(corners=(40, 25, 10, 20))), IN_ORDER, ": object 1 (cat)"),
+        (xml(thing(corners=(40, 20, 10, 25))), IN_ORDER, ": object 1 (cat)"),
+        (xml(thing(corners=(10, 25, 40, 20))), IN_ORDER, ": object 1 (cat)"),
+        (xml(thing(difficult="")), AS_ZERO, ": object 1 (cat): "),
+        (xml(thing(difficult="Unspecified")), AS_ZERO, ": object 1 (cat): unspecified"),
+        (xml(thing(difficult=2)), AS_ZERO, ": object 1 (cat): 2"),
+        (xml(f"<object><name>cat</name>{CORNERS}</object>"), AROUND, ": object 1 (cat)"),
+        (xml(f"<object><name>cat</name>{POINTS}</object>"), AROUND, ": object 1 (cat)"),
+    ],
+)
+def test_what_has_one_meaning_is_read_and_told(tmp_path: Path, text: str, kind: str, detail: str) -> None:
+    data = open_dataset(tree(tmp_path / "set", {"b": text}))["all"]
+    assert (data.boxes.tolist(), data.crowd.tolist()) == ([[10, 20, 40, 25]], [False])
+    assert data.sizes.tolist() == [[0, 0] if kind == NO_SIZE else [50, 100]]
+    assert [(one.kind, one.detail) for one in data.repairs] == [(kind, f"Annotations/b.xml{detail}")]
+    assert data.problems == ()
+
+
+PART = (
+    "<part><name>ear</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        xml(thing().replace("<name>", f"{PART}<name>")),
+        xml(thing().replace("</object>", f"{PART}{PART}</object>")),
+        xml(thing(corners=("10.0", " 20 ", "4e1", "+25"))),
+        xml(thing().replace("<bndbox>", "<truncated>0.0597</truncated><bndbox>")),
+    ],
+)
+def test_parts_are_no_objects_and_numbers_are_numbers(tmp_path: Path, text: str) -> None:
+    data = open_dataset(tree(tmp_path / "set", {"b": text}))["all"]
+    assert (data.boxes.tolist(), data.names) == ([[10, 20, 40, 25]], ("cat",))
+    assert (data.problems, data.repairs) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<annotation>",
+        xml(thing(corners=("(88, 100)", 20, 40, 25))),
+        xml(thing(), "<object><name>cat</name></object>"),
+        xml(f"<object><name>cat</name>{CORNERS.replace('40', 'x')}</object>"),
+        xml(thing().replace("</bndbox>", "<xmin>3</xmin></bndbox>")),
+    ],
+)
+def test_an_image_that_lacks_an_object_is_named(tmp_path: Path, text: str) -> None:
+    data = open_dataset(tree(tmp_path / "set", {"a": xml(thing()), "b": text}))["all"]
+    assert [problem.image for problem in data.problems] == ["JPEGImages/b.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "Shift_JIS", "utf-16"])
+def test_an_xml_file_may_have_any_encoding_that_it_names(tmp_path: Path, encoding: str) -> None:
+    root = tree(tmp_path / "set", {"a": ""})
+    text = f"<?xml version='1.0' encoding='{encoding}'?>" + xml(thing("人"))
+    (root / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    assert open_dataset(root)["all"].names == ("人",)
 
 
 def test_a_listed_picture_without_xml_is_told(tmp_path: Path) -> None:
@@ -160,7 +234,7 @@ def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:
     root = tree(tmp_path / "set", {"a": xml(thing())}, train="a")
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "a.png").write_bytes(b"")
-    data = read_voc(root, {"train": root / "ImageSets/Main/train.txt"}, images=tmp_path / "far")["train"]
+    data = open_dataset(root, images=tmp_path / "far")["train"]
     assert data.path(0) == tmp_path / "far" / "a.png"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,32 @@ def split_of(name: str) -> str | None:
     )
 
 
+ENCODINGS = ("utf-16", "gbk", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
+"""Of text files that are not UTF-8."""
+
+
 def lines_of(file: Path) -> list[str]:
     """The lines of a text file, or a DataError that names it."""
+    return decoded(file)[0]
+
+
+def decoded(file: Path, known: Callable[[str], object] | None = None) -> tuple[list[str], str]:
+    """The lines of a text file, and its encoding if it is not UTF-8: the one in which most lines are known.
+    DataError where none is."""
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
+        content = file.read_bytes()
+        return content.decode("utf-8-sig").splitlines(), ""
     except (OSError, ValueError) as error:
+        if known and isinstance(error, UnicodeDecodeError):
+            guesses = {}
+            for encoding in ENCODINGS:
+                with suppress(ValueError):
+                    guesses[encoding] = content.decode(encoding).splitlines()
+            best = max(
+                guesses, key=lambda encoding: sum(map(bool, map(known, guesses[encoding]))), default=""
+            )
+            if any(map(known, guesses.get(best, []))):
+                return guesses[best], best
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 

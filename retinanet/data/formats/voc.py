@@ -1,4 +1,4 @@
-"""Pascal VOC -> columns: one XML file an image, in the original tree or beside the images.
+"""Pascal VOC -> columns: one XML file an image, in a folder of their own or beside the images.
 
 Corners are taken as printed. Pascal's own are 1-based pixel indices that include the last pixel, but most
 tools that write such files today write plain xyxy and none says which it wrote; torchvision and most
@@ -8,194 +8,245 @@ converters take them as printed too. `difficult` objects are marked as crowds.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
-from xml.etree.ElementTree import Element, ParseError
 
-from defusedxml import ElementTree
-from defusedxml.common import DefusedXmlException
-
+from ...errors import DataError
+from ...text import many
 from ..dataset import NO_TEXT, Columns, Dataset, is_text
+from ..folder import Folder, folded, join, stem_of
 from ..images import is_image
-from .format import SPLITS, Read, lines_of, split_of, subfolders
+from .format import SPLITS, Read, decoded, split_of
+from .voc_images import ANNOTATIONS, IMAGES, Found, Index, find_images, is_xml, key_of
+from .voc_xml import is_voc, parse
 
 HOLDS = (
-    "Annotations/*.xml with ImageSets/Main/*.txt, or *.xml beside the images, here or in train/, valid/, "
+    "Annotations/*.xml with JPEGImages/ or images/, or *.xml beside the images, here or in train/, valid/, "
     "test/"
 )
 
-Box = tuple[float, float, float, float]
-
-
-@dataclass
-class Record:
-    """What one XML file says."""
-
-    filename: str | None = None
-    """As it stands there; None where the file is no VOC annotation."""
-    height: int = 0
-    width: int = 0
-    objects: list[tuple[str, Box, bool]] = field(default_factory=list)
-    """name, xyxy, difficult"""
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    """kind, detail"""
-
 
 def recognise_voc(root: Path, images: Path | None) -> Read | None:
-    """The original tree, else folders of XML files that are named for a split, else one such folder."""
-    tree, lists = root / "Annotations", root / "ImageSets" / "Main"
-    if _has_xml(tree):
-        files = sorted(lists.glob("*.txt"))
-        sources = {
-            split: file
-            for split, rule in SPLITS.items()
-            for file in files
-            if rule.fullmatch(file.stem.lower())
-        }
-        both = lists / "trainval.txt"
-        # beside a val.txt it would train on the validation split
-        if both in files and not {"train", "val"} & sources.keys():
-            sources["train"] = both
-        sources = sources or {"all": tree}
-    else:
-        folders = subfolders(root)
-        sources = {split: one for one in folders if (split := split_of(one.name)) and _has_xml(one)}
-        if not sources and _has_xml(root) and any(map(is_image, os.listdir(root))):
-            sources = {"all": root}
-    return (lambda: read_voc(root, sources, images)) if sources else None
+    """A folder of XML files, of which one at least is a VOC annotation."""
+    folder, inside = Folder(root), ""
+    for place in (root, root.parent):  # Annotations/, or Annotations/cam1/: the images lie beside it
+        if images is None and folded(place.name) in ANNOTATIONS:
+            names, around = list(folder.walk()), Folder(place.parent)
+            if any(map(is_xml, names)) and not any(map(is_image, names)) and _image_folders(around):
+                folder, inside = around, root.relative_to(place.parent).as_posix()
+                break
+    files = _files(folder, inside)
+    xmls = list(filter(is_xml, files))
+    recognised = any(is_voc(folder.top / file) for file in xmls) and not _is_rest(files, len(xmls))
+    return partial(read_voc, folder, xmls, images) if recognised else None
 
 
-def _has_xml(folder: Path) -> bool:
-    return any(folder.glob("*.xml"))
+def _files(folder: Folder, inside: str) -> list[str]:
+    """Those below `inside` if it is given; else of the top, and below its folders that are named for
+    annotations, images or a split; else, where no XML is among these, of other folders that hold images."""
+    if inside or folded(folder.top.name) in ANNOTATIONS:
+        return list(folder.walk(inside))
+    files, folders, _ = folder.listed()
+    named = [name for name in folders if folded(name) in ANNOTATIONS | IMAGES or split_of(name)]
+    # one of those that are the same on the disk: labels may be a link to Annotations
+    places = {os.path.realpath(folder.top / name): name for name in reversed(named)}
+    found = [*files, *(file for name in sorted(places.values()) for file in folder.walk(name))]
+    if not any(map(is_xml, found)):
+        beside = [name for name in folders if any(map(is_image, folder.listed(name).files))]
+        found = [join(name, file) for name in beside for file in folder.listed(name).files]
+    return found
 
 
-def read_voc(root: Path, splits: Mapping[str, Path], images: Path | None = None) -> dict[str, Dataset]:
+def _is_rest(files: list[str], xmls: int) -> bool:
+    """Whether the XML files lie beside images that mostly have YOLO labels: labelImg writes XML at first."""
+    folders = {folded(part) for file in files if is_xml(file) for part in file.split("/")[:-1]}
+    images = {key_of(file) for file in files if is_image(file)}
+    labels = {key_of(file[:-4]) for file in files if file.endswith(".txt")}
+    return len(labels & images) > xmls and not folders & (ANNOTATIONS - {"labels"})
+
+
+def _image_folders(folder: Folder, inside: str = "") -> list[str]:
+    """The folders there that are named for images."""
+    return [join(inside, name) for name in folder.listed(inside).folders if folded(name) in IMAGES]
+
+
+def _images(folder: Folder) -> tuple[list[str], str]:
+    """-> the images of a set, and the usual folder of its images."""
+    splits = list(filter(split_of, folder.listed().folders))
+    places = _image_folders(folder)
+    for split in splits:
+        places += _image_folders(folder, split) or [split]
+    found = {*folder.listed().files, *(file for place in places or [""] for file in folder.walk(place))}
+    return sorted(filter(is_image, found)), next(iter(_image_folders(folder)), "")
+
+
+def read_voc(folder: Folder, xmls: list[str], images: Path | None = None) -> dict[str, Dataset]:
     """All splits of a VOC set, which share their classes and ids.
 
-    splits   name -> a list of stems (ImageSets/Main/train.txt; then Annotations/ and JPEGImages/ lie in
-             `root`), or a folder of XML files
-    images   the folder of the images, instead of JPEGImages or the folder of the XML files
+    xmls     the XML files, relative to the folder
+    images   the folder of the images, where it is elsewhere
 
-    Classes are those of all XML files in alphabetical order, with the ids 1..K; an image's id is its place
-    among all XML files, an annotation's its place in its split, both from 1.
+    Splits are those of lists such as ImageSets/Main/train.txt, else of folders such as train/. Classes are
+    those of all XML files in alphabetical order, with the ids 1..K; an image's id is its place among all XML
+    files, an annotation's its place in its split, both from 1.
     """
-    tree, usual, top = root / "Annotations", root / "JPEGImages", images or root
-    folders = {tree if source.is_file() else source for source in splits.values()}
-    xmls = [file for folder in sorted(folders) for file in sorted(folder.glob("*.xml"))]
-    records = {file: _parse(file) for file in xmls}
+    if images is not None and not images.is_dir():
+        raise DataError(f"{images}: no such folder of images")
+    if images is None:
+        (pictures, usual), top = _images(folder), folder.top
+    else:
+        pictures, usual, top = sorted(filter(is_image, Folder(images).walk())), "", images
+    records = {file: parse(folder.top / file) for file in xmls}
+    found = find_images(records, pictures, usual)
     numbers = {file: place for place, file in enumerate(xmls, start=1)}
     names = sorted({name for record in records.values() for name, _, _ in record.objects})
     labels = {name: label for label, name in enumerate(names)}
 
+    splits = _splits(folder, xmls, found.image_of)
+    _tell_of_rest(splits, xmls, found, top)
     datasets = {}
-    for split, source in splits.items():
-        columns, listed = Columns(), source.is_file()
-        if listed:
-            chosen = _listed(source, tree, records, columns)
-        else:
-            chosen = [file for file in xmls if file.parent == source]
-        beside = usual if listed or (source == tree and usual.is_dir()) else source
-        find = _Images(images or beside, top)
+    for split, (source, columns, chosen) in splits.items():
         for file in chosen:
-            where, folder = file.relative_to(root).as_posix(), file.parent.name
-            if not is_text(where):
-                columns.problem(NO_TEXT, folder, ascii(where))
-            elif file not in records:
-                columns.problem("images without an XML file", folder, where)
-            else:
-                record = records[file]
-                for kind, detail in record.problems:
-                    columns.problem(kind, folder, f"{where}: {detail}" if detail else where)
-                if record.filename is not None:
-                    name = find(file.stem, record.filename)
-                    columns.image(name, numbers[file], record.height, record.width)
-                    for name, box, difficult in record.objects:
-                        columns.box(box, labels[name], len(columns.labels) + 1, crowd=difficult)
-        datasets[split] = columns.build(source, top, split, names, range(1, len(names) + 1))
+            record, image = records[file], found.image_of.get(file, "")
+            group = _name_of_folder(file, folder.top)
+            if not is_text(file + image):
+                columns.problem(NO_TEXT, group, ascii(file))
+                continue
+            for kind, detail in record.problems:
+                columns.problem(kind, group, f"{file}: {detail}" if detail else file, image)
+            for kind, detail in record.repairs:
+                columns.repair(kind, group, f"{file}: {detail}" if detail else file)
+            if record.filename is None:
+                continue
+            if file in found.problems:
+                kind, detail, lacks = found.problems[file]
+                columns.problem(kind, group, f"{file}: {detail}", lacks)
+                continue
+            if file in found.renamed:
+                kind = "images whose XML file has the name in another form"
+                columns.repair(kind, group, f"{file}: {image}")
+            columns.image(image, numbers[file], record.height, record.width)
+            for name, box, difficult in record.objects:
+                columns.box(box, labels[name], len(columns.labels) + 1, crowd=difficult)
+        datasets[split] = columns.build(folder.top / source, top, split, names, range(1, len(names) + 1))
     return datasets
 
 
-def _listed(file: Path, folder: Path, known: Container[Path], columns: Columns) -> list[Path]:
-    """The XML files of the stems in a list such as ImageSets/Main/val.txt; further columns are ignored."""
-    chosen: dict[Path, None] = {}
-    for line in filter(None, map(str.strip, lines_of(file))):
-        stem, *last = line.rsplit(maxsplit=1)
-        if last not in (["-1"], ["0"], ["1"]) or folder / f"{line}.xml" in known:
-            stem = line  # with its spaces
-        xml = folder / f"{stem}.xml"
-        if os.path.basename(stem) != stem:
-            columns.problem("file names that leave the data folder", file.name, stem)
-        elif xml in chosen:
-            columns.problem("images that are listed twice", file.name, stem)
+def _name_of_folder(file: str, top: Path) -> str:
+    return os.path.basename(os.path.dirname(file)) or top.name
+
+
+Split = tuple[str, Columns, list[str]]
+"""The list or folder of a split, its columns, and its XML files."""
+
+
+def _splits(folder: Folder, xmls: list[str], image_of: Mapping[str, str]) -> dict[str, Split]:
+    """By lists if there are any, else by the folders of the XML files, else of their images. XML files beside
+    those of val/ or test/ are for training."""
+    splits: dict[str, Split] = {}
+    index, above = Index(xmls), _common(xmls)
+    lists, others = _lists(folder)
+    for split, file in lists.items():
+        columns = Columns()
+        splits[split] = file, columns, _listed(folder.top / file, index, above, columns)
+    if splits:
+        return splits
+    groups: dict[str, list[str]] = {}
+    for xml in xmls:
+        places = os.path.dirname(xml), os.path.dirname(image_of.get(xml, ""))
+        groups.setdefault(_split_of_folder("/".join(places)), []).append(xml)
+    if "" in groups and "train" not in groups:
+        groups["train" if len(groups) > 1 else "all"] = groups[""]
+    for split in filter(None, groups):
+        splits[split] = _common(groups[split]), Columns(), groups[split]
+    if others:
+        note = f"no list is named for a split, so all are left out, as {others[0]}"
+        next(iter(splits.values()))[1].notes.append(note)
+    return splits
+
+
+@lru_cache
+def _split_of_folder(place: str) -> str:
+    return next(filter(None, map(split_of, place.split("/"))), "")
+
+
+def _common(xmls: list[str]) -> str:
+    """The folder that holds them all."""
+    return os.path.commonpath([os.path.dirname(xml) for xml in xmls])
+
+
+def _lists(folder: Folder) -> tuple[dict[str, str], list[str]]:
+    """-> split -> the list of its XML files, and all lists where none is one."""
+    places = [one for name in ("ImageSets/Main", "ImageSets") for one in folder.find(name)]
+    place = next((one for one in places if os.path.isdir(folder.top / one)), None)
+    names = folder.listed(place).files if place is not None else []
+    files = {stem_of(name).lower(): f"{place}/{name}" for name in names if name.lower().endswith(".txt")}
+    found = {
+        split: file for split, rule in SPLITS.items() for stem, file in files.items() if rule.fullmatch(stem)
+    }
+    # beside a val.txt it would train on the validation split
+    if "trainval" in files and not {"train", "val"} & found.keys():
+        found["train"] = files["trainval"]
+    if not found and "default" in files:  # of CVAT, for images without a split
+        found["all"] = files["default"]
+    return found, [] if found else list(files.values())
+
+
+def _listed(file: Path, index: Index, above: str, columns: Columns) -> list[str]:
+    """The XML files of the names in a list such as ImageSets/Main/val.txt. They may have a folder and a
+    suffix; further columns are ignored."""
+    chosen: dict[str, None] = {}
+    lines, encoding = decoded(file, lambda line: _meant(line, index)[1])
+    if encoding:
+        columns.repair("lists that are not in UTF-8", file.name, encoding)
+    for line in lines:
+        name, xmls = _meant(line, index)
+        if xmls is None:
+            columns.problem("file names that leave the data folder", file.name, name)
+        elif len(xmls) > 1:
+            columns.problem("names that several XML files have", file.name, f"{name}: {', '.join(xmls)}")
+        elif not xmls:
+            if name and not name.startswith("#"):
+                folder = os.path.basename(above) or file.name
+                columns.problem(
+                    "images without an XML file", folder, join(above, f"{os.path.basename(key_of(name))}.xml")
+                )
+        elif xmls[0] in chosen:
+            columns.problem("images that are listed twice", file.name, name)
         else:
-            chosen[xml] = None
+            chosen[xmls[0]] = None
+            if name != key_of(xmls[0]):
+                columns.repair("names in lists that are not just those of XML files", file.name, name)
     return list(chosen)
 
 
-class _Images:
-    """Finds the image of an XML file in one listing of the folder: asking for each suffix is slow."""
-
-    def __init__(self, folder: Path, top: Path) -> None:
-        self.prefix = "" if folder == top else folder.relative_to(top).as_posix() + "/"
-        found = sorted(os.listdir(folder)) if folder.is_dir() else []
-        self.names = {name for name in found if is_image(name)}
-        self.by_stem = {Path(name).stem: name for name in reversed(found) if name in self.names}
-
-    def __call__(self, stem: str, filename: str) -> str:
-        """The image of the XML's own stem, else the one in its <filename>, which is often stale."""
-        name = os.path.basename(filename.replace("\\", "/"))
-        if name in self.names and (Path(name).stem == stem or stem not in self.by_stem):
-            return self.prefix + name
-        return self.prefix + self.by_stem.get(stem, f"{stem}{Path(name).suffix or '.jpg'}")
-
-
-def _parse(file: Path) -> Record:
-    record = Record()
-    note = record.problems.append
-    try:
-        tree: Element | Any = ElementTree.parse(file).getroot()
-    # LookupError: no such encoding
-    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:
-        note(("XML files that cannot be read", str(error) or type(error).__name__))
-        return record
-    if tree.tag != "annotation":
-        detail = f"the outermost element is <{tree.tag}>, not <annotation>"
-        note(("XML files that are no VOC annotations", detail))
-        return record
-    record.filename = (tree.findtext("filename") or "").strip()
-    sides = [_number(tree, f"size/{side}") or 0.0 for side in ("height", "width")]
-    if all(side.is_integer() and side > 0 for side in sides):
-        record.height, record.width = map(int, sides)
-    else:
-        note(("XML files without the size of the image", ""))
-    for place, entry in enumerate(tree.iterfind("object"), start=1):
-        name = (entry.findtext("name") or "").strip()
-        where = f"object {place} ({name})"
-        corners = [_number(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
-        box = tuple(corner for corner in corners if corner is not None)
-        difficult = (entry.findtext("difficult") or "0").strip().lower()
-        if not name:
-            note(("objects without a name", f"object {place}"))
-        elif entry.find("bndbox") is None:
-            note(("objects without bndbox", where))
-        elif len(entry.findall("bndbox")) > 1 or len(entry.findall("name")) > 1:
-            note(("objects with two names or boxes", where))
-        elif len(box) != 4:
-            note(("boxes that are not four finite numbers", where))
-        elif difficult not in ("0", "1", "false", "true"):
-            note(("objects whose difficult is neither 0 nor 1", f"{where}: {difficult[:80]}"))
-        else:
-            record.objects.append((name, box, difficult in ("1", "true")))
-    return record
+def _meant(line: str, index: Index) -> tuple[str, list[str] | None]:
+    """The name in a line, and the XML files that it means; None: it leaves the data folder."""
+    words = line.strip().rsplit(maxsplit=1)
+    names = [line.strip(), *([words[0]] if words[1:] in (["-1"], ["0"], ["1"]) else [])]
+    for name in names:
+        parts = name.replace("\\", "/").split("/")
+        named = [place for place, part in enumerate(parts) if folded(part) in ANNOTATIONS | IMAGES]
+        if ".." in parts:  # as in ../../JPEGImages/a.jpg
+            parts = parts[named[-1] + 1 :] if named else parts
+        if ".." in parts:
+            return name, None
+        if xmls := index.find(key_of("/".join(parts))):
+            return name, xmls
+    return names[-1], []
 
 
-def _number(element: Element | Any, path: str) -> float | None:
-    """A finite number; None where there is none, also for 1_0, which Python takes for 10."""
-    text = element.findtext(path) or ""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if abs(value) < 1e9 and "_" not in text else None
+def _tell_of_rest(splits: Mapping[str, Split], xmls: list[str], found: Found, top: Path) -> None:
+    """What is in no split is told with train, else with the first split."""
+    columns = splits["train" if "train" in splits else next(iter(splits))][1]
+    chosen = {xml for split in splits.values() for xml in split[2]}
+    left = [xml for xml in xmls if xml not in chosen]
+    if left:
+        columns.notes.append(f"{many(len(left), 'XML file')} in no split, left out, as {left[0]}")
+    if found.alone:
+        count = many(len(found.alone), "image")
+        columns.notes.append(f"{count} without an XML file, left out, as {found.alone[0]}")
+    for image in found.twins:
+        kind = "images without an XML file, whose names differ from others by form only"
+        columns.problem(kind, _name_of_folder(image, top), image)
