@@ -46,33 +46,45 @@ def split_of(name: str) -> str | None:
     )
 
 
-ENCODINGS = ("utf-16", "gbk", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
-"""Of text files that are not UTF-8."""
+UTF_8 = "utf-8-sig"
+
+ENCODINGS = (UTF_8, "utf-16", "gbk", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
+"""Of text files."""
+
+MOST_TRIED = 1000  # lines
 
 
 def lines_of(file: Path) -> list[str]:
     """The lines of a text file, or a DataError that names it."""
-    return decoded(file)[0]
+    try:
+        return file.read_text(encoding=UTF_8).splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
 
 
-def decoded(file: Path, known: Callable[[str], object] | None = None) -> tuple[list[str], str]:
+def decoded(file: Path, known: Callable[[str], object]) -> tuple[list[str], str]:
     """The lines of a text file, and its encoding if it is not UTF-8: the one in which most lines are known.
     DataError where none is."""
     try:
         content = file.read_bytes()
-        return content.decode("utf-8-sig").splitlines(), ""
-    except (OSError, ValueError) as error:
-        if known and isinstance(error, UnicodeDecodeError):
-            guesses = {}
-            for encoding in ENCODINGS:
-                with suppress(ValueError):
-                    guesses[encoding] = content.decode(encoding).splitlines()
-            best = max(
-                guesses, key=lambda encoding: sum(map(bool, map(known, guesses[encoding]))), default=""
-            )
-            if any(map(known, guesses.get(best, []))):
-                return guesses[best], best
+    except OSError as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
+    best, most, chosen = list[str](), -1, ""
+    for encoding in ENCODINGS:
+        with suppress(ValueError):
+            lines = content.decode(encoding).splitlines()
+            tried = sorted(lines, key=str.isascii)[:MOST_TRIED]  # what is not ASCII tells most
+            found = sum(map(bool, map(known, tried)))
+            if found > max(most, -1 if encoding == UTF_8 else 0):
+                best, most, chosen = lines, found, encoding
+            if encoding == UTF_8 and (found == len(tried) or content.isascii()):
+                break
+    if not chosen:
+        raise DataError(
+            f"{file}: cannot be read: it is not UTF-8, and in no other encoding does it name files; save it "
+            f"as UTF-8"
+        )
+    return best, "" if chosen == UTF_8 else chosen
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from .yolo_files import (
     read_yaml,
 )
 from .yolo_lines import read_labels
-from .yolo_pairs import IMAGES, labels_beside, pair_splits
+from .yolo_pairs import IMAGES, labels_beside, pair_splits, parents
 
 HOLDS = (
     "data.yaml, obj.data, images/ with labels/, or images and .txt files side by side; here or in train/, "
@@ -66,7 +66,7 @@ def read_yolo_file(file: Path, images: Path | None = None) -> dict[str, Dataset]
     sources = find_sources(Folder(file.parent))
     if sources:
         kind = "descriptions that name no split that is here; the folders beside them are read"
-        repair = Problem(kind, file.name, "; ".join(about.absent))
+        repair = Problem(kind, file.name, "; ".join(about.absent) or "it names none")
         return read_splits(replace(about, base=file.parent, splits=sources, repairs=[repair]))
     what = "names no split that exists; it needs an entry train, val or test with a folder of images"
     raise DataError(f"{file}: {'; '.join(about.absent) or what}")
@@ -214,10 +214,8 @@ def _read_images(
 
 def _find_names(folder: Folder, files: Iterable[str], columns: Columns) -> tuple[str, ...]:
     """Those of the names files in the folders of these files and above them, else one folder further up."""
-    places = {""}
-    for inside in set(map(posixpath.dirname, files)):
-        parts = inside.split("/")
-        places |= {"/".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    inside = set(map(posixpath.dirname, files))
+    places = inside.union(*map(parents, inside), [""])
     if names := find_names(folder, sorted(places), columns):
         return names
     above = Folder(folder.top.parent)

@@ -19,7 +19,7 @@ from ..dataset import Columns, is_text
 from ..folder import Folder, join, stem_of
 from ..images import is_image
 from .coco_images import OUTSIDE, is_outside
-from .format import lines_of, split_of
+from .format import decoded, lines_of, split_of
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -32,9 +32,6 @@ KEY = re.compile(rb"""^["']?(names|train|val|valid|test|path|nc)["']?[ \t]*:""",
 """An entry at the top level of a YAML file."""
 
 FROM_THE_END = "paths of another machine, of which the end is found here"
-
-CODINGS = ("utf-8-sig", "utf-16", "gb18030", "cp1252", "cp1251", "shift_jis", "cp949", "big5")
-"""Of a list of images. The one is taken in which its names are those of files."""
 
 PREDEFINED = "predefined_classes.txt"  # labelImg's proposals, used where no other list of names is there
 
@@ -141,7 +138,7 @@ def _with_splits(file: Path, content: dict[str, Any], names: tuple[str, ...]) ->
             )
         meant = {other for *_, other, there, how in entries if how == "end" and there == found} | {part}
         if not where or (where == "end" and len(meant) > 1):  # one folder cannot be two splits
-            absent.append((split, str(found)))
+            absent.append((split, f"{part} (others end there too)" if where else str(found)))
         elif where == "end":
             detail = f"{key}: {part} is read as {os.path.relpath(found, file.parent)}"
             repairs.append(Problem(FROM_THE_END, file.name, detail))
@@ -226,6 +223,10 @@ def find_names(folder: Folder, places: Iterable[str], columns: Columns) -> tuple
         file for file in files if os.path.isfile(folder.top / file) and os.stat(folder.top / file).st_size
     ]
     files = [file for file in files if os.path.basename(file).lower() != PREDEFINED] or files
+    if any(file.endswith(PREDEFINED) for file in files):
+        columns.notes.append(
+            f"the class names are labelImg's proposals ({', '.join(files)}): are they right?"
+        )
     found = {file: names_of(folder.top / file) for file in files}
     longest = max(found.values(), key=len, default=())
     short = [file for file, names in found.items() if names != longest]
@@ -278,7 +279,10 @@ def read_list(file: Path, folder: Folder, home: Path, columns: Columns) -> list[
     found: dict[str, int] = {}
     ends: dict[str, str] = {}
     top, inside = os.path.join(folder.top, ""), os.path.join(home, "")
-    for number, line in enumerate(_decoded(file, folder, columns), start=1):
+    lines, encoding = decoded(file, lambda line: _meant(folder, file.parent, line.strip(), ends)[0])
+    if encoding:
+        columns.repair("lists of images that are not in UTF-8", file.name, f"read as {encoding}")
+    for number, line in enumerate(lines, start=1):
         name = line.strip()
         where = f"line {number}: {name[:200]}"
         meant, exact = _meant(folder, file.parent, name, ends)
@@ -316,25 +320,3 @@ def _meant(folder: Folder, near: Path, name: str, ends: dict[str, str]) -> tuple
     if len(found) == 1 and os.path.basename(found[0]) == base:
         ends[above] = os.path.dirname(found[0])
     return found, False
-
-
-def _decoded(file: Path, folder: Folder, columns: Columns) -> list[str]:
-    """The lines of a list in the encoding in which most of its names are those of files."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-    best, most = [], -1
-    for coding in CODINGS:
-        with suppress(ValueError):
-            lines = content.decode(coding).splitlines()
-            if coding == CODINGS[0]:
-                return lines
-            strange = [line.strip() for line in lines if not line.isascii()]
-            there = sum(bool(_meant(folder, file.parent, name, {})[0]) for name in strange)
-            if there > most:
-                best, most, best_coding = lines, there, coding
-    if most < 1:
-        raise DataError(f"{file}: is not UTF-8, and no other encoding gives names of files; save it as UTF-8")
-    columns.repair("lists of images that are not in UTF-8", file.name, f"read as {best_coding}")
-    return best

@@ -29,43 +29,55 @@ def read_labels(top: Path, file: str, names: tuple[str, ...], pose: bool, column
     classes."""
     folder, image, count = posixpath.dirname(file) or ".", columns.files[-1], len(names) or MOST_CLASSES
     repairs: dict[str, str] = {}
+    odd: list[str]
     try:
         lines = lines_of(top / file)
     except DataError as error:
-        columns.problem("label files that cannot be read", folder, f"{file}: {error}", image)
+        reason = str(error).removeprefix(f"{top / file}: ")
+        columns.problem("label files that cannot be read", folder, f"{file}: {reason}", image)
         return
     for number, line in enumerate(lines, start=1):
-        where = f"{file}, line {number}: {line.strip()[:80]}"
         try:
             # Python takes 0.4_1 for 0.41
-            label, *values = map(float, line.replace("_", "?").split())
+            (label, *values), odd = map(float, line.replace("_", "?").split()), []
         except ValueError:
             if not line.strip():
                 continue
             meaning = _other_meaning(line, names)
             if meaning is None:
-                columns.problem("lines that are not numbers", folder, where, image)
+                columns.problem("lines that are not numbers", folder, _where(file, number, line), image)
                 continue
-            label, *values = meaning[0]
-            repairs |= dict.fromkeys(meaning[1], where)
+            (label, *values), odd = meaning
         if pose:
             values = values[:4]
         elif len(values) % 2 and len(values) > 4 and 0 <= values[-1] <= 1:
             values.pop()
-            repairs[CONFIDENCE] = where
-        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-            kind = "lines that are neither a box (class cx cy w h) nor a polygon (class x y x y x y ...)"
-            columns.problem(kind, folder, where, image)
-        elif not (0 <= label < count and label.is_integer()):
-            columns.problem(
-                "lines of an unknown class", folder, f"{where}: classes are 0..{count - 1}", image
-            )
-        elif not all(isfinite(value) and -SLACK <= value <= 1 + SLACK for value in values):
-            columns.problem("lines that are not fractions of the image (0..1)", folder, where, image)
-        else:
-            columns.box(_box(values, *columns.sizes[-1]), int(label), len(columns.labels) + 1)
+            odd.append(CONFIDENCE)
+        fault = _fault(label, values, count)
+        if fault:
+            columns.problem(fault, folder, _where(file, number, line), image)
+            continue
+        columns.box(_box(values, *columns.sizes[-1]), int(label), len(columns.labels) + 1)
+        for kind in odd:
+            repairs.setdefault(kind, _where(file, number, line))
     for kind, where in repairs.items():
         columns.repair(kind, folder, where)
+
+
+def _where(file: str, number: int, line: str) -> str:
+    shown = line.strip().replace("\t", " ")[:80]
+    return f"{file}, line {number}: {shown if shown.isprintable() else ascii(shown)}"
+
+
+def _fault(label: float, values: list[float], count: int) -> str:
+    """What is wrong with a line; empty where nothing is."""
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        return "lines that are neither a box (class cx cy w h) nor a polygon (class x y x y x y ...)"
+    if not (0 <= label < count and label.is_integer()):
+        return f"lines of an unknown class (there are 0..{count - 1})"
+    if not all(isfinite(value) and -SLACK <= value <= 1 + SLACK for value in values):
+        return "lines that are not fractions of the image (0..1)"
+    return ""
 
 
 def _other_meaning(line: str, names: tuple[str, ...]) -> tuple[list[float], list[str]] | None:

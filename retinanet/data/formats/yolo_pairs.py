@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import chain
 
 from ...text import many
 from ..dataset import Columns
-from ..folder import Folder, join, pair
+from ..folder import Folder, folded, join, pair
 from ..images import is_image
 from .yolo_files import is_list, is_names_file, looks_like_labels
 
@@ -50,7 +49,10 @@ def pair_splits(
         whole: All that lies in the folder belongs to the set, and not only what lies around the images.
     """
     expected = _expected(folder)
-    images, texts = _around(folder, [""] if whole else _roots(folder, chain(*files.values())))
+    listed = set(map(posixpath.dirname, chain(*files.values())))
+    images, texts = _around(
+        folder, {one for one in listed if os.path.isdir(folder.top / one)}, expected, whole
+    )
     images = list(dict.fromkeys(chain(*files.values(), images)))
     skipped = set(skip)
     pairs = pair(images, [text for text in texts if text not in skipped], expected)
@@ -68,16 +70,16 @@ def pair_splits(
         label = pairs.label_of[image]
         kind = "label files found under another form of their name"
         columns[split_of[image]].repair(kind, posixpath.dirname(label) or ".", f"{label} for {image}")
-    for image in filter(split_of.get, pairs.twins):
+    same_form, sharing = _sharing(pairs.label_of)
+    for image in filter(split_of.get, [*pairs.twins, *same_form]):
         kind = "images whose names differ only in form, and share one label file"
         columns[split_of[image]].problem(kind, posixpath.dirname(image) or ".", image, image)
 
     lonely = set(pairs.alone).difference(orphans.values())
     for split, names in files.items():
         _tell_lonely([name for name in names if name in lonely], len(names), split, columns[split])
-    shared = [label for label, count in Counter(pairs.label_of.values()).items() if count > 1]
-    if shared:
-        which = f"{many(len(shared), 'label file')} read for more than one image each, as {shared[0]}"
+    if sharing:
+        which = f"{many(len(sharing), 'image')} read with the label file of another, as {sharing[0]}"
         columns[first].notes.append(which)
     left = [image for image in images if image not in split_of]
     if left:
@@ -85,6 +87,15 @@ def pair_splits(
     if hidden := folder.hidden_images():
         columns[first].notes.append(f"{many(hidden, 'image')} hidden or in hidden folders, left out")
     return pairs.label_of
+
+
+def _sharing(label_of: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Images whose label file an image before them has: those whose names differ only in form (a.jpg, a.JPG),
+    and the others (a.jpg, a.png)."""
+    first: dict[str, str] = {}
+    later = [image for image, label in label_of.items() if first.setdefault(label, image) != image]
+    same_form = [image for image in later if folded(image) == folded(first[label_of[image]])]
+    return same_form, [image for image in later if image not in same_form]
 
 
 def _tell_lonely(lonely: list[str], count: int, split: str, columns: Columns) -> None:
@@ -115,27 +126,34 @@ def _expected(folder: Folder) -> Callable[[str], str]:
     return expected
 
 
-def _roots(folder: Folder, files: Iterable[str]) -> list[str]:
-    """The folders in which the images and the label files of a set may be."""
-    roots: dict[str, None] = {}
-    for inside in sorted(set(map(posixpath.dirname, files))):
+def parents(inside: str) -> list[str]:
+    """All folders above a folder: a/b/c -> a/b, a, and the top."""
+    parts = inside.split("/")
+    return ["/".join(parts[:end]) for end in range(len(parts) - 1, -1, -1)]
+
+
+def _around(
+    folder: Folder, image_folders: Iterable[str], expected: Callable[[str], str], whole: bool
+) -> tuple[list[str], list[str]]:
+    """All images and text files where those of the set may be: in the folders of the images and in all called
+    labels beside or above them; of text files also the folder above, where they may lie by mistake."""
+    homes, near = dict[str, None](), dict[str, None]()
+    for inside in sorted(image_folders):
         match = IMAGES.fullmatch(f"{inside}/")
-        root = inside[: len(inside) + 1 - len(match[2])].rstrip("/") if match else inside
-        if os.path.isdir(folder.top / root):
-            roots |= dict.fromkeys([root, *labels_beside(folder, posixpath.dirname(root))])
-    return list(roots)
-
-
-def _around(folder: Folder, roots: list[str]) -> tuple[list[str], list[str]]:
-    """All images and text files in these folders, and the text files in the folders around them."""
-    inside = dict.fromkeys(chain.from_iterable(map(folder.folders, roots)))
-    images = [join(one, name) for one in inside for name in folder.listed(one).files if is_image(name)]
+        home = inside[: len(inside) + 1 - len(match[2])].rstrip("/") if match else inside
+        above = parents(home)
+        homes |= dict.fromkeys([home, *chain(*(labels_beside(folder, one) for one in above))])
+        # a link may lead to a folder that is met under another name
+        labels = folder.find(posixpath.dirname(expected(join(inside, "x"))))
+        near |= dict.fromkeys([above[0], *(one for one in labels if os.path.isdir(folder.top / one))])
+    inside_homes = dict.fromkeys(chain.from_iterable(map(folder.folders, [""] if whole else homes)))
+    images = [join(one, name) for one in inside_homes for name in folder.listed(one).files if is_image(name)]
     texts = [
         join(one, name)
-        for one in inside | dict.fromkeys(map(posixpath.dirname, roots))
+        for one in inside_homes | near
         for names in folder.listed(one)[
             :2
-        ]  # a folder in the place of a label file cannot be read, and is told
+        ]  # a folder in the place of a label file is one that cannot be read
         for name in names
         if name.lower().endswith(".txt") and not is_names_file(name)
     ]
