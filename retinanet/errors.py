@@ -84,7 +84,9 @@ class Problem:
     """The image, relative to the data set, that lacks an object without it: both are left out together."""
 
 
-def report(problems: Iterable[Problem], limit: int | None = None) -> str:
+def report(
+    problems: Iterable[Problem], limit: int | None = None, all_in: str = "retinanet check lists all"
+) -> str:
     """All problems as text, grouped by kind and file; `limit` shortens each group and says by how much."""
     groups: dict[tuple[str, str], list[str]] = {}
     for problem in problems:
@@ -95,7 +97,7 @@ def report(problems: Iterable[Problem], limit: int | None = None) -> str:
         shown = details if limit is None else details[:limit]
         lines += [f"  {detail}" for detail in shown if detail]
         if len(shown) < len(details):
-            lines.append(f"  ... and {len(details) - len(shown)} more (retinanet check lists all)")
+            lines.append(f"  ... and {len(details) - len(shown)} more ({all_in})")
     return "\n".join(lines)
 
 

@@ -12,28 +12,30 @@ from retinanet.model.retinanet import RetinaNet
 FLAGS = """
 demo: --out --budget --device --seed
 
-check: --layout --images --max-pixels --deep --preset --scale --anchor-size --anchor-scales --anchor-ratios
+check: --layout --images --max-pixels --strict --deep --out --preset --scale --anchor-size
+    --anchor-scales --anchor-ratios
 
-train: --preset --resume --dry-run --set --out --budget --init --seed --layout --images --invalid --batch
-    --micro-batch --lr --optimizer --schedule --ema --backbone --backbone-norm --pyramid --anchor-size --scale
-    --train-scale --loss --alpha --gamma --mining --box-loss --flip --jitter --photometric --repeat-threshold
-    --compile --precision --device --workers --validations --log-every --tensorboard
+train: --preset --resume --dry-run --set --out --budget --init --seed --layout --images --strict
+    --invalid --batch --micro-batch --lr --optimizer --schedule --ema --backbone --backbone-norm
+    --pyramid --anchor-size --scale --train-scale --loss --alpha --gamma --mining --box-loss --flip
+    --jitter --photometric --repeat-threshold --compile --precision --device --workers --validations
+    --log-every --tensorboard
 
 train --resume RUN: --preset --resume --dry-run --data --images --device --workers --micro-batch
 
 replay: --device --precision
 
-eval: --layout --images --max-pixels --invalid --device --batch --workers --precision --scale --scales --tiles
-    --overlap --split --out
+eval: --layout --images --max-pixels --strict --invalid --device --batch --workers --precision --scale
+    --scales --tiles --overlap --split --out
 
-predict: --layout --images --max-pixels --invalid --device --batch --workers --precision --scale --scales
-    --tiles --overlap --out --split --threshold --save-images
+predict: --layout --images --max-pixels --strict --invalid --device --batch --workers --precision --scale
+    --scales --tiles --overlap --out --split --threshold --save-images
 
-audit: --split --layout --images --max-pixels --invalid --device --batch --workers --precision --scale
-    --scales --out --count
+audit: --split --layout --images --max-pixels --strict --invalid --device --batch --workers --precision
+    --scale --scales --out --count
 
-export: --layout --images --max-pixels --invalid --format --out --precision --size --scale --data --split
-    --calibration --max-drop --workers
+export: --layout --images --max-pixels --strict --invalid --format --out --precision --size --scale
+    --data --split --calibration --max-drop --workers
 
 import: --out --names --bn-eps --style
 

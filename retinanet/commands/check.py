@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
@@ -14,17 +17,20 @@ from ..config.schema import TrainConfig
 from ..data.dataset import Dataset
 from ..data.formats.detect import open_dataset
 from ..data.reach import anchor_reach, reach_table
+from ..data.splits import IN_BOTH, account, in_both
 from ..data.validate import validate
 from ..errors import DataError, Problem, report
+from ..files import next_free, write_atomically
 from ..model.criterion import Criterion
 from ..ops.anchors import STRIDES
+from ..text import many
 from ..weights.checkpoint import build, preprocess_of
 
 log = logging.getLogger("retinanet")
 
 
 def run(path: str, config: CheckConfig) -> bool:
-    """Print all problems of all splits and the anchors' reach; true when there is no problem."""
+    """Print what was understood, the reach of the anchors and all problems; true when there is no problem."""
     check(config)
     splits = open_dataset(path, config.layout, config.images)
     wanted = planned(config)
@@ -32,21 +38,56 @@ def run(path: str, config: CheckConfig) -> bool:
     for name, data in splits.items():
         try:
             clean, found = validate(
-                data, "clip", deep=config.deep, max_pixels=config.max_pixels, need_boxes=name == "train"
+                data,
+                "clip",
+                strict=config.strict,
+                deep=config.deep,
+                max_pixels=config.max_pixels,
+                need_boxes=name != "test",
             )
         except DataError as error:  # no image or no box at all
             found = error.problems or [Problem(str(error), data.source.name, "")]
             clean = None
         problems += found
-        log.info("%s", describe(name, data))
         if clean is not None:
-            log.info("%s", describe_reach(clean, wanted))
+            log.info("%s: %s", name, describe_reach(clean, wanted))
+    pairs = combinations((data for name, data in splits.items() if name != "all"), 2)
+    problems += [problem for one, other in pairs for problem in in_both(one, other, content=True)]
+    if problems:
+        log.info(
+            "%s", listed(problems, config.out or next_free(Path("runs") / f"{Path(path).name}-check.txt"))
+        )
+    log.info("%s", summary(splits, problems, config.strict))
     if problems:
         advice = "Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at the border)."
-        log.info("%s\n%d problems. %s", report(problems), len(problems), advice)
+        log.info("%s. %s", many(len(problems), "problem"), advice)
     else:
         log.info("no problem found%s", "" if config.deep else " (images were not decoded: --deep does)")
     return not problems
+
+
+MOST_LISTED = 10
+"""Problems of a kind that are printed; a file has the rest."""
+
+
+def listed(problems: list[Problem], file: Path) -> str:
+    """The problems, each kind cut short; all of them go into `file` where some were cut."""
+    if max(Counter((problem.kind, problem.file) for problem in problems).values()) > MOST_LISTED:
+        write_atomically(file, (report(problems) + "\n").encode())
+    return report(problems, MOST_LISTED, f"all are in {file}")
+
+
+def summary(splits: dict[str, Dataset], problems: list[Problem], strict: bool) -> str:
+    """What was understood: layout and classes, each split, and how many images stand in two of them."""
+    first = next(iter(splits.values()))
+    lines = [f"read as {first.layout.upper()}, {many(len(first.names), 'class', 'classes')}"]
+    for name, data in splits.items():
+        lines.append(describe(name, data))
+        lines += [f"  {line}" for line in account(replace(data, repairs=() if strict else data.repairs))]
+    if len(splits) > 1:
+        shared = sum(problem.kind == IN_BOTH for problem in problems)
+        lines.append(f"images in two splits, by path or content: {shared or 'none'}")
+    return "\n".join(lines)
 
 
 def planned(config: CheckConfig) -> TrainConfig:
@@ -62,9 +103,9 @@ def describe(name: str, data: Dataset) -> str:
     empty = int((np.diff(data.first) == 0).sum())
     crowds = int(data.crowd.sum())
     lines = [
-        f"{name}: {len(data)} images, {int(counts.sum())} boxes"
-        + (f" and {crowds} crowds" if crowds else "")
-        + (f", {empty} images without objects" if empty else "")
+        f"{name}: {many(len(data), 'image')}, {many(int(counts.sum()), 'box', 'boxes')}"
+        + (f" and {many(crowds, 'crowd')}" if crowds else "")
+        + (f", {many(empty, 'image')} without objects" if empty else "")
     ]
     shown = sorted(zip(counts.tolist(), data.names, strict=True), reverse=True)
     lines.append(
@@ -80,10 +121,10 @@ def describe_reach(data: Dataset, config: TrainConfig) -> str:
     model, criterion = build(config.model, len(data.names)), Criterion(**asdict(config.criterion))
     found = anchor_reach(data, model, criterion, preprocess_of(config.model))
     if not len(found.sides):
-        return "  no boxes to match"
+        return "no boxes to match"
     smallest = config.model.network.anchor_size * STRIDES[0]
     text = (
-        f"  anchors from {smallest:.0f} px at a short side of {config.model.preprocess.scale} px; "
+        f"anchors from {smallest:.0f} px at a short side of {config.model.preprocess.scale} px; "
         f"{found.missed.sum()} boxes are matched by none\n{reach_table(found, data)}"
     )
     if found.missed.mean() <= 0.05:

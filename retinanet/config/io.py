@@ -80,7 +80,8 @@ def _contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def reading(config: Any) -> dict[str, Any]:
     """How a command's data set is read, as `data.splits` takes it."""
-    return {name: getattr(config, name) for name in ("layout", "images", "invalid", "max_pixels")}
+    names = ("layout", "images", "invalid", "strict", "max_pixels", "held_out")
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -57,6 +57,8 @@ class SourceOptions:
     """Folder of the images, if they are not with the annotations."""
     max_pixels: int = setting(178_956_970, 1, 1 << 40)
     """Images with more pixels are refused."""
+    strict: bool = setting(False, group="data")
+    """What is not as the format says is a problem even where it has only one meaning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +223,8 @@ class TrainConfig(DataOptions):
     """Folder of the run, which is never overwritten. None: runs/<data>-<preset>, numbered."""
     budget: str | None = setting(None, group="run")
     """Length: 7min, 2h, 300it, 12ep or 1440000im (images shown). None: a length that fits the data."""
+    held_out: float = setting(0.1, 0, 0.9)
+    """Share of the images that is held out where there is no validation split. 0: none, all are both."""
     init: str = setting("imagenet", group="run")
     """Start of training: imagenet (backbone weights, through timm), none (from scratch), or a model: a run, a
     file or a name of `retinanet models`. Its network is used; class rows are matched by name."""

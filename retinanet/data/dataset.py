@@ -189,7 +189,7 @@ class Columns:
 
     def build(self, source: Path, root: Path, split: str, names: Any, category_ids: Any) -> Dataset:
         """The finished columns. Two names of one class are one class with the first's id."""
-        names, category_ids = self._one_name_each(source.name, list(names), list(category_ids))
+        names, category_ids = self._one_name_each(Path(source).name, list(names), list(category_ids))
         return Dataset(
             source=source,
             root=root,

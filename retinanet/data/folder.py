@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -57,8 +58,9 @@ class Folder:
             try:
                 with os.scandir(self.top / inside) as entries:
                     for entry in entries:
-                        # a link that leads nowhere is a file, which is then missing
-                        kept = found.folders if entry.is_dir() else found.files
+                        # a link that leads nowhere, or in a circle, is a file, which is then missing
+                        is_folder = os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+                        kept = found.folders if is_folder else found.files
                         (found.hidden if is_hidden(entry.name) else kept).append(entry.name)
             except OSError as error:
                 raise DataError(f"{self.top / inside}: cannot be listed: {error.strerror}") from None
@@ -106,11 +108,10 @@ class Folder:
         if part == ".." or (folder and not os.path.isdir(self.top / folder)):
             return []
         if folder not in self._folded:
-            listing, names = self.listed(folder), dict[str, list[str]]()
-            for kept in (listing.files, listing.folders):
-                for one in kept:
+            names = self._folded[folder] = {}
+            with suppress(DataError):  # a folder that may be entered and not listed
+                for one in chain(*self.listed(folder)[:2]):
                     names.setdefault(folded(one), []).append(one)
-            self._folded[folder] = names
         near = self._folded[folder].get(folded(part), [])
         return [part] if part in near else near
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import posixpath
+import re
+from collections import Counter
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, unknown_name_error
+from ..errors import ConfigError, DataError, Problem, report, unknown_name_error
+from ..files import sha256
+from ..text import many
 from .dataset import Dataset
 from .formats.detect import open_dataset
 from .images import MAX_PIXELS
@@ -26,9 +32,11 @@ def open_training(
     layout: str | None = None,
     images: Path | None = None,
     invalid: Invalid = "error",
+    strict: bool = False,
     max_pixels: int = MAX_PIXELS,
+    held_out: float = 0.1,
 ) -> tuple[Dataset, Dataset]:
-    """(train, val), both validated; without a validation split a seeded tenth of train is held out."""
+    """(train, val), both validated; without a validation split a seeded share of train is held out."""
     splits = open_dataset(source, layout, images)
     name = next((name for name in ("train", "all") if name in splits), None)
     if name is None:
@@ -39,24 +47,26 @@ def open_training(
     checked, errors = {}, []
     for split, data in chosen.items():
         try:
-            checked[split], found = validate(data, invalid, max_pixels=max_pixels)
+            checked[split], _ = validate(data, invalid, strict=strict, max_pixels=max_pixels)
         except DataError as error:
             errors.append(error)
-            continue
-        if found:
-            text = "%s: %d problems met with --invalid %s (retinanet check lists them)"
-            log.info(text, split, len(found), invalid)
+    if not errors and "val" in checked:
+        problems = in_both(checked["train"], checked["val"])
+        if problems and (invalid == "error" or len(problems) == len(checked["train"])):
+            errors.append(DataError(f"{source}: {report(problems, limit=10)}\n{SHARED_ADVICE}", problems))
+        elif problems:
+            twice = {problem.image for problem in problems}
+            keep = [index for index, file in enumerate(checked["train"].files.tolist()) if file not in twice]
+            note = f"{many(len(twice), 'image')} of val left out (--invalid {invalid})"
+            rest = checked["train"].subset(np.array(keep, dtype=np.int64))
+            checked["train"] = replace(rest, notes=(*rest.notes, note))
     if errors:
         problems = [problem for error in errors for problem in error.problems]
         raise DataError("\n".join(map(str, errors)), problems)
+    for split, data in checked.items():
+        tell(split, data)
     if "val" not in checked:
-        checked["train"], checked["val"] = hold_out(checked["train"], seed)
-        text = "no validation split: %d images (a tenth, by seed %d) are held out of train"
-        log.info(text, len(checked["val"]), seed)
-        if any(data.crowd.all() for data in checked.values()):
-            raise DataError(
-                f"{source}: too few boxes to hold some out for validation; give a validation split"
-            )
+        checked["train"], checked["val"] = hold_out(checked["train"], seed, held_out)
     return checked["train"], checked["val"]
 
 
@@ -67,6 +77,7 @@ def open_split(
     layout: str | None = None,
     images: Path | None = None,
     invalid: Invalid = "error",
+    strict: bool = False,
     max_pixels: int = MAX_PIXELS,
     headers: bool = True,
     need_boxes: bool = True,
@@ -90,12 +101,68 @@ def open_split(
             log.info(text, path)
     if split not in splits:
         raise unknown_name_error("split", split, splits)
-    data, problems = validate(
-        splits[split], invalid, headers=headers, max_pixels=max_pixels, need_boxes=need_boxes
+    data, _ = validate(
+        splits[split],
+        invalid,
+        headers=headers,
+        strict=strict,
+        max_pixels=max_pixels,
+        need_boxes=need_boxes,
     )
-    if problems:
-        log.info("%s: %d problems met with --invalid %s", split, len(problems), invalid)
+    tell(split, data)
     return data
+
+
+def tell(split: str, data: Dataset) -> None:
+    """What was done to read a split, each kind in a line."""
+    for line in account(data):
+        log.info("%s: %s", split, line)
+
+
+def account(data: Dataset) -> list[str]:
+    """What was done to read a split: repairs by kind with their number, images and boxes left out, ..."""
+    repairs = Counter(repair.kind for repair in data.repairs)
+    return [*(f"{kind}: {count:,}" for kind, count in repairs.items()), *data.notes]
+
+
+IN_BOTH = "images that stand in two splits"
+
+SHARED_ADVICE = (
+    "AP would be measured on images that were trained on. Take them out of one of the splits, or pass "
+    "--invalid drop to leave them out of train"
+)
+
+
+def in_both(train: Dataset, val: Dataset, content: bool = False) -> list[Problem]:
+    """The images of `train` whose file is one of `val` too, or with `content` holds the same bytes."""
+    paths, theirs = _real_paths(train), {path: path for path in _real_paths(val)}
+    if content:
+        lengths = {length for path in theirs if (length := _length(path))}
+        paths = [_digest(path) if _length(path) in lengths else path for path in paths]
+        theirs = {_digest(path): path for path in theirs}
+    return [
+        Problem(IN_BOTH, train.source.name, f"{file} of {train.split} is {theirs[path]} of {val.split}", file)
+        for file, path in zip(train.files.tolist(), paths, strict=True)
+        if path in theirs
+    ]
+
+
+def _real_paths(data: Dataset) -> list[str]:
+    """The files without links in their folders; each folder is looked up once."""
+    parts = [posixpath.split(file) for file in data.files.tolist()]
+    folders = {folder: os.path.realpath(data.root / folder) for folder, _ in parts}
+    return [f"{folders[folder]}/{name}" for folder, name in parts]
+
+
+def _length(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # it is a problem of its own
+        return None
+
+
+def _digest(path: str) -> str:
+    return sha256(Path(path)) if _length(path) else path
 
 
 def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
@@ -116,18 +183,69 @@ def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
 
 
 def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Dataset, Dataset]:
-    """(train, val): a seeded share of the images, at least one, for validation.
+    """(train, val): a seeded share of the images for validation; with 0 all images are both.
 
-    The images are ranked by a hash of the seed and their file: neither their order nor a library's version
-    matters, and images that are added later do not shuffle the rest.
+    Each class, and the images without objects, give about their share of images and at least one, unless a
+    single group has them all. A group is one image, or neighbouring frames and copies of one image.
+    The groups are ranked by a hash of the seed and their name, not by their order.
     """
-    if len(dataset) < 2:
+    if fraction == 0:
+        log.info("validated on the training images themselves: AP says nothing about other images")
+        return replace(dataset, split="train"), replace(dataset, split="train")
+    has = _classes_of_images(dataset)
+    of_group = _groups(dataset.files.tolist(), block=round(fraction * len(dataset) / 4))
+    ranked = sorted(of_group, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    left = Counter(label for group in of_group.values() for label in _union(has, group))
+    images = Counter(label for labels in has for label in labels)
+    held, have = set[str](), Counter[int]()
+    for label in sorted(images, key=lambda label: (images[label], label)):  # the rarest first
+        wanted = max(1, round(fraction * images[label]))
+        for group in ranked:
+            labels = _union(has, of_group[group])
+            if have[label] >= wanted:
+                break
+            if group not in held and label in labels and all(left[one] > 1 for one in labels):
+                held.add(group)
+                left.subtract(labels)
+                have.update(one for index in of_group[group] for one in has[index])
+    chosen = np.array(sorted(index for group in held for index in of_group[group]), dtype=np.int64)
+    train = dataset.subset(np.setdiff1d(np.arange(len(dataset)), chosen), "train")
+    val = replace(dataset.subset(chosen, "val"), held_out=True)
+    if not len(val) or val.crowd.all():
         raise DataError(
-            f"{dataset.source}: {len(dataset)} images cannot be split into training and validation; give a "
-            f"validation split"
+            f"{dataset.source}: {many(sum(EMPTY not in one for one in has), 'image')} with objects cannot be "
+            f"split into training and validation; give a validation split, or pass --set held_out=0 to train "
+            f"without one"
         )
-    rank = np.array([hashlib.sha256(f"{seed}:{file}".encode()).hexdigest() for file in dataset.files])
-    order = np.argsort(rank, kind="stable")
-    held = min(max(1, round(fraction * len(dataset))), len(dataset) - 1)
-    validation = dataset.subset(np.sort(order[:held]), "val")
-    return dataset.subset(np.sort(order[held:]), "train"), replace(validation, held_out=True)
+    only = [name for label, name in enumerate(dataset.names) if label in images and label not in val.labels]
+    log.info(
+        "no validation split: %d of %d images, with %d boxes, are held out of train by seed %d%s",
+        *(len(val), len(dataset), (~val.crowd).sum(), seed),
+        f"; none of them has {', '.join(only[:10])}" if only else "",
+    )
+    return train, val
+
+
+EMPTY = -1  # instead of a label
+
+
+def _classes_of_images(dataset: Dataset) -> list[set[int]]:
+    labels = np.where(dataset.crowd, EMPTY, dataset.labels)
+    return [set(labels[dataset.rows(index)].tolist()) - {EMPTY} or {EMPTY} for index in range(len(dataset))]
+
+
+def _union(has: list[set[int]], group: list[int]) -> set[int]:
+    return set[int]().union(*(has[index] for index in group))
+
+
+def _groups(files: list[str], block: int) -> dict[str, list[int]]:
+    """Indices of images by a name: `block` neighbouring numbers of one series, at most ten; Roboflow's copies
+    of one image (a.rf.1b2c.jpg)."""
+    groups: dict[str, list[int]] = {}
+    for index, file in enumerate(files):
+        stem = re.sub(r"\.rf\.\w+$", "", posixpath.splitext(file)[0])
+        series = re.fullmatch(r"(.*?)(\d{1,18})(\D*)", stem)
+        if series:
+            stem = f"{series[1]}{int(series[2]) // min(max(block, 1), 10)}{series[3]}"
+        groups.setdefault(stem, []).append(index)
+    return groups

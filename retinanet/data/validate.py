@@ -25,8 +25,8 @@ TOLERANCE = 1.0
 OUTSIDE = "boxes outside the image"
 
 ADVICE = (
-    "Fix the files, or pass --invalid drop to leave these boxes and images out, "
-    "or --invalid clip to cut boxes at the border first and leave out the rest."
+    "Fix the files, or pass --invalid drop to leave out what is wrong, with the images that would lack an "
+    "object then, or --invalid clip to cut boxes at the border first and leave out the rest."
 )
 
 
@@ -35,6 +35,7 @@ def validate(
     invalid: Invalid = "error",
     headers: bool = True,
     *,
+    strict: bool = False,
     deep: bool = False,
     max_pixels: int = MAX_PIXELS,
     need_boxes: bool = True,
@@ -42,9 +43,11 @@ def validate(
     """The data set as it can be used, and everything that is wrong with it, also what the reader found.
 
     invalid  error  any problem raises DataError, whose `problems` lists all of them
-             drop   boxes and images with a problem are left out
-             clip   boxes that leave their image are cut at its border; what has no area then, and all other
-                    faults, are left out
+             drop   what has a problem is left out, and so is an image that would lack an object then: its
+                    place would be learned as background. Of a box without area, or one that is there twice,
+                    nothing is lost but the box.
+             clip   boxes that leave their image are cut at its border; all else as with drop
+    strict   the reader's repairs are problems too
     headers  look at the images: are they there, and as large as the annotations say (kept by time and length)
     deep     decode every image
 
@@ -54,9 +57,10 @@ def validate(
     """
     if invalid not in CHOICES:
         raise unknown_name_error("--invalid", invalid, CHOICES)
-    problems = list(dataset.problems)
+    problems = [*dataset.problems, *(dataset.repairs if strict else ())]
     _require_some(dataset, problems, need_boxes)
-    good_images = np.ones(len(dataset), dtype=np.bool_)
+    lacking = {problem.image for problem in problems}
+    good_images = np.array([file not in lacking for file in dataset.files.tolist()], dtype=np.bool_)
     sizes, measured = dataset.sizes, good_images.copy()
     for index in _listed_again(dataset):
         problems.append(_image_problem(dataset, "images that are listed twice", index))
@@ -65,7 +69,8 @@ def validate(
         sizes, measured = _check_headers(dataset, max_pixels, problems, good_images)
     if deep:
         _decode(dataset, max_pixels, problems, good_images)
-    boxes, good_boxes = _check_boxes(dataset, sizes, measured, invalid == "clip", problems)
+    boxes, good_boxes, lost = _check_boxes(dataset, sizes, measured, invalid == "clip", problems)
+    good_images[dataset.image_of_box()[lost]] = False
 
     if problems and invalid == "error":
         raise DataError(
@@ -80,7 +85,16 @@ def validate(
     if not good_images.all():
         clean = clean.subset(np.flatnonzero(good_images))
     _require_some(clean, problems, need_boxes)
-    return clean, problems
+    left_out = [
+        many(before - after, one, more)
+        for before, after, one, more in (
+            (len(dataset), len(clean), "image", "images"),
+            (len(dataset.labels), len(clean.labels), "box", "boxes"),
+        )
+        if before > after
+    ]
+    note = (f"{' and '.join(left_out)} left out (--invalid {invalid})",) if left_out else ()
+    return replace(clean, problems=(), notes=(*dataset.notes, *note)), problems
 
 
 def _require_some(dataset: Dataset, problems: list[Problem], need_boxes: bool) -> None:
@@ -157,8 +171,8 @@ def _decode(dataset: Dataset, max_pixels: int, problems: list[Problem], good: Fl
 
 def _check_boxes(
     dataset: Dataset, sizes: Integers, measured: Flags, clip: bool, problems: list[Problem]
-) -> tuple[Floats, Flags]:
-    """-> [M, 4] boxes, cut where that is allowed, and [M] which of them can be used."""
+) -> tuple[Floats, Flags, Flags]:
+    """-> [M, 4] boxes, cut where that is allowed; [M] which can be used; [M] which an image may not lack."""
     image = dataset.image_of_box()
     known = measured[image] & _known(sizes)[image]
     border = np.where(known[:, None], sizes[image][:, [1, 0, 1, 0]], np.inf)
@@ -181,7 +195,8 @@ def _check_boxes(
         for row in np.flatnonzero(where).tolist():
             problems.append(_box_problem(dataset, kind, row, int(image[row]), sizes))
     usable = finite & ~repeated & ~_flat(cut)
-    return cut, usable if clip else usable & ~outside
+    inside_out = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)  # and not only flat: an object is there
+    return cut, (usable if clip else usable & ~outside), ~finite | inside_out | (outside & (not clip))
 
 
 def _known(sizes: Integers) -> Flags:

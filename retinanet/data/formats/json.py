@@ -43,7 +43,10 @@ def as_number(value: Any) -> float | None:
     """A finite number, also as a text ("12.5"), where no other reading of it exists."""
     if isinstance(value, str) and PLAIN.fullmatch(value.strip()):
         value = float(value)
-    return value if type(value) in NUMBERS and isfinite(value) else None
+    try:
+        return value if type(value) in NUMBERS and isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def as_int(value: Any) -> int | None:
