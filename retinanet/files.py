@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import ConfigError
+
+log = logging.getLogger("retinanet")
 
 
 @contextmanager
@@ -66,6 +69,15 @@ def next_free(path: Path) -> Path:
     """`path`, or the first of path-2, path-3, ... that does not exist."""
     later = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(free for free in chain([path], later) if not free.exists())
+
+
+@contextmanager
+def may_fail(drawing: Path) -> Iterator[None]:
+    """A drawing must not end a run: whatever goes wrong with it is told in one line, and the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s could not be drawn: %s", drawing, str(error) or type(error).__name__)
 
 
 def new_folder(out: Path | None, fallback: str) -> Path:

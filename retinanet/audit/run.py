@@ -22,7 +22,7 @@ from ..data.loader import evaluation_batches
 from ..data.splits import in_model_classes, open_split
 from ..device import describe, pick_workers, versions
 from ..errors import ConfigError
-from ..files import next_free, refuse_run, write_atomically
+from ..files import may_fail, next_free, refuse_run, write_atomically
 from ..inference.detector import Detector
 from ..inference.load import load
 from ..model.criterion import Criterion
@@ -98,16 +98,17 @@ def run(model: str, data: str, config: AuditConfig) -> LossAnalysis:
     write_atomically(out / "audit.json", json.dumps({**content, **about}, indent=1, allow_nan=False).encode())
     rows = ",\n".join(json.dumps(entry(dataset, suspect), allow_nan=False) for suspect in listed)
     write_atomically(out / "suspects.json", f"[{rows}]\n".encode())
-    write_audit_page(
-        out / "audit.html",
-        dataset,
-        listed,
-        box_losses=found.box_losses,
-        image_losses=found.image_losses,
-        content=content,
-        table=found.shares.table(),
-        max_pixels=config.max_pixels,
-    )
+    with may_fail(out / "audit.html"):
+        write_audit_page(
+            out / "audit.html",
+            dataset,
+            listed,
+            box_losses=found.box_losses,
+            image_losses=found.image_losses,
+            content=content,
+            table=found.shares.table(),
+            max_pixels=config.max_pixels,
+        )
     log.info("%d suspects: look at %s", len(listed), out / "audit.html")
     return found
 

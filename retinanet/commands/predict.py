@@ -130,23 +130,25 @@ def store(
             found: dict[int, Detections] = {}
             failed: dict[int, str] = {}
             for index, one, image in found_in(detector, data, block, config, config.save_images):
-                try:
-                    if isinstance(one, DataError):
-                        raise one
+                if isinstance(one, DataError):
+                    failed[index] = told(one)
+                else:
+                    found[index] = one
                     if names is not None:
                         file = folder.path / DRAWN / names[index]
                         drawing.draw(file, data.path(index), image, one.above(threshold))
-                    found[index] = one
-                except DataError as error:
-                    failed[index] = told(error)
                 progress(next(count))
             drawing.wait()
-            folder.write(number, *block_rows(data, found, failed, names))
+            drawn = {index: name for index, name in enumerate(names or ()) if name not in drawing.failed}
+            folder.write(number, *block_rows(data, found, failed, drawn))
+    for name, reason in itertools.islice(drawing.failed.items(), 1):
+        also = f" and {len(drawing.failed) - 1} more" if len(drawing.failed) > 1 else ""
+        log.warning("%s%s could not be drawn (%s); the detections are kept", name, also, reason)
     return folder.finish()
 
 
 def block_rows(
-    data: Dataset, found: dict[int, Detections], failed: dict[int, str], names: list[str] | None
+    data: Dataset, found: dict[int, Detections], failed: dict[int, str], drawn: dict[int, str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Iterable[str]]:
     """The images, failures and detections of a block for `OutputFolder.write`, in the order of the list."""
     good = sorted(found)
@@ -155,26 +157,38 @@ def block_rows(
     def image(index: int) -> dict[str, Any]:
         return {"id": int(data.image_ids[index]), "file_name": str(data.files[index])}
 
-    images = [{**image(index), "drawn": f"{DRAWN}/{names[index]}" if names else None} for index in good]
+    images = [
+        {**image(index), "drawn": f"{DRAWN}/{drawn[index]}" if index in drawn else None} for index in good
+    ]
     reasons = [{**image(index), "reason": failed[index]} for index in sorted(failed)]
     return images, reasons, result_rows(data, results)
 
 
 class Drawing:
-    """Draws and encodes images in a few threads, while the network has the next ones."""
+    """Draws and encodes images in a few threads, while the network has the next ones.
+
+    An image that cannot be drawn ends nothing: `failed` has the reason by the name of its file.
+    """
 
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels, self._pool = max_pixels, ThreadPoolExecutor(DRAWERS)
         self._waiting: deque[Future[None]] = deque()
+        self.failed: dict[str, str] = {}
 
     def draw(self, file: Path, source: Path, image: Tensor | None, found: Detections) -> None:
         """Save the image with its boxes, soon; without an image it is decoded again and saved at once."""
         if image is None:
-            save(file, draw(read_image(source, self.max_pixels), found))
+            self._save(file, source, image, found)
             return
-        self._waiting.append(self._pool.submit(lambda: save(file, draw(image, found))))
+        self._waiting.append(self._pool.submit(self._save, file, source, image, found))
         if len(self._waiting) > 4 * DRAWERS:
             self._waiting.popleft().result()
+
+    def _save(self, file: Path, source: Path, image: Tensor | None, found: Detections) -> None:
+        try:
+            save(file, draw(read_image(source, self.max_pixels) if image is None else image, found))
+        except Exception as error:  # Pillow has many, and a disk may be full
+            self.failed[file.name] = str(error) or type(error).__name__
 
     def wait(self) -> None:
         """Until all are saved."""

@@ -222,7 +222,7 @@ def _opened(
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # a broken file makes Pillow raise anything from SyntaxError to zlib.error
-        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+        raise DataError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def _reader(head: bytes, path: Path | str) -> type[ImageFile.ImageFile]:

@@ -16,7 +16,7 @@ from ..data.loader import evaluation_batches
 from ..data.sampler import evaluation_entries
 from ..distributed import all_gather, broadcast_from_main, rank, world
 from ..errors import DataError
-from ..files import write_atomically
+from ..files import may_fail, write_atomically
 from ..inference.detector import Detector
 from ..model.criterion import Criterion, forward_losses, sum_levels
 from ..structures import Detections
@@ -164,18 +164,17 @@ def score_all(
 
 def write_evaluation(out: Path, data: Dataset, evaluation: Evaluation, about: dict[str, Any]) -> None:
     """metrics.json, predictions.json and the plots of an evaluation."""
-    from ..view import plots  # matplotlib, only when results are written
-
     out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
     write_results(out / "predictions.json", data, evaluation.results)
-    folder = out / "plots"
-    folder.mkdir(exist_ok=True)
     curves = metrics.curves
     lines = zip(data.names, curves.precision, strict=True)
     named = {name: (curves.recall, line) for name, line in lines if line is not None}
-    plots.plot_precision_recall(named, folder / "precision_recall.png")
-    plots.plot_confusion(metrics.confusion, data.names, folder / "confusion.png")
-    plots.plot_f1(curves.thresholds, curves.f1, metrics.threshold, folder / "f1.png")
+    with may_fail(folder := out / "plots"):
+        from ..view import plots  # matplotlib, only when results are written
+
+        plots.plot_precision_recall(named, folder / "precision_recall.png")
+        plots.plot_confusion(metrics.confusion, data.names, folder / "confusion.png")
+        plots.plot_f1(curves.thresholds, curves.f1, metrics.threshold, folder / "f1.png")
     # last: a training run is finished when this is there
     write_atomically(out / "metrics.json", json.dumps({**metrics.to_json(), **about}, indent=1).encode())

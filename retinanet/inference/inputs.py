@@ -81,7 +81,7 @@ def _errors_of(name: object) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{name}: cannot be read: {error or type(error).__name__}") from error
+        raise DataError(f"{name}: cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def _from_path(name: str) -> Tensor:

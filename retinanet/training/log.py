@@ -14,7 +14,7 @@ from typing import Any
 
 from ..distributed import is_main_process
 from ..errors import ConfigError
-from ..files import write_atomically
+from ..files import may_fail, write_atomically
 
 log = logging.getLogger("retinanet")
 
@@ -93,10 +93,11 @@ class TrainLog:
         """Losses and AP against iterations, as far as they have come."""
         if not is_main_process():
             return
-        from ..view import plots  # matplotlib, only when there is something to plot
+        with may_fail(folder := self.folder / "plots"):
+            from ..view import plots  # matplotlib, only when there is something to plot
 
-        plots.plot_losses(self.rows, self.folder / "plots" / "losses.png")
-        plots.plot_ap(self.rows, self.folder / "plots" / "ap.png")
+            plots.plot_losses(self.rows, folder / "losses.png")
+            plots.plot_ap(self.rows, folder / "ap.png")
 
 
 def board_writer() -> Any:

@@ -16,7 +16,7 @@ from ..data.loader import Batch
 from ..distributed import all_reduce_sum, is_main_process, world
 from ..errors import DataError
 from ..evaluation.evaluate import Evaluation, write_evaluation
-from ..files import write_atomically
+from ..files import may_fail, write_atomically
 from ..model.criterion import sum_levels
 from ..text import duration, shown
 from ..weights.checkpoint import ModelInfo, save_model
@@ -93,7 +93,8 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
                 pause()
                 raise
             if progress.done == 0 and is_main_process():
-                save_first_batch(folder / "plots" / "first_batch.jpg", state, batch)
+                with may_fail(file := folder / "plots" / "first_batch.jpg"):
+                    save_first_batch(file, state, batch)
             rate = state.rate * pace.factor(progress.done, config)
             steps.note(progress.done, train_step(state, batch, rate))
             progress.done = done = progress.done + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import logging
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..structures import Detections
+
+log = logging.getLogger("retinanet")
 
 Colour = tuple[int, int, int]
 
@@ -40,6 +43,9 @@ PALETTE = [
     "9f0162",
 ]
 """Twelve colours for any colour blindness (after M. Krzywinski), neighbours far apart."""
+
+LONGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
+"""Pixels of a side that a format can have."""
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -138,11 +144,19 @@ def sheet(images: Sequence[Tensor], columns: int = 4, width: int = 1600) -> Tens
 
 
 def save(path: Path | str, image: Tensor) -> None:
-    """Write [3, H, W] uint8 in the format of the suffix (.png, .jpg, .webp ...); its folder is made."""
+    """Write [3, H, W] uint8 in the format of the suffix (.png, .jpg, .webp ...); its folder is made.
+
+    An image with a longer side than the format can have is written smaller, which is told.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
-    _open(image).save(path, **options)
+    canvas, longest = _open(image), LONGEST.get(path.suffix.lower())
+    options: dict[str, Any] = {} if longest is None else {"quality": 92}
+    if longest is not None and max(canvas.size) > longest:
+        size = tuple(max(1, side * longest // max(canvas.size)) for side in canvas.size)
+        log.warning("%s is %d x %d px, for its format has no longer sides than %d", path, *size, longest)
+        canvas = canvas.resize(size)
+    canvas.save(path, **options)
 
 
 def place_tag(

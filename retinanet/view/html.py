@@ -47,7 +47,7 @@ def write_page(
     intro      paragraphs parted by an empty line
     numbers    (label, value) as they are to be read: ("AP on 100 unseen scenes", "0.612"); the first is the
                headline
-    images     (caption, a PNG, JPEG or WebP file, or its bytes)
+    images     (caption, a PNG, JPEG or WebP file, or its bytes); a file that is not there is left out
     commands   (explanation, shell command): what to do next; a click on a command selects it whole
     sections   (heading, a sentence below it, its crops); a generator of crops is welcome
     table      aligned text, shown last
@@ -58,8 +58,9 @@ def write_page(
         cards = (f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in numbers)
         parts += ["<dl>", *cards, "</dl>"]
     for caption, image in images:
-        content = image if isinstance(image, bytes) else image.read_bytes()
-        parts.append(_figure(content, escape(caption), caption))
+        if isinstance(image, bytes) or image.exists():
+            content = image if isinstance(image, bytes) else image.read_bytes()
+            parts.append(_figure(content, escape(caption), caption))
     if commands:
         parts.append("<h2>What to do next</h2>\n<ol>")
         for why, command in commands:

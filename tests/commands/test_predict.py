@@ -182,6 +182,33 @@ def test_an_image_that_was_too_large_to_be_kept_is_drawn_the_same(trained, folde
     assert sorted(reads) == ["one.png", "one.png", "two.jpg", "two.jpg"]
 
 
+@pytest.mark.parametrize("kept", [stream.KEPT, 0])
+def test_a_drawing_that_fails_ends_nothing_and_is_told_once(trained, folder, monkeypatch, caplog, kept):
+    def fails(path, image):
+        if path.stem != "two":
+            raise OSError(28, "No space left on device")
+        save(path, image)
+
+    monkeypatch.setattr(engine, "save", fails)
+    monkeypatch.setattr(stream, "KEPT", kept)  # 0: each image is decoded again to be drawn
+    out = folder / "out"
+    assert engine.run(str(trained), [str(folder / "a"), str(folder / "b")], quiet(out=out, threshold=0.0))
+    (told,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told == (
+        "one.jpg and 1 more could not be drawn ([Errno 28] No space left on device); the detections are kept"
+    )
+    images = json.loads((out / "images.json").read_text())
+    assert [image["drawn"] for image in images] == [None, "drawn/two.jpg", None]
+    assert (out / "predictions.json").exists()
+
+
+def test_an_image_that_is_longer_than_a_jpeg_can_be_is_drawn_smaller(trained, tmp_path, caplog):
+    save(tmp_path / "long.png", torch.zeros(3, 2, 65_600, dtype=torch.uint8))
+    assert engine.run(str(trained), [str(tmp_path / "long.png")], quiet(out=tmp_path / "out", scale=32))
+    assert read_image(tmp_path / "out" / "drawn" / "long.jpg").shape == (3, 1, 65_500)
+    assert "long.jpg is 65500 x 1 px" in caplog.text
+
+
 def test_without_out_the_answers_are_printed(trained, folder, capsys):
     assert engine.run(str(trained), [str(folder / "a" / "one.png")], quiet(threshold=0.0))
     assert "one.png:" in capsys.readouterr().out

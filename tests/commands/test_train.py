@@ -33,6 +33,19 @@ def test_a_run_leaves_what_the_documentation_promises(trained):
     assert {*words(files), *(f"plots/{name}" for name in words(plots))} <= names
 
 
+def test_drawings_that_fail_do_not_end_a_run(scenes, tmp_path, monkeypatch, caplog):
+    def fails(*arguments):
+        raise OSError("broken data stream")
+
+    monkeypatch.setattr("retinanet.view.draw.save", fails)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
+    run = retinanet.train(scenes, "tiny", out=tmp_path / "run", **SMALL, budget="1it", validations=1)
+    assert (run / "metrics.json").exists() and (run / "model.safetensors").exists()
+    told = [record.message for record in caplog.records if "could not be drawn" in record.message]
+    assert told[0] == f"{run}/plots/first_batch.jpg could not be drawn: broken data stream"
+    assert set(told[1:]) == {f"{run}/plots could not be drawn: broken data stream"}
+
+
 def test_the_record_has_losses_rate_positives_speed_and_validation(trained):
     kinds = {row["kind"]: row for row in rows(trained)}
     measured = words("loss class_loss box_loss lr positives images_per_second gradient_norm")

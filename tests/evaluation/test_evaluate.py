@@ -113,6 +113,20 @@ def test_sparse_category_ids_go_in_and_come_out(trained, scenes, tmp_path):
         file.unlink()
 
 
+def test_plots_that_fail_are_told_and_the_numbers_are_written(trained, scenes, tmp_path, monkeypatch, caplog):
+    def fails(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
+    data = splits.open_split(scenes, "val")
+    found = engine.evaluate(retinanet.load(trained, device="cpu"), data)
+    engine.write_evaluation(tmp_path, data, found, {})
+    assert (tmp_path / "metrics.json").exists() and (tmp_path / "predictions.json").exists()
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/plots could not be drawn: MemoryError"
+    ]
+
+
 @pytest.mark.parametrize("normalize", ["step", "image"])
 def test_the_losses_of_a_split_do_not_depend_on_the_batch(trained, scenes, normalize):
     detector, criterion = retinanet.load(trained, device="cpu"), Criterion(normalize=normalize)

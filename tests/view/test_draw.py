@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from retinanet.data.images import image_size
 from retinanet.structures import Detections
 from retinanet.view.draw import PALETTE, anchors_picture, colour, draw, draw_truth, place_tag, save, sheet
 
@@ -179,3 +180,28 @@ def test_a_picture_is_saved_by_its_suffix(tmp_path: Path, suffix: str, form: str
     with Image.open(path) as saved:
         assert (saved.format, saved.size) == (form, (50, 30))
         assert abs(saved.getpixel((3, 3))[0] - 128) <= 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size", "written"),
+    [
+        (".jpg", (1, 66_000), (65_500, 1)),
+        (".jpeg", (65_600, 2), (1, 65_500)),
+        (".webp", (2, 16_400), (16_383, 1)),
+    ],
+)
+def test_a_picture_that_its_format_cannot_hold_is_saved_smaller(
+    tmp_path: Path, caplog, suffix, size, written
+):
+    save(tmp_path / f"a{suffix}", grey(*size))
+    with Image.open(tmp_path / f"a{suffix}") as saved:
+        assert saved.size == written
+    assert f"a{suffix} is {written[0]} x {written[1]} px" in caplog.text
+
+
+def test_a_picture_at_the_limit_of_its_format_is_saved_as_it_is(tmp_path: Path, caplog):
+    save(tmp_path / "a.jpg", grey(1, 65_500))
+    save(tmp_path / "a.png", grey(1, 66_000))
+    assert image_size(tmp_path / "a.jpg") == (1, 65_500)
+    assert image_size(tmp_path / "a.png") == (1, 66_000)
+    assert not caplog.records

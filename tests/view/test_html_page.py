@@ -34,7 +34,11 @@ def page(tmp_path: Path) -> Path:
         title='AP <0.6> & "more"',
         intro="First paragraph,\nstill the first.\n\nSecond, with <script>alert(1)</script>.",
         numbers=[("AP on 100 unseen scenes", "0.612"), ("images & seconds", "21")],
-        images=[("Curves <so far>", picture("PNG")), ("Detections", tmp_path / "sheet.jpg")],
+        images=[
+            ("Curves <so far>", picture("PNG")),
+            ("Detections", tmp_path / "sheet.jpg"),
+            ("A drawing that failed", tmp_path / "nowhere.jpg"),
+        ],
         commands=[("Train on yours", 'retinanet train "my data" --out runs/x && echo <done>')],
     )
     return path
