@@ -53,14 +53,14 @@ DOORS = {
 """Where the core opens an annex, or a detector a part above it, in a function that a user asked for."""
 
 CLOSURES = {  # files, lines
-    "training.loop": (43, 7_388),  # to be 6_500
-    "inference.detector": (16, 2_585),
-    "evaluation.evaluate": (32, 5_405),
-    "commands.predict": (48, 8_180),
+    "training.loop": (43, 7_411),  # to be 6_500
+    "inference.detector": (16, 2_587),
+    "evaluation.evaluate": (32, 5_421),
+    "commands.predict": (50, 8_754),
 }
 TO_OPEN = {
-    "batch to step": (12, 2_125),  # to be 12, 1_800
-    "disk to step": (19, 3_581),  # to be 17, 2_600
+    "batch to step": (12, 2_126),  # to be 12, 1_800
+    "disk to step": (19, 3_583),  # to be 17, 2_600
 }
 LONGEST = 380
 
