@@ -15,8 +15,9 @@ from ..config.io import check, override
 from ..config.presets import default_preset, preset
 from ..config.schema import TrainConfig
 from ..data.dataset import Dataset
+from ..data.folder import Folder
 from ..data.formats.detect import open_dataset
-from ..data.reach import anchor_reach, reach_table
+from ..data.reach import anchor_reach, reach_table, too_narrow
 from ..data.splits import IN_BOTH, account, in_both
 from ..data.validate import validate
 from ..errors import DataError, Problem, report
@@ -58,6 +59,8 @@ def run(path: str, config: CheckConfig) -> bool:
             "%s", listed(problems, config.out or next_free(Path("runs") / f"{Path(path).name}-check.txt"))
         )
     log.info("%s", summary(splits, problems, config.strict))
+    if hidden := hidden_files(Path(path)):
+        log.info("hidden and system files, left out: %d, as %s", len(hidden), hidden[0])
     if problems:
         advice = "Fix them, or train with --invalid drop (leave out) or --invalid clip (cut at the border)."
         log.info("%s. %s", many(len(problems), "problem"), advice)
@@ -82,7 +85,8 @@ def summary(splits: dict[str, Dataset], problems: list[Problem], strict: bool) -
     first = next(iter(splits.values()))
     lines = [f"read as {first.layout.upper()}, {many(len(first.names), 'class', 'classes')}"]
     for name, data in splits.items():
-        lines.append(describe(name, data))
+        lacking = {problem.image for problem in problems if problem.kind != IN_BOTH}
+        lines.append(describe(name, data, lacking))
         lines += [f"  {line}" for line in account(replace(data, repairs=() if strict else data.repairs))]
     if len(splits) > 1:
         shared = sum(problem.kind == IN_BOTH for problem in problems)
@@ -97,15 +101,27 @@ def planned(config: CheckConfig) -> TrainConfig:
     return override(preset(config.preset or default_preset()), changes)
 
 
-def describe(name: str, data: Dataset) -> str:
-    """A split in a few lines: images, boxes, classes."""
+def hidden_files(path: Path) -> list[str]:
+    """The files that no reader looks at: .ipynb_checkpoints, ._a.jpg, __MACOSX, ..."""
+    if not path.is_dir():
+        return []
+    folder = Folder(path)
+    for _ in folder.folders():
+        pass  # it lists each
+    return folder.hidden()
+
+
+def describe(name: str, data: Dataset, lacking: set[str]) -> str:
+    """A split in a few lines: images, boxes, classes. `lacking` are images whose objects cannot be read."""
     counts = np.bincount(data.labels[~data.crowd], minlength=len(data.names))
-    empty = int((np.diff(data.first) == 0).sum())
+    lack = [file in lacking for file in data.files.tolist()]
+    empty = int(((np.diff(data.first) == 0) & ~np.array(lack, dtype=np.bool_)).sum())
     crowds = int(data.crowd.sum())
     lines = [
         f"{name}: {many(len(data), 'image')}, {many(int(counts.sum()), 'box', 'boxes')}"
         + (f" and {many(crowds, 'crowd')}" if crowds else "")
         + (f", {many(empty, 'image')} without objects" if empty else "")
+        + (f", {many(sum(lack), 'image')} whose objects cannot all be read" if any(lack) else "")
     ]
     shown = sorted(zip(counts.tolist(), data.names, strict=True), reverse=True)
     lines.append(
@@ -119,7 +135,8 @@ def describe(name: str, data: Dataset) -> str:
 def describe_reach(data: Dataset, config: TrainConfig) -> str:
     """Which boxes the anchors of a training reach, and what to do when many are out of reach."""
     model, criterion = build(config.model, len(data.names)), Criterion(**asdict(config.criterion))
-    found = anchor_reach(data, model, criterion, preprocess_of(config.model))
+    preprocess = preprocess_of(config.model)
+    found = anchor_reach(data, model, criterion, preprocess)
     if not len(found.sides):
         return "no boxes to match"
     smallest = config.model.network.anchor_size * STRIDES[0]
@@ -127,6 +144,8 @@ def describe_reach(data: Dataset, config: TrainConfig) -> str:
         f"anchors from {smallest:.0f} px at a short side of {config.model.preprocess.scale} px; "
         f"{found.missed.sum()} boxes are matched by none\n{reach_table(found, data)}"
     )
+    if narrow := too_narrow(data, preprocess, min(model.strides)):
+        text += f"\n    {many(len(narrow), 'image')} too narrow for any anchor, as {data.files[narrow[0]]}"
     if found.missed.mean() <= 0.05:
         return text
     small = float(np.quantile(found.sides, 0.05))

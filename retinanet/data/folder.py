@@ -12,7 +12,6 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from ..errors import DataError
-from .images import is_image
 
 SYSTEM = frozenset(
     ["__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db"]
@@ -84,11 +83,12 @@ class Folder:
                 yield folder
                 waiting += [join(folder, name) for name in reversed(self.listed(folder).folders)]
 
-    def hidden_images(self) -> int:
-        """How many images are hidden, or lie in hidden folders, where the folders were listed so far."""
+    def hidden(self) -> list[str]:
+        """Names of the files that are hidden, or lie in hidden folders, where folders were listed so far."""
         met = [join(folder, name) for folder, one in self._listings.items() for name in one.hidden]
-        below = chain.from_iterable(os.walk(self.top / name) for name in met)  # of a file it yields nothing
-        return sum(map(is_image, met)) + sum(is_image(file) for _, _, files in below for file in files)
+        below = [(name, os.walk(self.top / name)) for name in met if os.path.isdir(self.top / name)]
+        inside = [join(name, file) for name, walk in below for _, _, files in walk for file in files]
+        return [name for name in met if not os.path.isdir(self.top / name)] + inside
 
     def find(self, name: str) -> list[str]:
         """The files and folders on the disk that a name means: itself where it is there, else all that differ

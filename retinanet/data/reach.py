@@ -68,6 +68,13 @@ def anchor_reach(
     return Reach(counts, np.concatenate(forced) & (counts > 0), np.concatenate(sides), np.concatenate(labels))
 
 
+def too_narrow(data: Dataset, preprocess: Preprocess, stride: int) -> list[int]:
+    """Indices of the images that are so narrow, as the network sees them, that no anchor is centred in them:
+    the first centre lies half a stride from the border."""
+    sizes = [preprocess.size(height, width) for height, width in data.sizes.tolist()]
+    return [index for index, size in enumerate(sizes) if min(size) <= stride / 2]
+
+
 def reach_table(found: Reach, data: Dataset) -> str:
     """Objects, mean anchors of each, and the shares reached by force and not at all: by size and by class."""
     groups = [("all", np.ones(len(found.sides), dtype=np.bool_))]

@@ -121,8 +121,9 @@ def tell(split: str, data: Dataset) -> None:
 
 def account(data: Dataset) -> list[str]:
     """What was done to read a split: repairs by kind with their number, images and boxes left out, ..."""
-    repairs = Counter(repair.kind for repair in data.repairs)
-    return [*(f"{kind}: {count:,}" for kind, count in repairs.items()), *data.notes]
+    whole = [repair.kind for repair in data.repairs if not repair.detail]  # of the file as a whole
+    parts = Counter(repair.kind for repair in data.repairs if repair.detail)
+    return [*dict.fromkeys(whole), *(f"{kind}: {count:,}" for kind, count in parts.items()), *data.notes]
 
 
 IN_BOTH = "images that stand in two splits"
@@ -135,11 +136,12 @@ SHARED_ADVICE = (
 
 def in_both(train: Dataset, val: Dataset, content: bool = False) -> list[Problem]:
     """The images of `train` whose file is one of `val` too, or with `content` holds the same bytes."""
-    paths, theirs = _real_paths(train), {path: path for path in _real_paths(val)}
+    paths, others = _real_paths(train), _real_paths(val)
     if content:
-        lengths = {length for path in theirs if (length := _length(path))}
+        lengths = set(map(_length, others)) - {None}
         paths = [_digest(path) if _length(path) in lengths else path for path in paths]
-        theirs = {_digest(path): path for path in theirs}
+        others = list(map(_digest, others))
+    theirs = dict(zip(others, val.files.tolist(), strict=True))
     return [
         Problem(IN_BOTH, train.source.name, f"{file} of {train.split} is {theirs[path]} of {val.split}", file)
         for file, path in zip(train.files.tolist(), paths, strict=True)

@@ -57,7 +57,9 @@ def _of(source: Path) -> tuple[list[Path], int]:
         source = Path(os.path.expanduser(source))
     if source.is_dir():
         folder = Folder(source)
-        return sorted(filter(_counts, map(source.joinpath, folder.walk()))), folder.hidden_images()
+        return sorted(filter(_counts, map(source.joinpath, folder.walk()))), sum(
+            map(is_image, folder.hidden())
+        )
     if source.is_file():
         return _listed(source) if source.suffix.lower() == ".txt" else [source], 0
     files = [path for path in map(Path, glob.glob(str(source), recursive=True)) if _counts(path)]

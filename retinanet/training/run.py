@@ -13,12 +13,14 @@ from ..config.commands import ResumeConfig
 from ..config.io import reading, to_json
 from ..config.presets import PRESETS, default_preset
 from ..config.schema import TrainConfig
-from ..data.splits import open_training
+from ..data.reach import too_narrow
+from ..data.splits import account, open_training
 from ..device import describe, explain_errors, pick_device, versions
 from ..distributed import broadcast_from_main, is_main_process, process_group, world
 from ..errors import DataError
 from ..files import new_folder, write_atomically
 from ..inference.load import read_pretrained
+from ..text import many
 from ..weights.transfer import Pretrained
 from .log import log_file
 from .loop import loop
@@ -115,6 +117,25 @@ def describe_preset(name: str | None) -> str:
     return f"{name}, for {known.hardware}; expect {known.expected} ({known.source}); {known.measured}"
 
 
+def doubts(state: TrainState) -> list[str]:
+    """What the data sets lack for a training that can be judged."""
+    training, validation = state.training, state.validation
+    seen = set(validation.labels[~validation.crowd].tolist())
+    unseen = [name for label, name in enumerate(validation.names) if label not in seen]
+    narrow = too_narrow(training, state.preprocess, min(state.model.strides))
+    texts = []
+    if unseen:
+        listed = ", ".join(unseen[:10]) + (f" and {len(unseen) - 10} more" if len(unseen) > 10 else "")
+        texts.append(f"validation has no object of {listed}: its AP says nothing about them")
+    if narrow:
+        height, width = state.preprocess.size(*training.sizes[narrow[0]].tolist())
+        texts.append(
+            f"{many(len(narrow), 'image')} too narrow for any anchor, as {training.files[narrow[0]]} at "
+            f"{width} x {height} px: nothing is learned from them; cut them into pieces, or raise --scale"
+        )
+    return texts
+
+
 def run_metadata(
     state: TrainState, source: str | Path, preset_name: str | None, pace: Pace
 ) -> dict[str, Any]:
@@ -123,6 +144,8 @@ def run_metadata(
     boxes, machine = int((~training.crowd).sum()), describe(state.device)
     sizes = len(training), len(training.names), boxes, len(validation)
     log.info("%d images of %d classes, %d boxes to train on; %d images to validate on", *sizes)
+    for text in doubts(state):
+        log.warning("%s", text)
     several = f" and {world() - 1} more processes" if world() > 1 else ""
     network, scale = config.model.network.backbone, config.model.preprocess.scale
     log.info("%s, %d px, %s, on %s%s", network, scale, config.precision, machine, several)
@@ -134,6 +157,7 @@ def run_metadata(
         "data": str(source),
         "data_hash": training.fingerprint(),
         "validation_hash": validation.fingerprint(),
+        "data_notes": {"train": account(training), "val": account(validation)},
         "training_images": len(training),
         "training_boxes": boxes,
         "iterations": pace.iterations,

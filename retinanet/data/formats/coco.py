@@ -240,7 +240,9 @@ def _images(entries: list[Any], source: str, columns: Columns) -> dict[int | str
             if any(isinstance(entry.get(key), str) for key in ("id", "height", "width")):
                 columns.repair(TEXT_IDS, source, f"{where} ({name})")
             if entry.get("file_name") != name:
-                columns.repair("file names taken from the address of the image", source, f"{where}: {name}")
+                columns.repair(
+                    "file names that are a number or the end of an address", source, f"{where}: {name}"
+                )
     if any(isinstance(number, str) for number in index_of):
         columns.image_ids = list(range(1, len(columns.files) + 1))
         columns.repair("files with image ids that are no numbers: they are numbered anew", source, "")

@@ -84,8 +84,6 @@ def pair_splits(
     left = [image for image in images if image not in split_of]
     if left:
         columns[first].notes.append(f"{many(len(left), 'image')} in no split, left out, as {left[0]}")
-    if hidden := folder.hidden_images():
-        columns[first].notes.append(f"{many(hidden, 'image')} hidden or in hidden folders, left out")
     return pairs.label_of
 
 
