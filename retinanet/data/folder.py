@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
@@ -72,16 +73,16 @@ class Folder:
         for folder in self.folders(inside):
             yield from (join(folder, name) for name in self.listed(folder).files)
 
-    def folders(self, inside: str = "") -> Iterator[str]:
-        """The folder `inside` and all below it."""
-        waiting, seen = [inside], set[tuple[int, int]]()
+    def folders(self, *inside: str) -> Iterator[str]:
+        """These folders (the top) and all below, the nearest first: no link hides a folder's own name."""
+        waiting, seen = deque(inside or [""]), set[tuple[int, int]]()
         while waiting:
-            folder = waiting.pop()
+            folder = waiting.popleft()
             status = os.stat(self.top / folder)
             if (key := (status.st_dev, status.st_ino)) not in seen:
                 seen.add(key)
                 yield folder
-                waiting += [join(folder, name) for name in reversed(self.listed(folder).folders)]
+                waiting += [join(folder, name) for name in self.listed(folder).folders]
 
     def hidden(self) -> list[str]:
         """Names of the files that are hidden, or lie in hidden folders, where folders were listed so far."""

@@ -29,7 +29,7 @@ from .yolo_files import (
     read_yaml,
 )
 from .yolo_lines import read_labels
-from .yolo_pairs import IMAGES, labels_beside, pair_splits, parents
+from .yolo_pairs import IMAGES, images_in, labels_in, pair_splits, parents
 
 HOLDS = (
     "data.yaml, obj.data, images/ with labels/, or images and .txt files side by side; here or in train/, "
@@ -82,11 +82,12 @@ def _refuse_images(place: Path, images: Path | None) -> None:
 def find_sources(folder: Folder) -> dict[str, list[Path]]:
     """Split -> folders of images, or lists of them, of a set without a description; "all" if it is not split.
 
-    A folder with images holds labels/ beside it, or the label files themselves. It lies at the top or in a
-    folder named for a split, or at the top, with folders named for the splits.
+    A folder of images has labels/ beside it, or holds the label files itself. It is at the top or in a folder
+    named for a split, or holds such folders; where class names or lists lie at the top, it may be elsewhere.
     """
     splits: dict[str, list[str]] = {}
-    for home in _homes(folder):
+    lists = find_lists(folder)
+    for home in _homes(folder, bool(lists) or any(map(is_names_file, folder.listed().files))):
         named = [name for part in reversed(home.split("/")) if (name := split_of(part))]
         below = [name for name in folder.listed(home).folders if split_of(name)]
         if named or not below:
@@ -94,27 +95,24 @@ def find_sources(folder: Folder) -> dict[str, list[Path]]:
         else:
             for name in below:
                 splits.setdefault(str(split_of(name)), []).append(join(home, name))
-    lists = find_lists(folder)
     if lists and set(splits) == {"all"}:
         return lists
     if "train" in splits:
         splits.pop("all", None)  # the images there are counted as being in no split
-    return {split: [folder.top / home for home in homes] for split, homes in splits.items()}
+    return {split: [folder.top / home for home in dict.fromkeys(homes)] for split, homes in splits.items()}
 
 
-def _homes(folder: Folder, inside: str = "", depth: int = 2) -> Iterator[str]:
-    listing = folder.listed(inside)
-    images = [name for name in listing.folders if IMAGES.fullmatch(f"{name}/")]
-    if images and labels_beside(folder, inside):
-        yield from (join(inside, name) for name in images)
+def _homes(folder: Folder, anywhere: bool, inside: str = "", depth: int = 2) -> Iterator[str]:
+    """Folders of images with labels, in folders called images or named for splits, or in any."""
+    images, labels = images_in(folder, inside), labels_in(folder, inside)
+    if labels:
+        yield from images
     elif _has_pairs(folder, inside):
         yield inside
-    loose = bool(find_lists(folder)) or any(map(is_names_file, folder.listed().files))
-    for name in listing.folders if depth else []:
-        if (loose or split_of(name) or name in images) and not (
-            name in images and labels_beside(folder, inside)
-        ):
-            yield from _homes(folder, join(inside, name), depth - 1)
+    for name in folder.listed(inside).folders if depth else []:
+        child = join(inside, name)
+        if (anywhere or split_of(name) or child in images) and not (labels and child in images):
+            yield from _homes(folder, anywhere, child, depth - 1)
 
 
 def _has_pairs(folder: Folder, inside: str) -> bool:
@@ -180,7 +178,7 @@ def _top(about: YoloFile) -> Path:
     if above is None or any(IMAGES.fullmatch(f"{one.relative_to(top).as_posix()}/") for one in sources):
         return top
     parent = Path(above[1] or "/")
-    return parent if labels_beside(Folder(parent), "") else top
+    return parent if labels_in(Folder(parent), "") else top
 
 
 def _walk(source: Path, folder: Folder) -> list[str]:

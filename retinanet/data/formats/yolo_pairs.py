@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
-from itertools import chain
+from itertools import chain, compress, filterfalse
 
 from ...text import many
-from ..dataset import Columns
-from ..folder import Folder, folded, join, pair
+from ..dataset import NO_TEXT, Columns, is_text
+from ..folder import Folder, Pairs, folded, join, pair
 from ..images import is_image
 from .yolo_files import is_list, is_names_file, looks_like_labels
 
@@ -31,9 +33,14 @@ def label_file(image: str) -> str:
     return posixpath.splitext(f"{match[1] or ''}labels/{match[2]}" if match else image)[0] + ".txt"
 
 
-def labels_beside(folder: Folder, inside: str) -> list[str]:
+def labels_in(folder: Folder, inside: str) -> list[str]:
     """The folder labels/ in a folder, however it is written."""
     return [join(inside, name) for name in folder.listed(inside).folders if name.lower() == "labels"]
+
+
+def images_in(folder: Folder, inside: str) -> list[str]:
+    """The folder images/ in a folder, however it is written."""
+    return [join(inside, name) for name in folder.listed(inside).folders if IMAGES.fullmatch(f"{name}/")]
 
 
 def pair_splits(
@@ -49,23 +56,26 @@ def pair_splits(
         whole: All that lies in the folder belongs to the set, and not only what lies around the images.
     """
     expected = _expected(folder)
-    listed = set(map(posixpath.dirname, chain(*files.values())))
-    images, texts = _around(
-        folder, {one for one in listed if os.path.isdir(folder.top / one)}, expected, whole
-    )
-    images = list(dict.fromkeys(chain(*files.values(), images)))
+    first = columns[next(iter(columns))]
+    listed = {
+        one for one in set(map(posixpath.dirname, chain(*files.values()))) if os.path.isdir(folder.top / one)
+    }
+    images, texts = _around(folder, listed, expected, whole)
+    images = list(filter(is_text, dict.fromkeys(chain(*files.values(), images))))
+    for text in filterfalse(is_text, texts):
+        first.problem(NO_TEXT, ".", ascii(text))
     skipped = set(skip)
-    pairs = pair(images, [text for text in texts if text not in skipped], expected)
-    orphans = {label: image for label, image in pairs.orphans.items() if _is_label(folder, label, image)}
+    texts = [text for text in texts if text not in skipped and is_text(text)]
+    pairs = pair(images, texts, expected)
 
     split_of = {image: split for split in reversed(files) for image in files[split]}
+    orphans = _orphans(folder, pairs)
     split_of_folder = {posixpath.dirname(expected(image)): split_of[image] for image in split_of if orphans}
-    first = next(iter(columns))
-    for label, image in orphans.items():
-        inside = posixpath.dirname(label)
-        split = split_of.get(image) or split_of_folder.get(inside, first)
-        detail = f"{label}: it probably belongs to {image}" if image else f"{label}: no image has its name"
-        columns[split].problem("label files without an image", inside or ".", detail, image)
+    for label, why in orphans.items():
+        inside, image = posixpath.dirname(label), pairs.orphans[label]
+        split = split_of.get(image) or split_of_folder.get(inside)
+        one = columns[split] if split else first
+        one.problem("label files without an image", inside or ".", f"{label}: {why}", image)
     for image in filter(split_of.get, pairs.renamed):
         label = pairs.label_of[image]
         kind = "label files found under another form of their name"
@@ -75,15 +85,15 @@ def pair_splits(
         kind = "images whose names differ only in form, and share one label file"
         columns[split_of[image]].problem(kind, posixpath.dirname(image) or ".", image, image)
 
-    lonely = set(pairs.alone).difference(orphans.values())
+    lonely = set(pairs.alone).difference(map(pairs.orphans.get, orphans))
     for split, names in files.items():
         _tell_lonely([name for name in names if name in lonely], len(names), split, columns[split])
     if sharing:
         which = f"{many(len(sharing), 'image')} read with the label file of another, as {sharing[0]}"
-        columns[first].notes.append(which)
+        first.notes.append(which)
     left = [image for image in images if image not in split_of]
     if left:
-        columns[first].notes.append(f"{many(len(left), 'image')} in no split, left out, as {left[0]}")
+        first.notes.append(f"{many(len(left), 'image')} in no split, left out, as {left[0]}")
     return pairs.label_of
 
 
@@ -92,8 +102,10 @@ def _sharing(label_of: dict[str, str]) -> tuple[list[str], list[str]]:
     and the others (a.jpg, a.png)."""
     first: dict[str, str] = {}
     later = [image for image, label in label_of.items() if first.setdefault(label, image) != image]
-    same_form = [image for image in later if folded(image) == folded(first[label_of[image]])]
-    return same_form, [image for image in later if image not in same_form]
+    same_form = [folded(image) == folded(first[label_of[image]]) for image in later]
+    return list(compress(later, same_form)), [
+        image for image, same in zip(later, same_form, strict=True) if not same
+    ]
 
 
 def _tell_lonely(lonely: list[str], count: int, split: str, columns: Columns) -> None:
@@ -113,7 +125,7 @@ def _tell_lonely(lonely: list[str], count: int, split: str, columns: Columns) ->
 
 def _expected(folder: Folder) -> Callable[[str], str]:
     """The function image -> name of its label file: beside the image where no folder labels/ is there."""
-    beside = cache(lambda above: not labels_beside(folder, above))
+    beside = cache(lambda above: not labels_in(folder, above))
 
     def expected(image: str) -> str:
         match = IMAGES.fullmatch(image)
@@ -140,11 +152,14 @@ def _around(
         match = IMAGES.fullmatch(f"{inside}/")
         home = inside[: len(inside) + 1 - len(match[2])].rstrip("/") if match else inside
         above = parents(home)
-        homes |= dict.fromkeys([home, *chain(*(labels_beside(folder, one) for one in above))])
+        homes[home] = None
+        for one in above:
+            if labels := labels_in(folder, one):
+                homes |= dict.fromkeys(labels + images_in(folder, one))
         # a link may lead to a folder that is met under another name
-        labels = folder.find(posixpath.dirname(expected(join(inside, "x"))))
-        near |= dict.fromkeys([above[0], *(one for one in labels if os.path.isdir(folder.top / one))])
-    inside_homes = dict.fromkeys(chain.from_iterable(map(folder.folders, [""] if whole else homes)))
+        usual = folder.find(posixpath.dirname(expected(join(inside, "x"))))
+        near |= dict.fromkeys([above[0], *(one for one in usual if os.path.isdir(folder.top / one))])
+    inside_homes = dict.fromkeys(folder.folders(*([""] if whole else homes)))
     images = [join(one, name) for one in inside_homes for name in folder.listed(one).files if is_image(name)]
     texts = [
         join(one, name)
@@ -158,10 +173,26 @@ def _around(
     return images, texts
 
 
-def _is_label(folder: Folder, text: str, image: str) -> bool:
-    """Whether a text file that no image has is a label file: in labels/ each is, but for lists and prose."""
-    file, inside = folder.top / text, posixpath.dirname(text).lower().split("/")
-    if PROSE.match(file.name) or is_list(file):
-        return False
-    empty = bool(image) and os.path.isfile(file) and not os.path.getsize(file)
-    return "labels" in inside or empty or looks_like_labels(file)
+def _orphans(folder: Folder, pairs: Pairs) -> dict[str, str]:
+    """label file -> what is known of its image. Lists and prose are none, nor is a copy of the image's label
+    file beside the image."""
+    owner = {posixpath.splitext(image)[0] + ".txt": image for image in pairs.label_of if pairs.orphans}
+    found = {}
+    for label, image in pairs.orphans.items():
+        file = folder.top / label
+        if PROSE.match(file.name) or is_list(file):
+            continue
+        other = pairs.label_of.get(owner.get(label, ""), "")
+        with suppress(OSError):
+            if other and filecmp.cmp(file, folder.top / other, shallow=False):
+                continue
+        empty = bool(image) and os.path.isfile(file) and not os.path.getsize(file)
+        if "labels" in label.lower().split("/")[:-1] or empty or looks_like_labels(file):
+            found[label] = (
+                f"it probably belongs to {image}"
+                if image
+                else f"{owner[label]} has another label file, {other}"
+                if other
+                else "no image has its name"
+            )
+    return found
