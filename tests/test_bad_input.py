@@ -47,7 +47,6 @@ def spoil(index):
     boxes[1]["bbox"][0] = float("nan")
     boxes[2]["bbox"] = [90, 10, 30, 20]
     boxes[3]["category_id"] = 99
-    boxes[4]["id"] = boxes[5]["id"]
     images[6]["file_name"] = "lost.jpg"
     images[7]["width"] = 200
 
@@ -57,7 +56,6 @@ FAULTS = {
     "boxes or areas that are not finite": "annotation 2, image 1 (000001.jpg)",
     "boxes outside the image": "annotation 3, image",
     "annotations of unknown categories": "annotation 4, image",
-    "duplicate annotation ids": "annotation 6, image",
     "images that are missing": "image 7 (lost.jpg)",
     "images whose size disagrees with the annotation": "image 8 (000008.jpg): the annotation says 200 x "
     "64, the image is 96 x 64",
@@ -71,7 +69,7 @@ def test_check_lists_every_fault_with_file_and_id_and_its_status_is_1(data, capl
     with caplog.at_level("INFO", "retinanet"):
         assert cli.main(["check", str(data)]) == 1
     assert all(f"train.json: 1 {kind}\n  {detail}" in caplog.text for kind, detail in FAULTS.items())
-    assert f"\n{len(FAULTS)} problems." in caplog.text
+    assert f"{len(FAULTS)} problems. Fix them" in caplog.text
 
 
 def test_training_lists_every_fault_with_file_and_id_and_does_not_begin(data, tmp_path):
@@ -90,18 +88,50 @@ def test_invalid_drop_and_clip_go_on_and_count(data, tmp_path, caplog, invalid):
     index = change(data, spoil)
     with caplog.at_level("INFO", "retinanet"):
         run = train(data, tmp_path / "run", invalid=invalid, budget="1it")
-    assert f"train: {len(FAULTS)} problems met with --invalid {invalid}" in caplog.text
+    boxes = index["annotations"]
+    # what cannot be read takes its image along; a box without area does not
+    lost = {7, 8, boxes[1]["image_id"], boxes[3]["image_id"]}
+    lost |= {boxes[2]["image_id"]} if invalid == "drop" else set()
+    kept = sum(entry["image_id"] not in lost for entry in boxes[1:])
     made = json.loads((run / "config.json").read_text())
-    left = {entry["image_id"] for entry in index["annotations"]} - {7, 8}
-    kept = sum(entry["image_id"] in left for entry in index["annotations"][5:])
-    assert made["training_images"] == 6
-    assert made["training_boxes"] == kept + (invalid == "clip")  # the box that leaves its image
+    assert made["training_images"] == 8 - len(lost)
+    assert made["training_boxes"] == kept
+    readable = len(boxes) - 2 - kept  # two of them no reader could make a row of
+    text = (
+        f"{len(FAULTS)} problems met: {len(lost)} images and {readable} boxes left out (--invalid {invalid})"
+    )
+    assert f"train: {text}" in caplog.text
+    assert made["data_notes"]["train"][-1] == text
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_what_has_one_meaning_is_read_and_recorded_and_strict_refuses_it(data, tmp_path, caplog, command):
+    def twice(index):
+        index["annotations"][4]["id"] = index["annotations"][5]["id"]
+
+    change(data, twice)
+    more = words("--preset tiny --budget 1it --batch 2 --backbone test_resnet --init none --scale 64 --out")
+    options = [*QUIET, *more, tmp_path / "run"] if command == "train" else []
+    with caplog.at_level("INFO", "retinanet"):
+        assert cli.main([command, str(data), *map(str, options)]) == 0
+        assert "annotations numbered by their place" in caplog.text
+        assert cli.main([command, str(data), "--strict", *map(str, options)]) == 1
+    if command == "train":
+        made = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert "numbered by their place" in made["data_notes"]["train"][0]
+
+
+def damage(image):
+    """A PNG in the file's place, of which a part in the middle is lost."""
+    Image.open(image).save(image, format="png")
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 9] = bytes(9)
+    image.write_bytes(content)
 
 
 def test_only_a_deep_check_decodes_and_nothing_is_written_beside_the_data(data, caplog):
+    damage(data / "train" / "000003.jpg")
     before = sorted(data.rglob("*"))
-    picture = data / "train" / "000003.jpg"
-    picture.write_bytes(picture.read_bytes()[:-200])
     with caplog.at_level("INFO", "retinanet"):
         assert cli.main(["check", str(data)]) == 0
         assert cli.main(["check", str(data), "--deep"]) == 1
@@ -125,9 +155,9 @@ def test_an_image_without_objects_is_a_negative_to_train_on(data, tmp_path):
 
 
 def test_a_picture_that_cannot_be_decoded_stops_the_training_which_names_it(data, tmp_path):
-    for picture in sorted((data / "train").glob("*.jpg")):
-        picture.write_bytes(picture.read_bytes()[:-200])
-    with pytest.raises(retinanet.DataError, match=r"train/00000\d\.jpg: cannot be read: .*truncated"):
+    for image in sorted((data / "train").glob("*.jpg")):
+        damage(image)
+    with pytest.raises(retinanet.DataError, match=r"train/00000\d\.jpg: cannot be read: "):
         train(data, tmp_path / "run")
 
 

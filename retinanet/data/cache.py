@@ -23,7 +23,7 @@ from .._version import __version__
 from ..errors import DataError, Problem
 from ..files import write_atomically
 from .dataset import Dataset, Integers
-from .images import image_size
+from .images import has_end, image_size, read_pixels
 
 LARGE = 8 << 20
 """Bytes from which on an annotation file is kept: to read so many takes half a second."""
@@ -188,8 +188,11 @@ def sizes_file(root: Path) -> Path:
 
 def _size_or_reason(path: Path) -> tuple[int, int] | str:
     try:
-        return image_size(path)
-    except DataError as error:
+        size = image_size(path)
+        if not has_end(path):
+            read_pixels(path)  # it tells whether the image breaks off
+        return size
+    except (DataError, OSError) as error:
         return str(error).removeprefix(f"{path}: ")
 
 

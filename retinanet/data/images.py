@@ -99,6 +99,12 @@ ORIENTATION, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 274, 256, 257, 258, 262  # tags 
 MOST_SCANS = 100
 """Of a JPEG; ordinary ones have ten. A scan passes over all pixels, so a small file can take minutes."""
 
+ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
+"""The first bytes of a format -> the mark of its end."""
+
+TAIL = 1 << 16
+"""Bytes at the end of a file in which the mark is looked for: cameras write more behind it."""
+
 JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 
 END, SCAN = 0xD9, 0xDA  # of JPEG's markers
@@ -174,6 +180,19 @@ def image_size(path: Path) -> tuple[int, int]:
     """(height, width) as shown, from the header alone: 40 microseconds, where decoding takes milliseconds."""
     with _opened(path) as image:
         return _shown_size(image)
+
+
+def has_end(path: Path) -> bool:
+    """Whether a JPEG, PNG or WebP has the end that its format asks for; true for any other file.
+
+    Without one it mostly breaks off in the middle, but decoders accept some such files."""
+    with open(path, "rb") as stream:
+        head, length = stream.read(12), stream.seek(0, os.SEEK_END)
+        if head.startswith(b"RIFF"):
+            return length >= 8 + int.from_bytes(head[4:8], "little")
+        end = next((end for begin, end in ENDS.items() if head.startswith(begin)), b"")
+        stream.seek(max(0, length - TAIL))
+        return end in stream.read()
 
 
 def too_many_scans(image: JpegImageFile) -> bool:

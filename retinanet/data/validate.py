@@ -93,8 +93,11 @@ def validate(
         )
         if before > after
     ]
-    note = (f"{' and '.join(left_out)} left out (--invalid {invalid})",) if left_out else ()
-    return replace(clean, problems=(), notes=(*dataset.notes, *note)), problems
+    if problems:
+        what = " and ".join(left_out) or "nothing"
+        note = f"{many(len(problems), 'problem')} met: {what} left out (--invalid {invalid})"
+        clean = replace(clean, notes=(*dataset.notes, note))
+    return replace(clean, problems=()), problems
 
 
 def _require_some(dataset: Dataset, problems: list[Problem], need_boxes: bool) -> None:

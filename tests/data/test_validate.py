@@ -148,7 +148,8 @@ def test_drop_and_clip_go_on_with_what_is_right_and_count_the_rest(
     assert clean.boxes.tolist() == boxes
     assert len(problems) == len(EVERY_KIND) + 2
     lost = len(data) - len(files), len(data.labels) - len(boxes)
-    assert clean.notes == (f"{lost[0]} images and {lost[1]} boxes left out (--invalid {invalid})",)
+    left_out = f"{lost[0]} images and {lost[1]} boxes left out (--invalid {invalid})"
+    assert clean.notes == (f"{len(problems)} problems met: {left_out}",)
     assert validate(clean)[1] == []
 
 
@@ -251,11 +252,30 @@ def test_no_box_and_no_image_are_errors_whatever_is_asked(tmp_path: Path) -> Non
         validate(boxes(tmp_path, (0, 0, 5, 5)).subset(np.empty(0, dtype=np.int64)), "drop")
 
 
-def test_only_a_deep_look_finds_a_picture_that_is_cut_off(tmp_path: Path) -> None:
-    data = boxes(tmp_path, (0, 0, 5, 5))
+def noisy(path: Path, **options: Any) -> bytes:
+    """An image whose file is long for its size."""
     noise = np.random.default_rng(0).integers(0, 255, (50, 100, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    Image.fromarray(noise).save(path, **options)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_an_image_that_breaks_off_in_the_middle_is_found_and_dropped(tmp_path: Path, kind: str) -> None:
+    data = boxes(tmp_path, (0, 0, 5, 5))
+    whole = noisy(tmp_path / "a.png", format=kind)
+    assert validate(data)[1] == []
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"image 7 \(a\.png\): cannot be read"):
+        validate(data)
+    (tmp_path / "a.png").write_bytes(whole + b"what a camera adds")
+    assert validate(data)[1] == []
+
+
+def test_only_a_deep_look_finds_an_image_that_is_damaged_inside(tmp_path: Path) -> None:
+    data = boxes(tmp_path, (0, 0, 5, 5))
+    content = bytearray(noisy(tmp_path / "a.png"))
+    content[1000:1100] = bytes(100)
+    (tmp_path / "a.png").write_bytes(content)
     assert validate(data)[1] == []
     with pytest.raises(DataError, match=r"image 7 \(a\.png\): cannot be read"):
         validate(data, deep=True)

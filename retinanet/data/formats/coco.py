@@ -101,8 +101,10 @@ def _read_splits(root: Path, files: dict[str, list[Path]], images: Path | None) 
             )
         datasets[split] = read_coco(file, images, split)
     _require_same_classes(*datasets.values())
-    note = unlisted(datasets.values())
-    return {split: replace(data, notes=(note,) if note else ()) for split, data in datasets.items()}
+    if note := unlisted(datasets.values()):
+        first = next(iter(datasets))
+        datasets[first] = replace(datasets[first], notes=(note,))
+    return datasets
 
 
 def _require_same_classes(first: Dataset, *others: Dataset) -> None:
