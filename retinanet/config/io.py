@@ -231,7 +231,9 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def parse_budget(budget: str, name: str = "budget") -> tuple[float, Literal["s", "it", "ep", "im"]]:
     """'7min' -> (420, 's'), '300it' -> (300, 'it'), '12ep' -> (12, 'ep'), '1440000im' -> (1440000, 'im')."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|it|ep|im)\s*", budget)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|it|ep|im|)\s*", str(budget))
+    if found and not found[2]:
+        raise ConfigError(f"{name} {budget} has no unit; is it '{budget}it' (iterations) or '{budget}min'?")
     if not found or float(found[1]) <= 0:
         raise ConfigError(
             f"{name} {budget!r} is not a length; write 7min, 2h, 90s, 300it (iterations), 12ep (epochs) or "

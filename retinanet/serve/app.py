@@ -34,7 +34,7 @@ from .schema import (
     Problem,
     answer,
 )
-from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Limiter, Refused, busy, read_uploads
+from .upload import REQUESTS_OF_BYTES, REQUESTS_OF_QUEUE, Limiter, Refused, busy, clean, read_uploads
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -48,6 +48,8 @@ THRESHOLD = Query(
     allow_inf_nan=False,
     description="Least score of the detections. Without: the model's own threshold; 0: everything.",
 )
+
+WORDS = "/predict?threshold=0.5"
 
 FAILED = "the server failed on this image; its log says why"
 
@@ -81,6 +83,10 @@ def create_app(detector: Detector, config: ServeConfig) -> FastAPI:
         summary="Objects in images",
     )
     async def predict(request: Request, threshold: Annotated[float | None, THRESHOLD] = None) -> Response:
+        for word in set(request.query_params) - {"threshold"}:
+            raise Refused(
+                422, f"{clean(word)!r} in the address is unknown; the only word is threshold: {WORDS}"
+            )
         limit = detector.threshold if threshold is None else threshold
         with gate.enter(batcher.patience()) as take:
             uploads = await read_uploads(request, config, take)

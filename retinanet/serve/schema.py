@@ -28,6 +28,20 @@ BODY: dict[str, Any] = {
                 "additionalProperties": False,
             }
         },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "image": {
+                        "type": "string",
+                        "contentEncoding": "base64",
+                        "description": "one image in base64, or a data URI of it",
+                    }
+                },
+                "required": ["image"],
+                "additionalProperties": False,
+            }
+        },
         "application/octet-stream": {
             "schema": {**UPLOAD, "description": "the bytes of one image; any other content type will do"}
         },
@@ -121,9 +135,10 @@ PREDICT_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
     400: {"model": Problem, "description": "The form cannot be parsed."},
     408: {"model": Problem, "description": "The request did not arrive whole in time."},
     413: {"model": Problem, "description": "Too many bytes or images."},
+    415: {"model": Problem, "description": "The body is compressed."},
     422: {
         "model": Problem,
-        "description": "No image, none that can be read, or a threshold that is no score.",
+        "description": "No image, none that can be read, a threshold that is no score, or an unknown word.",
     },
     500: {"model": Problem, "description": "The server failed on the only image."},
     503: {

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import binascii
+import json
+import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +31,14 @@ REQUESTS_OF_BYTES = 8
 
 REQUESTS_OF_QUEUE = 8
 """So many times the queue's places may be arriving at once: slow requests must not keep out fast ones."""
+
+JSON = re.compile(rb'\s*\{\s*"image"\s*:\s*"([^"]*)"\s*\}\s*')
+"""The one form of JSON that is read. A parser of all JSON would make a gigabyte of objects from 32 MB."""
+
+BASE64 = (b"data:", b"/9j/", b"iVBOR")
+"""How an image begins in base64: a data URI, a JPEG, a PNG."""
+
+AS_IT_IS = "send the file's bytes as the body (curl --data-binary @photo.jpg)"
 
 CHARSETS = frozenset([b"utf-8", b"utf8", b"latin-1", b"iso-8859-1", b"us-ascii", b"ascii"])
 """Of names in a form. Some of Python's other codecs raise."""
@@ -82,6 +93,11 @@ class Limiter:
 async def read_uploads(request: Request, config: ServeConfig, take: Take) -> list[tuple[str, bytes]]:
     """(name, content) of every file of a form, or of the body; Refused for none or too much."""
     kind = request.headers.get("content-type", "")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("identity", ""):
+        raise Refused(
+            415, f"the body is compressed ({clean(coding)}); {AS_IT_IS}", {"Accept-Encoding": "identity"}
+        )
     try:
         async with asyncio.timeout(PATIENCE):
             if kind.partition(";")[0].strip().lower() == FORM:
@@ -93,7 +109,34 @@ async def read_uploads(request: Request, config: ServeConfig, take: Take) -> lis
         raise Refused(408, f"the request has not arrived within {PATIENCE:.0f} s") from None
     if not body:
         raise Refused(422, "there is no image: send its bytes as the body, or files as multipart/form-data")
-    return [("image", bytes(body))]
+    return [("image", unpacked(bytes(body), take))]
+
+
+def unpacked(body: bytes, take: Take) -> bytes:
+    """The bytes of an image that came in base64, as {"image": "..."} or a data URI; else the body itself."""
+    if body.startswith(b"\x1f\x8b"):
+        raise Refused(415, f"the body is compressed by gzip; {AS_IT_IS}")
+    start = body[:64].lstrip()
+    in_json = start.startswith((b"{", b"[", b'"'))
+    if not in_json and not start.startswith(BASE64):
+        return body
+    take(2 * len(body))  # its copies
+    if in_json:
+        if (found := JSON.fullmatch(body)) is None:
+            raise Refused(
+                422, f'JSON is read as {{"image": "the file in base64"}} and nothing else; or {AS_IT_IS}'
+            )
+        body = found[1]
+    try:
+        text = json.loads(b'"%s"' % body).encode("ascii") if in_json and b"\\" in body else body.strip()
+        if text.startswith(b"data:"):
+            head, _, text = text.partition(b",")
+            if not head.endswith(b";base64"):
+                raise ValueError
+        text = text.translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n=")  # both alphabets
+        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+    except ValueError:
+        raise Refused(422, f"the image is no whole base64; or {AS_IT_IS}") from None
 
 
 async def _files(request: Request, config: ServeConfig, take: Take) -> list[tuple[str, bytes]]:

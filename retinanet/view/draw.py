@@ -153,9 +153,9 @@ def save(path: Path | str, image: Tensor) -> None:
     canvas, longest = _open(image), LONGEST.get(path.suffix.lower())
     options: dict[str, Any] = {} if longest is None else {"quality": 92}
     if longest is not None and max(canvas.size) > longest:
-        size = tuple(max(1, side * longest // max(canvas.size)) for side in canvas.size)
-        log.warning("%s is %d x %d px, for its format has no longer sides than %d", path, *size, longest)
-        canvas = canvas.resize(size)
+        wide, tall = (max(1, side * longest // max(canvas.size)) for side in canvas.size)
+        log.warning("%s is %d x %d px, for its format has no longer sides than %d", path, wide, tall, longest)
+        canvas = canvas.resize((wide, tall))
     canvas.save(path, **options)
 
 

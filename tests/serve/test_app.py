@@ -1,16 +1,22 @@
 """The API: what requests get, in which words they are refused, and who may ask."""
 
+import base64
 import encodings
+import gzip
+import io
+import json
 import threading
 
 import pytest
 import torch
+from PIL import Image
 
 from retinanet.data.scenes import scene
 from retinanet.inference.detector import Detector
 from retinanet.model.postprocess import Postprocess
 from retinanet.model.preprocess import Preprocess
 from retinanet.model.retinanet import RetinaNet
+from retinanet.serve.upload import unpacked
 from retinanet.view.draw import save
 
 FORM = {"content-type": "multipart/form-data; boundary=x"}
@@ -68,11 +74,105 @@ def test_a_threshold_that_is_no_score_is_refused_in_words(client, picture, value
 
 def test_a_text_file_named_jpg_is_refused_in_words(client):
     answer = client().post("/predict", files=files(("notes.jpg", b"buy milk")))
-    reason = "notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM image"
+    reason = "notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF, PNM, JPEG 2000, AVIF or HEIC image"
     assert (answer.status_code, answer.json()) == (
         422,
         {"detail": reason, "images": [{"name": "notes.jpg", "error": reason}]},
     )
+
+
+def in_base64(content):
+    return base64.b64encode(content).decode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda text: json.dumps({"image": text}),
+        lambda text: json.dumps({"image": f"data:image/png;base64,{text}"}, indent=1),
+        lambda text: json.dumps({"image": text}).replace("/", "\\/").replace("=", "\\u003d"),
+        lambda text: json.dumps({"image": "\n".join(text[at : at + 76] for at in range(0, len(text), 76))}),
+        lambda text: f"data:image/png;base64,{text}",
+        lambda text: f"{text}\n",
+        lambda text: f"data:;base64,{text}".replace("+", "-").replace("/", "_").rstrip("="),
+    ],
+)
+def test_an_image_in_base64_is_read(client, picture, body):
+    noisy = Image.effect_noise((40, 20), 90).convert("RGB")  # its base64 has every letter
+    stream = io.BytesIO()
+    noisy.save(stream, "PNG")
+    ask = client()
+    wanted = ask.post("/predict?threshold=0", content=stream.getvalue())
+    answer = ask.post("/predict?threshold=0", content=body(in_base64(stream.getvalue())))
+    assert answer.status_code == 200 and answer.json() == wanted.json()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"image": "%s", "threshold": 0.3}',
+        '{"images": ["%s"]}',
+        '{"instances": [{"b64": "%s"}]}',
+        '["%s"]',
+        '"%s"',
+        "{}",
+        '{"image": 7}',
+        '{"image": "%s"',
+    ],
+)
+def test_other_json_is_told_the_form_that_is_read(client, picture, body):
+    answer = client().post("/predict", content=body.replace("%s", in_base64(picture())))
+    assert answer.status_code == 422
+    assert 'JSON is read as {"image": "the file in base64"}' in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no base64!", "A", "data:image/png,raw", "data:image/png;charset=x,AAAA", "\\ud800", "\\q", "\x07"],
+)
+def test_what_is_no_base64_is_told(client, text):
+    answer = client().post("/predict", content=f'{{"image": "{text}"}}')
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("the image is no whole base64; or send the file's bytes")
+
+
+def test_an_image_in_base64_has_the_limits_of_any_other(client, picture):
+    ask = client(max_bytes=2000, max_pixels=100)
+    large = ask.post("/predict", content=json.dumps({"image": "A" * 2000}))
+    assert (large.status_code, large.json()["detail"][:35]) == (413, "a request may hold 2000 bytes at th")
+    pixels = ask.post("/predict", content=json.dumps({"image": in_base64(picture())}))
+    assert pixels.status_code == 422 and "more than the limit of 100" in pixels.json()["detail"]
+
+
+def test_the_copies_of_base64_count_as_bytes_that_are_held():
+    taken = []
+    unpacked(json.dumps({"image": "AAAA" * 25}).encode(), taken.append)
+    assert taken == [2 * (100 + len('{"image": ""}'))]
+    assert unpacked(b"\xff\xd8\xff{", taken.append) == b"\xff\xd8\xff{" and len(taken) == 1
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+def test_a_compressed_body_is_refused_by_its_name(client, picture, coding):
+    answer = client().post("/predict", content=picture(), headers={"content-encoding": coding})
+    assert answer.status_code == 415 and f"compressed ({coding})" in answer.json()["detail"]
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+def test_what_is_compressed_without_saying_so_is_told(client, picture):
+    ask, packed = client(), gzip.compress(picture())
+    answer = ask.post("/predict", content=packed)
+    assert answer.status_code == 415 and "compressed by gzip" in answer.json()["detail"]
+    answer = ask.post("/predict", files=files(("a.png", packed)))
+    assert answer.status_code == 422 and "a.png: compressed by gzip; unpack" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "query", ["conf=0.5", "threshold=0.3&iou=0.5", "Threshold=0.3", "threshhold=0.3", "="]
+)
+def test_an_unknown_word_in_the_address_is_told_the_known_one(client, picture, query):
+    answer = client().post(f"/predict?{query}", content=picture())
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("is unknown; the only word is threshold: /predict?threshold=0.5")
 
 
 def test_a_bad_picture_does_not_hurt_the_others_of_its_request(client, picture):
@@ -242,8 +342,12 @@ def test_the_description_names_every_answer_and_the_token(client):
     ]
     assert described["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     predict = described["paths"]["/predict"]["post"]
-    assert set(predict["responses"]) == {"200", "400", "401", "403", "408", "413", "422", "500", "503"}
-    assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "application/octet-stream"}
+    assert set(predict["responses"]) == {"200", "400", "401", "403", "408", "413", "415", "422", "500", "503"}
+    assert set(predict["requestBody"]["content"]) == {
+        "multipart/form-data",
+        "application/json",
+        "application/octet-stream",
+    }
     problem = predict["responses"]["422"]["content"]["application/json"]["schema"]
     assert problem == {"$ref": "#/components/schemas/Problem"}
     assert described["components"]["schemas"]["Detection"]["properties"]["box"]["minItems"] == 4

@@ -185,7 +185,7 @@ def test_a_text_file_named_jpg_is_told_in_words_and_the_next_picture_is_answered
     page.goto(address())
     give(page, "notes.jpg", b"buy milk", "image/jpeg")
     page.get_by_role("alert").get_by_text(
-        "notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF or PNM image"
+        "notes.jpg: not a JPEG, PNG, TIFF, BMP, WebP, GIF, PNM, JPEG 2000, AVIF or HEIC image"
     ).wait_for()
     assert page.locator("#boxes .box").count() == 0 and not page.locator("#view").is_visible()
     give(page, "red.png", picture())
