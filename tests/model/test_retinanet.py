@@ -1,5 +1,7 @@
 """The network: shapes, order, initialisation, freezing."""
 
+import copy
+import itertools
 import math
 
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.model import backbone
 from retinanet.model.backbone import Backbone
-from retinanet.model.retinanet import Pyramid, RetinaNet, per_anchor
+from retinanet.model.retinanet import Pyramid, RetinaNet, per_anchor, stride2_conv
 
 CELLS = [(64 // s if s <= 64 else 1) * (96 // s if s <= 96 else 1) for s in (8, 16, 32, 64, 128)]
 
@@ -105,18 +107,44 @@ def test_a_step_without_objects_gives_every_parameter_a_gradient():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_tiny_pictures_have_finite_gradients_in_bf16():
-    """torch 2.15's stride-2 convolution of one cell reads unwritten memory; here it is full of NaN."""
+def fill_free_memory_with_nan():
+    waste = [torch.full((2**k + 17 * k,), torch.nan) for k in range(6, 20) for _ in range(3)]
+    del waste
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 64), (160, 32), (256, 64), (32, 160)])
+def test_gradients_of_tiny_tall_and_wide_images_are_finite_in_bf16(height, width):
+    """torch's stride-2 convolution leaves memory unwritten where its map is one cell wide."""
     model = small(subnet_norm="group")
-    for size in (32, 64):
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, offsets = model(torch.randn(2, 3, height, width))
+        fill_free_memory_with_nan()
+        sum(level.float().sum() for level in (*logits, *offsets)).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_narrow_map_has_in_bf16_the_answer_and_gradients_of_float32(memory, width):
+    conv = torch.nn.Conv2d(32, 32, 3, stride=2, padding=1).to(memory_format=memory)
+    half = copy.deepcopy(conv).to(torch.bfloat16)
+    for batch, height in itertools.product((1, 2, 4), (1, 2, 3, 8, 25, 60)):
+        level = torch.randn(batch, 32, height, width).contiguous(memory_format=memory).requires_grad_()
+        seen = (level, *conv.parameters())
+        expected = conv(level)
+        weights = torch.randn_like(expected)
+        gradients = torch.autograd.grad(expected, seen, weights)
         for _ in range(3):
-            images = torch.randn(2, 3, size, size)
+            fill_free_memory_with_nan()
             with torch.autocast("cpu", torch.bfloat16):
-                logits, offsets = model(images)
-            waste = [torch.full((2**k + 17 * k,), torch.nan) for k in range(6, 20) for _ in range(3)]
-            del waste
-            sum(level.float().sum() for level in (*logits, *offsets)).backward()
-            assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+                found = stride2_conv(conv, level)
+                with torch.inference_mode():
+                    answer = stride2_conv(half, level)
+            fill_free_memory_with_nan()
+            again = torch.autograd.grad(found, seen, weights.to(found.dtype))
+            for one, other in zip((found, answer, *again), (expected, expected, *gradients), strict=True):
+                torch.testing.assert_close(one.float(), other, rtol=0, atol=0.03 * float(other.detach().abs().max()))
 
 
 def test_one_image_more_in_the_batch_changes_nothing():
