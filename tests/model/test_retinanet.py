@@ -144,7 +144,9 @@ def test_a_narrow_map_has_in_bf16_the_answer_and_gradients_of_float32(memory, wi
             fill_free_memory_with_nan()
             again = torch.autograd.grad(found, seen, weights.to(found.dtype))
             for one, other in zip((found, answer, *again), (expected, expected, *gradients), strict=True):
-                torch.testing.assert_close(one.float(), other, rtol=0, atol=0.03 * float(other.detach().abs().max()))
+                torch.testing.assert_close(
+                    one.float(), other, rtol=0, atol=0.03 * float(other.detach().abs().max())
+                )
 
 
 def test_one_image_more_in_the_batch_changes_nothing():
