@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -221,42 +222,80 @@ DOCTYPES = [
 ]
 
 
+VOC_FOLDERS = [
+    ("Annotations", "JPEGImages"),
+    ("annotations", "images"),
+    ("train/annotations", "train/images"),
+]
+VOC_FOLDERS += [("train", "train"), (".", "."), ("images", "images"), (".", "images"), ("labels", "photos")]
+PART = (
+    "<part><name>ear</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>3</ymax></bndbox></part>"
+)
+
+
 def write_voc(root: Path, rng: random.Random, odd: bool) -> Path:
-    """Annotations/*.xml with lists and JPEGImages/; returns the folder."""
-    stems, chosen = [], picture_names(rng)
+    """XML files and images in the folders and under the names that tools and systems give them, with a list
+    or without; returns the folder."""
+    xmls, pictures = rng.choice(VOC_FOLDERS)
+    lines, chosen = [], picture_names(rng)
     damaged = rng.choice(chosen) if odd else ""
     for name in chosen:
-        wrong = name == damaged
-        name = Path(name).name
-        width, height = small_picture(root / "JPEGImages" / name, rng)
-        lines = [
-            "<annotation>",
-            f"<filename>{name}</filename>",
-            f"<size><width>{width}</width><height>{height}</height></size>",
-        ]
-        for _ in range(rng.randrange(1, 4)):
-            corners = zip(("xmin", "ymin", "xmax", "ymax"), random_box((width, height), rng), strict=True)
-            box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
-            lines.append(
-                f"<object><name>{rng.choice(NAMES)}</name><difficult>{rng.choice((0, 1))}</difficult>"
-                f"<bndbox>{box}</bndbox></object>"
-            )
-        text = "\n".join([*lines, "</annotation>"])
-        if wrong and rng.random() < 0.7:
+        size = small_picture(root / pictures / name, rng)
+        text = voc_text(Path(name).name, size, rng)
+        if name == damaged and rng.random() < 0.7:
             text = text_damaged(text, rng)
-        if wrong and rng.random() < 0.2:
+        if name == damaged and rng.random() < 0.2:
             text = rng.choice(DOCTYPES) + text.replace("cat", "&e;")
-        stems.append(Path(name).stem)
-        (root / "Annotations").mkdir(exist_ok=True)
-        (root / "Annotations" / f"{stems[-1]}.xml").write_bytes(text_bytes(text, rng, wrong))
-    if rng.random() < 0.5:
+        stem = Path(name).with_suffix("").as_posix()
+        stem = rng.choice((stem, stem, Path(stem).name))  # in the folder of the image, or in none
+        lines.append(list_line(stem, f"{pictures}/{name}", rng))
+        stem = rng.choice((stem, stem, unicodedata.normalize("NFD", stem), stem.upper()))
+        file = root / xmls / f"{stem}{rng.choice(('.xml', '.xml', '.XML'))}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text_bytes(text, rng, name == damaged))
+        if rng.random() < 0.2:
+            (file.parent / f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    if rng.random() < 0.2:
+        small_picture(
+            root / pictures / rng.choice(("._a.png", ".ipynb_checkpoints/a.png", "unlabelled.png")), rng
+        )
+    if odd and rng.random() < 0.2:  # of no image, or of one that has an XML file
+        name = rng.choice(("lost", f"img_{stem}", f"{stem}_copy", stem.title(), Path(chosen[0]).name))
+        file = root / xmls / f"{Path(name).name}.xml"
+        if not file.exists():
+            file.write_text(voc_text(rng.choice(("", "lost.png", chosen[0])), (30, 30), rng))
+    if rng.random() < 0.4:
         (root / "ImageSets" / "Main").mkdir(parents=True)
-        text = "\n".join(stems)
+        text = rng.choice(("", "# images\n")) + "\n".join(lines)
         listing = text_bytes(
             text_damaged(text, rng) if odd and rng.random() < 0.3 else text, rng, odd and rng.random() < 0.1
         )
-        (root / "ImageSets" / "Main" / "train.txt").write_bytes(listing)
+        (root / "ImageSets" / "Main" / rng.choice(("train.txt", "default.txt"))).write_bytes(listing)
     return root
+
+
+def voc_text(filename: str, size: tuple[int, int], rng: random.Random) -> str:
+    """An XML file with a few objects: also with reversed corners, parts, and without the size."""
+    width, height = rng.choice((size, size, (0, 0)))
+    lines = ["<annotation>", f"<filename>{filename}</filename>"]
+    lines.append(f"<size><width>{width}</width><height>{height}</height></size>")
+    for _ in range(rng.randrange(1, 4)):
+        x1, y1, x2, y2 = random_box(size, rng)
+        corners = rng.choice(((x1, y1, x2, y2), (x1, y1, x2, y2), (x2, y1, x1, y2), (x2, y2, x1, y1)))
+        pairs = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+        box = "".join(f"<{key}>{value}</{key}>" for key, value in pairs)
+        difficult, part = rng.choice(("0", "1", "", "Unspecified")), rng.choice(("", "", PART))
+        lines.append(
+            f"<object>{part}<name>{rng.choice(NAMES)}</name><difficult>{difficult}</difficult>"
+            f"<bndbox>{box}</bndbox></object>"
+        )
+    return "\n".join([*lines, "</annotation>"])
+
+
+def list_line(stem: str, picture: str, rng: random.Random) -> str:
+    """An entry of a list: mostly just a stem."""
+    ways = (stem, f"{stem} 1", f"{Path(stem).name}.jpg", picture, f"/data/set/{picture}")
+    return rng.choice((stem, stem, *ways, picture.replace("/", "\\")))
 
 
 YAML = [

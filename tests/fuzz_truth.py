@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -93,22 +95,32 @@ def tidy(root: Path, name: str) -> str:
     return os.path.normpath(root / name.replace("\\", "/"))
 
 
+def plain(path: str) -> str:
+    """The stem of a path in one Unicode form and case."""
+    name = path.strip().replace("\\", "/").rpartition("/")[2]
+    stem = re.sub(r"\.(xml|png|jpg|bmp)$", "", name, flags=re.IGNORECASE)
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
+
+
 def voc_truth(place: Path) -> Truth:
-    """The XML files of a VOC folder, or of its list."""
+    """The XML files of a VOC folder, or of its list. Their stems differ by more than form."""
     rows: list[Row] = []
     pictures = []
-    listing = place / "ImageSets" / "Main" / "train.txt"
-    folder = place / "Annotations"
-    stems = (
-        listing.read_text("utf-8-sig").splitlines()
-        if listing.exists()
-        else [file.stem for file in folder.glob("*.xml")]
-    )
-    stems = [stem.strip() for stem in stems if stem.strip()]
+    seen = [
+        path for path in place.rglob("*.*") if not any(part[0] == "." for part in path.parts if part != "/")
+    ]
+    images = [path for path in seen if path.suffix in (".png", ".jpg", ".bmp")]
+    xmls = {plain(path.name): path for path in seen if path.suffix.lower() == ".xml"}
+    require(len(xmls) == sum(path.suffix.lower() == ".xml" for path in seen), "two XML files of one name")
+    stems = list(xmls)
+    for listing in (place / "ImageSets" / "Main").glob("*.txt"):
+        stems = listed_stems(listing.read_bytes(), xmls)
     require(len(set(stems)) == len(stems), "stems twice")
     for stem in stems:
-        tree = ElementTree.parse(folder / f"{stem}.xml").getroot()
-        (picture,) = (path for path in (place / "JPEGImages").iterdir() if path.stem == stem)
+        tree = ElementTree.parse(xmls[stem]).getroot()
+        near = [path for path in images if plain(path.name) == stem]
+        near = near or [path for path in images if path.name == tree.findtext("filename")]
+        (picture,) = near
         pictures.append(str(picture))
         for entry in tree.findall("object"):
             (name,), (box,) = entry.findall("name"), entry.findall("bndbox")
@@ -117,11 +129,27 @@ def voc_truth(place: Path) -> Truth:
             ]
             require(all(len(texts) == 1 and "_" not in texts[0] for texts in corners), f"{corners}")
             x1, y1, x2, y2 = (float(text) for (text,) in corners)
-            require(
-                (entry.findtext("difficult") or "0").strip() in ("0", "1"), "difficult is neither 0 nor 1"
-            )
-            rows.append((str(picture), (name.text or "").strip(), x1, y1, x2, y2))
+            (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
+            text = unicodedata.normalize("NFC", " ".join((name.text or "").split()))
+            rows.append((str(picture), text, x1, y1, x2, y2))
     return pictures, rows
+
+
+def listed_stems(content: bytes, known: dict[str, Any]) -> list[str]:
+    """The stems in a list of XML files, in the first encoding in which all of them are known."""
+    for encoding in ("utf-8-sig", "utf-16", "latin-1"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] != "#"]
+        short = [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
+        stems = [
+            plain(line if plain(line) in known else less) for line, less in zip(lines, short, strict=True)
+        ]
+        if set(stems) <= known.keys() or encoding == "utf-8-sig":
+            return stems
+    raise Wrong("a list in no encoding")
 
 
 def yolo_truth(place: Path) -> Truth:

@@ -55,6 +55,7 @@ def told(data: Dataset) -> tuple[list[str], list[str], list[str]]:
         ("a.xml", "a.jpg"),
         ("a.xml", "images/a.jpg"),
         ("cam1/a.xml", "cam1/a.jpg"),
+        ("boxes/a.xml", "images/a.jpg"),
     ],
 )
 def test_xml_files_and_images_lie_where_tools_put_them(tmp_path: Path, xml: str, image: str) -> None:
@@ -65,6 +66,12 @@ def test_xml_files_and_images_lie_where_tools_put_them(tmp_path: Path, xml: str,
         [[1, 2, 30, 40]],
     )
     assert told(data) == ([], [], [])
+
+
+@pytest.mark.parametrize("other", ["sub/b", "sub/day/b", "images/b"])
+def test_folders_below_a_flat_one_are_read_too(tmp_path: Path, other: str) -> None:
+    root = put(tmp_path / "set", "a.xml", "a.jpg", f"{other}.xml", f"{other}.jpg", "sub/c.xml", "sub/c.jpg")
+    assert sorted(open_dataset(root)["all"].files.tolist()) == sorted(["a.jpg", "sub/c.jpg", f"{other}.jpg"])
 
 
 @pytest.mark.parametrize(
@@ -183,6 +190,9 @@ def test_an_image_with_two_xml_files_lacks_objects(tmp_path: Path, second: str) 
     (problem,) = data.problems
     assert (data.files.tolist(), problem.image) == (["images/a.jpg"], "images/a.jpg")
     assert problem.kind == "XML files whose image has another XML file"
+    listed = put(tmp_path / "set", train="a").joinpath("ImageSets")
+    names = ["names that several XML files have"] if second != "Annotations/A.xml" else [problem.kind]
+    assert told(open_dataset(listed.parent)["train"])[0] == names
 
 
 def test_the_file_name_inside_counts_where_the_own_name_finds_nothing(tmp_path: Path) -> None:

@@ -43,19 +43,24 @@ def recognise_voc(root: Path, images: Path | None) -> Read | None:
 
 
 def _files(folder: Folder, inside: str) -> list[str]:
-    """Those below `inside` if it is given; else of the top, and below its folders that are named for
-    annotations, images or a split; else, where no XML is among these, of other folders that hold images."""
-    if inside or folded(folder.top.name) in ANNOTATIONS:
-        return list(folder.walk(inside))
+    """Those below `inside` if it is given, and all if the top itself has XML files; else those below folders
+    that are named for annotations, images or a split, or hold XML files where there are images."""
     files, folders, _ = folder.listed()
-    named = [name for name in folders if folded(name) in ANNOTATIONS | IMAGES or split_of(name)]
+    xmls, images = filter(is_xml, files), any(map(is_image, files))
+    if (
+        inside
+        or folded(folder.top.name) in ANNOTATIONS
+        or any(images or is_voc(folder.top / name) for name in xmls)
+    ):
+        return list(folder.walk(inside))
+    chosen = [name for name in folders if folded(name) in ANNOTATIONS | IMAGES or split_of(name)]
+    images = images or bool(_image_folders(folder))
+    for name in folders:
+        listing = folder.listed(name).files
+        chosen += [name] if any(map(is_xml, listing)) and (images or any(map(is_image, listing))) else []
     # one of those that are the same on the disk: labels may be a link to Annotations
-    places = {os.path.realpath(folder.top / name): name for name in reversed(named)}
-    found = [*files, *(file for name in sorted(places.values()) for file in folder.walk(name))]
-    if not any(map(is_xml, found)):
-        beside = [name for name in folders if any(map(is_image, folder.listed(name).files))]
-        found = [join(name, file) for name in beside for file in folder.listed(name).files]
-    return found
+    places = {os.path.realpath(folder.top / name): name for name in sorted(chosen, reverse=True)}
+    return [file for name in sorted(places.values()) for file in folder.walk(name)]
 
 
 def _is_rest(files: list[str], xmls: int) -> bool:
@@ -71,14 +76,16 @@ def _image_folders(folder: Folder, inside: str = "") -> list[str]:
     return [join(inside, name) for name in folder.listed(inside).folders if folded(name) in IMAGES]
 
 
-def _images(folder: Folder) -> tuple[list[str], str]:
-    """-> the images of a set, and the usual folder of its images."""
-    splits = list(filter(split_of, folder.listed().folders))
+def _images(folder: Folder, xmls: list[str]) -> list[str]:
+    """The images of a set: of folders named for images, here and in those named for splits, and beside XML
+    files; without such folders, of all."""
     places = _image_folders(folder)
-    for split in splits:
+    for split in filter(split_of, folder.listed().folders):
         places += _image_folders(folder, split) or [split]
-    found = {*folder.listed().files, *(file for place in places or [""] for file in folder.walk(place))}
-    return sorted(filter(is_image, found)), next(iter(_image_folders(folder)), "")
+    found = {file for place in places or [""] for file in folder.walk(place)}
+    for place in {"", *map(os.path.dirname, xmls)}:
+        found.update(join(place, name) for name in folder.listed(place).files)
+    return sorted(filter(is_image, found))
 
 
 def read_voc(folder: Folder, xmls: list[str], images: Path | None = None) -> dict[str, Dataset]:
@@ -94,9 +101,9 @@ def read_voc(folder: Folder, xmls: list[str], images: Path | None = None) -> dic
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: no such folder of images")
     if images is None:
-        (pictures, usual), top = _images(folder), folder.top
+        top, pictures, usual = folder.top, _images(folder, xmls), next(iter(_image_folders(folder)), "")
     else:
-        pictures, usual, top = sorted(filter(is_image, Folder(images).walk())), "", images
+        top, pictures, usual = images, sorted(filter(is_image, Folder(images).walk())), ""
     records = {file: parse(folder.top / file) for file in xmls}
     found = find_images(records, pictures, usual)
     numbers = {file: place for place, file in enumerate(xmls, start=1)}
@@ -242,6 +249,12 @@ def _tell_of_rest(splits: Mapping[str, Split], xmls: list[str], found: Found, to
     columns = splits["train" if "train" in splits else next(iter(splits))][1]
     chosen = {xml for split in splits.values() for xml in split[2]}
     left = [xml for xml in xmls if xml not in chosen]
+    xml_of = {image: xml for xml, image in found.image_of.items()}
+    for xml in left:
+        kind, detail, image = found.problems.get(xml, ("", "", ""))
+        for _, one, files in splits.values() if image else ():
+            if xml_of[image] in files:
+                one.problem(kind, _name_of_folder(xml, top), f"{xml}: {detail}", image)
     if left:
         columns.notes.append(f"{many(len(left), 'XML file')} in no split, left out, as {left[0]}")
     if found.alone:
