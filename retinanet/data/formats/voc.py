@@ -46,15 +46,11 @@ def _files(folder: Folder, inside: str) -> list[str]:
     """Those below `inside` if it is given, and all if the top itself has XML files; else those below folders
     that are named for annotations, images or a split, or hold XML files where there are images."""
     files, folders, _ = folder.listed()
-    xmls, images = filter(is_xml, files), any(map(is_image, files))
-    if (
-        inside
-        or folded(folder.top.name) in ANNOTATIONS
-        or any(images or is_voc(folder.top / name) for name in xmls)
-    ):
+    images = any(map(is_image, files)) or bool(_image_folders(folder))
+    here = any(images or is_voc(folder.top / name) for name in filter(is_xml, files))
+    if here or inside or folded(folder.top.name) in ANNOTATIONS:
         return list(folder.walk(inside))
     chosen = [name for name in folders if folded(name) in ANNOTATIONS | IMAGES or split_of(name)]
-    images = images or bool(_image_folders(folder))
     for name in folders:
         listing = folder.listed(name).files
         chosen += [name] if any(map(is_xml, listing)) and (images or any(map(is_image, listing))) else []
