@@ -87,9 +87,10 @@ class Folder:
     def hidden(self) -> list[str]:
         """Names of the files that are hidden, or lie in hidden folders, where folders were listed so far."""
         met = [join(folder, name) for folder, one in self._listings.items() for name in one.hidden]
-        below = [(name, os.walk(self.top / name)) for name in met if os.path.isdir(self.top / name)]
-        inside = [join(name, file) for name, walk in below for _, _, files in walk for file in files]
-        return [name for name in met if not os.path.isdir(self.top / name)] + inside
+        found = [name for name in met if not os.path.isdir(self.top / name)]
+        for parent, _, names in chain.from_iterable(os.walk(self.top / name) for name in met):
+            found += [(Path(parent) / name).relative_to(self.top).as_posix() for name in names]
+        return found
 
     def find(self, name: str) -> list[str]:
         """The files and folders on the disk that a name means: itself where it is there, else all that differ

@@ -188,8 +188,8 @@ def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Datase
     """(train, val): a seeded share of the images for validation; with 0 all images are both.
 
     Each class, and the images without objects, give about their share of images and at least one, unless a
-    single group has them all. A group is one image, or neighbouring frames and copies of one image.
-    The groups are ranked by a hash of the seed and their name, not by their order.
+    single group has them all or twice the share is held out already. A group is one image, or neighbouring
+    frames, or copies of one image. Groups are ranked by a hash of the seed and their name.
     """
     if fraction == 0:
         log.info("validated on the training images themselves: AP says nothing about other images")
@@ -199,18 +199,20 @@ def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Datase
     ranked = sorted(of_group, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
     left = Counter(label for group in of_group.values() for label in _union(has, group))
     images = Counter(label for labels in has for label in labels)
-    held, have = set[str](), Counter[int]()
+    held, held_images, have = set[str](), list[int](), Counter[int]()
+    most = 2 * fraction * len(dataset)  # many rare classes would ask for more
     for label in sorted(images, key=lambda label: (images[label], label)):  # the rarest first
         wanted = max(1, round(fraction * images[label]))
         for group in ranked:
             labels = _union(has, of_group[group])
-            if have[label] >= wanted:
+            if have[label] >= wanted or len(held_images) >= most:
                 break
             if group not in held and label in labels and all(left[one] > 1 for one in labels):
                 held.add(group)
+                held_images += of_group[group]
                 left.subtract(labels)
                 have.update(one for index in of_group[group] for one in has[index])
-    chosen = np.array(sorted(index for group in held for index in of_group[group]), dtype=np.int64)
+    chosen = np.array(sorted(held_images), dtype=np.int64)
     train = dataset.subset(np.setdiff1d(np.arange(len(dataset)), chosen), "train")
     val = replace(dataset.subset(chosen, "val"), held_out=True)
     if not len(val) or val.crowd.all():

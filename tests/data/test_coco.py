@@ -7,11 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from faster_coco_eval.core import mask as mask_tools
 from PIL import Image
 
 from retinanet.data.dataset import Dataset
+from retinanet.data.formats import coco
 from retinanet.data.formats.coco import read_coco
+from retinanet.data.formats.coco_masks import box_of_mask
 from retinanet.data.validate import validate
 from retinanet.errors import DataError
 
@@ -263,3 +267,221 @@ def test_a_folder_that_may_not_be_listed_is_no_obstacle(
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert read(tmp_path, [image()], [box()]).root == tmp_path
+
+
+# what has one meaning although it is not as the format says
+
+
+def repairs(data):
+    return sorted({repair.kind for repair in data.repairs})
+
+
+@pytest.mark.parametrize(
+    "ids", [[0, 0, 0], [1, 1, 2], [None, None, None], ["a", "b", "c"], [1, 2, 2**70], [1, 2, 1.5]]
+)
+def test_annotations_without_ids_of_their_own_are_numbered_by_their_place(
+    tmp_path: Path, ids: list[Any]
+) -> None:
+    entries = [box(number, bbox=[place, 2, 3, 4]) for place, number in enumerate(ids)]
+    data = read(tmp_path, [image()], entries)
+    assert (data.annotation_ids.tolist(), data.problems) == ([1, 2, 3], ())
+    assert [repair.kind for repair in data.repairs] == [coco.ANEW]
+
+
+@pytest.mark.parametrize("ids", [["4", "5", "6"], [4.0, 5.0, 6.0], [-3, 0, 9]])
+def test_annotation_ids_that_differ_stay_where_they_are_numbers(tmp_path: Path, ids: list[Any]) -> None:
+    data = read(tmp_path, [image()], [box(number, bbox=[place, 2, 3, 4]) for place, number in enumerate(ids)])
+    known = [1, 2, 3] if isinstance(ids[0], str) else ids
+    assert data.annotation_ids.tolist() == known
+
+
+@pytest.mark.parametrize(
+    "images, boxes",
+    [
+        ({"id": "7"}, {"image_id": 7}),
+        ({"id": 7}, {"image_id": "7"}),
+        ({"id": "007"}, {"image_id": "007"}),
+        ({"id": 7}, {"image_id": " 7.0"}),
+        ({"id": "scene"}, {"image_id": "scene"}),
+        ({"height": "50", "width": "100.0"}, {}),
+        ({}, {"category_id": "1"}),
+        ({}, {"category_id": "1.0"}),
+        ({}, {"bbox": ["1", "2.0", ".3e1", "4"]}),
+        ({}, {"area": "12.0"}),
+    ],
+)
+def test_what_is_written_as_text_is_read_where_it_means_one_thing(
+    tmp_path: Path, images: dict[str, Any], boxes: dict[str, Any]
+) -> None:
+    data = read(tmp_path, [image() | images], [box(3, images.get("id", 1), bbox=[1, 2, 3, 4]) | boxes])
+    assert data.problems == ()
+    assert data.boxes.tolist() == [[1, 2, 4, 6]]
+    assert (data.sizes.tolist(), data.areas.tolist()) == ([[50, 100]], [12])
+    assert repairs(data)
+
+
+@pytest.mark.parametrize("ids", [("1", 1), ("01", "1"), (1.0, "1")])
+def test_two_images_whose_ids_are_one_number_are_a_problem(tmp_path: Path, ids: tuple[Any, Any]) -> None:
+    data = read(tmp_path, [image(ids[0], "a.jpg"), image(ids[1], "b.jpg")], [box()])
+    assert kinds(data) == ["duplicate image ids"]
+    assert data.problems[0].image == "a.jpg"  # its boxes may be those of the other
+
+
+@pytest.mark.parametrize(
+    "entry, name",
+    [
+        ({"file_name": 12}, "12"),
+        ({"coco_url": "http://images.example.org/train2017/000000000009.jpg"}, "000000000009.jpg"),
+        ({"file_name": "", "coco_url": "https://example.org/a%20b.jpg?size=large"}, "a b.jpg"),
+    ],
+)
+def test_an_image_is_named_by_a_number_or_its_address(
+    tmp_path: Path, entry: dict[str, Any], name: str
+) -> None:
+    data = read(tmp_path, [{"id": 1, "height": 50, "width": 100} | entry], [box()])
+    assert (data.files.tolist(), data.problems) == ([name], ())
+
+
+SQUARE = [10, 20, 40, 20, 40, 60, 10, 60]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [SQUARE],
+        SQUARE,
+        [[10, 20, 25, 20, 25, 60], [20, 30, 40, 50, 40, 60]],
+        {"size": [100, 80], "counts": [1020] + [40, 60] * 29 + [40, 4040]},
+    ],
+)
+@pytest.mark.parametrize("missing", [{"bbox": None}, {"bbox": []}])
+def test_a_box_that_is_not_given_is_the_one_around_the_mask(
+    tmp_path: Path, mask: Any, missing: dict[str, Any]
+) -> None:
+    data = read(
+        tmp_path, [image(height=100, width=80)], [box() | missing | {"segmentation": mask, "area": 9}]
+    )
+    assert (data.boxes.tolist(), data.areas.tolist()) == ([[10, 20, 40, 60]], [9])
+    assert repairs(data) == [coco.FROM_MASK]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_box_of_packed_runs_is_that_of_the_reference(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = rng.random((37, 53)) < rng.choice([0.002, 0.2, 0.9])
+    packed = mask_tools.encode(np.asfortranarray(pixels[:, :, None], dtype=np.uint8))[0]
+    text = packed["counts"].decode()
+    assert box_of_mask({"size": [37, 53], "counts": text}) == tuple(mask_tools.toBbox([packed])[0])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [],
+        [[1, 2, 3]],
+        [[1, 2, 3, "4", 5, 6]],
+        {"size": [9, 9], "counts": [80]},
+        {"counts": "x"},
+        7,
+        "abc",
+        [[], []],
+    ],
+)
+def test_without_box_and_mask_an_annotation_is_a_problem_that_its_image_feels(
+    tmp_path: Path, mask: Any
+) -> None:
+    for missing, image_lost in ((None, "a.jpg"), ([], "")):  # [] says that nothing is there
+        data = read(tmp_path, [image()], [box() | {"bbox": missing, "segmentation": mask}])
+        assert kinds(data) == ["annotations without bbox"]
+        assert data.problems[0].image == image_lost
+
+
+@pytest.mark.parametrize(
+    "listed, there",
+    [
+        ("a.jpg", "a.JPG"),
+        ("GRÖSSE.jpg", "größe.jpg"),
+        ("my%20photo.jpg", "my photo.jpg"),
+        ("train/a.jpg", "a.jpg"),
+        ("/data/upload/1/a.jpg", "a.jpg"),
+        ("../../media/upload/1/a.jpg", "a.jpg"),
+        ("C:\\images\\a.jpg", "a.jpg"),
+        ("sub\\a.jpg", "sub/a.jpg"),
+    ],
+)
+def test_a_file_name_in_another_form_or_of_another_machine_is_found(
+    tmp_path: Path, listed: str, there: str
+) -> None:
+    (tmp_path / "images" / there).parent.mkdir(parents=True)
+    (tmp_path / "images" / there).touch()
+    data = read(tmp_path, [image(1, listed)], [box()])
+    assert data.path(0).is_file()
+    assert data.problems == ()
+    assert bool(data.repairs) == ("\\" not in listed or ":" in listed)
+
+
+def test_a_name_that_two_files_have_in_another_form_is_a_problem(tmp_path: Path) -> None:
+    for name in ("A.jpg", "a.JPG", "b.jpg"):
+        (tmp_path / name).touch()
+    data = read(tmp_path, [image(1, "a.jpg"), image(2, "b.jpg")], [box()])
+    assert kinds(data) == ["file names that several files have in another form"]
+    assert data.problems[0].image == "a.jpg"
+
+
+@pytest.mark.parametrize("name", ["标注.json", "разметка.json", "instances_(1).json", "train].json"])
+def test_the_name_of_the_file_chooses_no_folder_by_its_last_letter(tmp_path: Path, name: str) -> None:
+    for folder in ("depth", "images"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpg").touch()
+    content = {"images": [image()], "annotations": [], "categories": []}
+    (tmp_path / name).write_text(json.dumps(content))
+    assert read_coco(tmp_path / name).root == tmp_path / "images"
+
+
+def test_the_folder_that_holds_most_of_the_names_is_taken(tmp_path: Path) -> None:
+    for name in ("images/a.jpg", "data/a.jpg", "data/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert read(tmp_path, [image(1, "a.jpg"), image(2, "b.jpg")], []).root == tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    "names, merged",
+    [
+        (["car", "car "], ["car"]),
+        (["Gro\u0308\u00dfe", "Gr\u00f6\u00dfe"], ["Gr\u00f6\u00dfe"]),
+        (["stop  sign", "stop sign"], ["stop sign"]),
+        (["car", "Car"], ["car", "Car"]),
+        (["a", "A"], ["a", "A"]),
+    ],
+)
+def test_class_names_that_differ_only_in_form_are_one_class_and_in_case_a_problem(
+    tmp_path: Path, names: list[str], merged: list[str]
+) -> None:
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=3)]
+    data = read(
+        tmp_path, [image()], [box(1, category_id=3), box(2, category_id=4, bbox=[5, 5, 5, 5])], categories
+    )
+    assert list(data.names) == merged
+    assert data.labels.tolist() == ([0, 0] if len(merged) == 1 else [0, 1])
+    assert data.category_ids == (3, 4)[: len(merged)]
+    assert kinds(data) == (["classes whose names differ by case only"] if merged == ["car", "Car"] else [])
+    assert bool(data.repairs) == (len(merged) == 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"categories": [{"id": 0, "name": "a"}], "info": {"year": 2024}},
+        {"name": "mine", "images": 6, "annotations": 12},
+        {"images": None, "config": {"annotations": "x"}},
+        {"categories": ["a", "b"]},
+        [{"images": [], "annotations": []}],
+    ],
+)
+def test_other_json_files_are_not_taken_for_annotations(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "notes.json").write_text(json.dumps(content))
+    assert coco.recognise_coco(tmp_path, None) is None
+    long = {"categories": [{"id": 1, "name": "x" * 100_000}], "images": [image()], "annotations": [box()]}
+    (tmp_path / "notes.json").write_text(json.dumps(long))
+    assert coco.recognise_coco(tmp_path, None) is not None
