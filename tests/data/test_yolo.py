@@ -72,6 +72,67 @@ def test_a_bad_line_is_told_with_its_file_and_number(tmp_path: Path, line: str, 
     assert data.labels.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "line, kind",
+    [
+        ("1 0.5 0.5 0.2 0.4", ""),
+        ("1.0 0.5 0.5 0.2 0.4", ""),
+        ("1\t0.5\t0.5\t0.2\t0.4\r", ""),
+        (" 1  .5 5e-1 0.2 0.4 ", ""),
+        ("\ufeff1 0.5 0.5 0.2 0.4", ""),
+        ("1 0.5 0.5 0.2 0.4 0.97", "label files with confidences, which are not used"),
+        ("1 0.4 0.3 0.6 0.3 0.6 0.7 0.4 0.7 1", "label files with confidences, which are not used"),
+        ("1 0,5 0,5 0,2 0,4", "label files with decimal commas"),
+        ("1 0,5 0,5 0,2 0,4\r", "label files with decimal commas"),
+        ("1,0.5,0.5,0.2,0.4", "label files with commas between the numbers"),
+        ("1, 0.5, 0.5, 0.2, 0.4", "label files with commas between the numbers"),
+        ("traffic light 2 0.5 0.5 0.2 0.4", "label files with class names in place of numbers"),
+        ("Traffic Light 2\t0.5 0.5 0.2 0.4", "label files with class names in place of numbers"),
+    ],
+)
+def test_a_line_with_only_one_meaning_is_read_and_told(tmp_path: Path, line: str, kind: str) -> None:
+    data = open_dataset(one(tmp_path / "set", f"{line}\n", "[cat, traffic light 2, tree]"))["train"]
+    assert data.boxes.round(9).tolist() == [[40, 15, 60, 35]]
+    assert (data.labels.tolist(), data.problems) == ([1], ())
+    assert [repair.kind for repair in data.repairs] == [kind] * bool(kind)
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("1 0,0 0.5 0.5 0.2", "lines that are not numbers"),
+        ("1;0.5;0.5;0.2;0.4", "lines that are not numbers"),
+        ("0,5,0,5,0,2,0,4", "lines that are not numbers"),
+        ("hen 0.5 0.5 0.2 0.4", "lines that are not numbers"),
+        ("\0" * 40, "lines that are not numbers"),
+        ("1 64 48 20 20", "lines that are not fractions of the image (0..1)"),
+        ("7 0.5 0.5 0.2 0.4", "lines of an unknown class (there are 0..1)"),
+        ("1 0.5 0.5 0.2 0.4 97", "lines that are neither a box"),
+    ],
+)
+def test_an_image_that_lacks_an_object_for_a_bad_line_is_named(tmp_path: Path, text: str, kind: str) -> None:
+    data = open_dataset(one(tmp_path / "set", f"{text}\n1 0.5 0.5 0.2 0.4\n"))["train"]
+    (problem,) = data.problems
+    assert problem.kind.startswith(kind)
+    assert (problem.image, len(data.labels)) == ("images/train/a.png", 1)
+    assert problem.detail.isprintable()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_label_file_that_is_no_text_names_its_image(tmp_path: Path, encoding: str) -> None:
+    root = one(tmp_path / "set", "")
+    (root / "labels" / "train" / "a.txt").write_bytes("1 0.5 0.5 0.2 0.4\n".encode(encoding))
+    (problem,) = open_dataset(root)["train"].problems
+    assert (problem.kind, problem.image) == ("label files that cannot be read", "images/train/a.png")
+    assert problem.detail.startswith("labels/train/a.txt: cannot be read")
+
+
+def test_repairs_of_a_label_file_are_told_once(tmp_path: Path) -> None:
+    data = open_dataset(one(tmp_path / "set", "".join(f"0 0.5 0.5 0.2 0.{n} 0.9\n" for n in "456")))["train"]
+    assert len(data.labels) == 3
+    assert [repair.detail for repair in data.repairs] == ["labels/train/a.txt, line 1: 0 0.5 0.5 0.2 0.4 0.9"]
+
+
 def test_a_picture_without_a_label_file_is_an_image_without_objects(tmp_path: Path) -> None:
     root = one(tmp_path / "set", "0 0.5 0.5 0.2 0.4\n")
     picture(root / "images" / "train" / "empty.jpg")
