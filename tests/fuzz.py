@@ -35,7 +35,18 @@ import numpy as np
 import torch
 from fuzz_inputs import bytes_damaged, json_bytes, value_damaged, write_coco, write_voc, write_yolo
 from fuzz_pictures import make_picture, promising
-from fuzz_truth import Truth, Wrong, coco_truth, is_text, require, result_truth, unique, voc_truth, yolo_truth
+from fuzz_truth import (
+    Truth,
+    Wrong,
+    coco_truth,
+    is_text,
+    require,
+    result_truth,
+    unique,
+    voc_truth,
+    yolo_account,
+    yolo_truth,
+)
 from helpers import model_config
 from PIL import Image
 from safetensors.torch import save
@@ -88,15 +99,22 @@ def run_case(number: int, folder: Path) -> tuple[str, str, str]:
     return kind, outcome, detail
 
 
-def data_case(write: Callable[[Path, random.Random, bool], Path], truth: Callable[[Path], Truth]) -> Case:
-    """A data set that `write` makes, opened and validated, and held against what `truth` reads there."""
+def data_case(
+    write: Callable[[Path, random.Random, bool], Path],
+    truth: Callable[[Path], Truth],
+    account: Callable[[Path, dict[str, Dataset]], None] = lambda place, splits: None,
+) -> Case:
+    """A data set that `write` makes, opened and validated, and held against what `truth` reads there.
+    `account` looks for what was read and is neither a row nor told."""
 
     def run(folder: Path, rng: random.Random, odd: bool) -> None:
         place = write(folder, rng, odd)
         invalid = rng.choice(("error", "error", "drop", "clip"))
         if rng.random() < 0.5:
             place = folder
-        for split in open_dataset(place).values():
+        splits = open_dataset(place)
+        account(place, splits)
+        for split in splits.values():
             data, problems = validate(split, invalid, deep=rng.random() < 0.2)
             check_columns(data)
             if not problems:
@@ -282,7 +300,11 @@ def results_case(folder: Path, rng: random.Random, odd: bool) -> None:
 
 
 KINDS: dict[str, Case] = {"coco": data_case(write_coco, coco_truth), "voc": data_case(write_voc, voc_truth)}
-KINDS |= {"yolo": data_case(write_yolo, yolo_truth), "picture": picture_case, "weights": weights_case}
+KINDS |= {
+    "yolo": data_case(write_yolo, yolo_truth, yolo_account),
+    "picture": picture_case,
+    "weights": weights_case,
+}
 KINDS |= {"results": results_case}
 
 

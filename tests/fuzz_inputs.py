@@ -9,6 +9,7 @@ import unicodedata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -310,13 +311,68 @@ YAML += ["<<: {train: images/train}", "%YAML 9.9\n---", "val: 2020-01-01"]
 YAML += ["train: [images/train, [images/train]]", "names: {0: cat, 1: {2: dog}}"]
 
 
+YOLO_FOLDERS = (
+    ("images/train", "labels/train"),
+    ("images/train", "labels/train"),
+    ("train/images", "train/labels"),
+    ("Images/train", "Labels/train"),
+    ("train", "train"),
+    ("images/train", "images/train"),
+)
+
+
+def yolo_label(text: str, rng: random.Random) -> str:
+    """A label file as other tools write it, with the same meaning."""
+    kind = rng.choice(("plain",) * 6 + ("confidence", "comma", "csv", "names", "float", "tabs"))
+    lines = text.splitlines()
+    if kind == "confidence":
+        lines = [f"{line} {rng.random():.3f}" for line in lines]
+    elif kind == "comma":
+        lines = [line.replace(".", ",") for line in lines]
+    elif kind == "csv":
+        lines = [line.replace(" ", rng.choice((",", ", "))) for line in lines]
+    elif kind == "names":
+        lines = [NAMES[int(line[0])] + line[1:] for line in lines]
+    elif kind == "float":
+        lines = [f"{line[0]}.0{line[1:]}" for line in lines]
+    elif kind == "tabs":
+        lines = [line.replace(" ", "\t") for line in lines]
+    return "\n".join(lines) + "\n"
+
+
+def yolo_list(listed: list[str], rng: random.Random) -> bytes:
+    """A list of pictures as other machines write it, with the same meaning."""
+    kind = rng.choice(("plain",) * 3 + ("data", "windows", "content", "percent", "mac", "upper", "comments"))
+    starts = {"data": "data/", "content": "/content/set/", "windows": "C:\\set\\"}
+    lines = [starts.get(kind, "") + name for name in listed]
+    if kind == "windows":
+        lines = [line.replace("/", "\\") for line in lines]
+    elif kind == "percent":
+        lines = [quote(line) for line in lines]
+    elif kind == "mac":
+        lines = [unicodedata.normalize("NFD", line) for line in lines]
+    elif kind == "upper":
+        lines = [line.upper() for line in lines]
+    elif kind == "comments":
+        lines = ["# pictures", "", *lines, lines[0]]
+    encoding = rng.choice(("utf-8",) * 5 + ("utf-8-sig", "gbk", "latin-1"))
+    return rng.choice(("\n", "\n", "\r\n")).join(lines).encode(encoding, "replace")
+
+
 def write_yolo(root: Path, rng: random.Random, odd: bool) -> Path:
-    """images/train, labels/train and a data.yaml, a list of pictures or neither; returns the folder."""
-    where = rng.choice(("images", "label", "label", "yaml", "list")) if odd else ""
+    """Pictures and label files in the folders of some tool, described by a data.yaml, a list, an obj.data or
+    nothing; returns the folder."""
+    where = rng.choice(("images", "label", "label", "yaml", "list", "orphan", "orphan")) if odd else ""
     names, listed = NAMES[:3], []
+    image_folder, label_folder = rng.choice(YOLO_FOLDERS)
+    kind = (
+        rng.choice(("list", "dark"))
+        if where == "list"
+        else rng.choice(("yaml", "yaml", "list", "dark", "none"))
+    )
     for name in picture_names(rng):
-        small_picture(root / "images" / "train" / name, rng)
-        listed.append(f"images/train/{name}")
+        small_picture(root / image_folder / name, rng)
+        listed.append(f"{image_folder}/{name}")
         lines = []
         for _ in range(rng.randrange(1, 4)):
             x1, y1, x2, y2 = random_box((1000, 1000), rng)
@@ -324,37 +380,54 @@ def write_yolo(root: Path, rng: random.Random, odd: bool) -> Path:
                 ((x1 + x2) / 2e3, (y1 + y2) / 2e3, (x2 - x1) / 1e3, (y2 - y1) / 1e3),
                 (x1 / 1e3, y1 / 1e3, x2 / 1e3, y1 / 1e3, x2 / 1e3, y2 / 1e3),
             )
-            lines.append(
-                " ".join(
-                    [str(rng.randrange(3)), *(f"{value:.6f}" for value in rng.choice((box, box, polygon)))]
+            values = rng.choice((box, box, polygon))
+            lines.append(" ".join([str(rng.randrange(3)), *(f"{value:.6f}" for value in values)]))
+        text = "\n".join(lines) + "\n"
+        text = yolo_label(text, rng) if kind != "none" else text
+        label = (root / label_folder / name).with_suffix(rng.choice((".txt",) * 5 + (".TXT",)))
+        label = label.with_name(
+            rng.choice((label.name, label.name, unicodedata.normalize("NFD", label.name)))
+        )
+        if where == "orphan" and rng.random() < 0.5:
+            label = rng.choice(
+                (
+                    label.with_name(f"{Path(name).name}.txt"),
+                    label.with_name(f"img_{label.name}"),
+                    label.parent.parent / label.name,
+                    label.parent / "more" / label.name,
                 )
             )
-        text = "\n".join(lines) + "\n"
-        label = (root / "labels" / "train" / name).with_suffix(".txt")
         label.parent.mkdir(parents=True, exist_ok=True)
-        label.write_bytes(
-            text_bytes(
-                text_damaged(text, rng) if where == "label" and rng.random() < 0.8 else text,
-                rng,
-                where == "label",
-            )
-        )
-    kind = "list" if where == "list" else rng.choice(("yaml", "yaml", "list", "none"))
+        if where == "orphan" and rng.random() < 0.2:
+            continue
+        damaged = text_damaged(text, rng) if where == "label" and rng.random() < 0.8 else text
+        label.write_bytes(text_bytes(damaged, rng, where == "label"))
     if where == "images":
-        (root / "images" / "train" / rng.choice(("x.png", "y.jpg"))).write_bytes(
+        (root / image_folder / rng.choice(("x.png", "y.jpg"))).write_bytes(
             bytes_damaged(b"\x89PNG\r\n\x1a\nIHDR", rng)
         )
-    if kind == "list":
-        text = "\n".join(listed + ([rng.choice(HOSTILE_NAMES) for _ in range(2)] if where == "list" else []))
-        (root / "train.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
+    if kind in ("list", "dark"):
+        content = yolo_list(listed, rng)
+        if where == "list":
+            text = "\n".join(listed + [rng.choice(HOSTILE_NAMES) for _ in range(2)])
+            content = text.encode("utf-8", "surrogatepass")
+        (root / "train.txt").write_bytes(content)
+    if kind == "dark":
+        start = rng.choice(("", "data/", "/content/x/"))
+        (root / "obj.data").write_text(f"classes = 3\ntrain = {start}train.txt\nnames = {start}obj.names\n")
+        (root / "obj.names").write_text("\n".join(names), encoding="utf-8")
     if kind == "none" and rng.random() < 0.5:
         text = "\n".join(names)
-        (root / "classes.txt").write_bytes(
+        file = root / rng.choice(("classes.txt", f"{label_folder}/classes.txt", "obj.names"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(
             text_bytes(text_damaged(text, rng) if odd and rng.random() < 0.5 else text, rng, odd)
         )
-    if kind != "none":
-        where = "train.txt" if kind == "list" else "images/train"
-        text = f"path: .\ntrain: {where}\nnc: 3\nnames: [{', '.join(names)}]\n"
+    if kind in ("yaml", "list"):
+        start = rng.choice(("", "", "", "/content/x/", "../", "C:\\x\\"))
+        path = rng.choice((".", ".", "../datasets/x", "/content/x"))
+        place = "train.txt" if kind == "list" else image_folder
+        text = f"path: {path}\ntrain: {start}{place}\nnc: 3\nnames: [{', '.join(names)}]\n"
         if where == "yaml":
             text = text_damaged(text, rng) if rng.random() < 0.4 else text
             text = (

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import yaml
 from PIL import Image
+
+if TYPE_CHECKING:
+    from retinanet.data.dataset import Dataset
 
 Row = tuple[str, str, float, float, float, float]
 """picture, class, xyxy"""
@@ -152,46 +157,111 @@ def listed_stems(content: bytes, known: dict[str, Any]) -> list[str]:
     raise Wrong("a list in no encoding")
 
 
+def folded(name: str) -> str:
+    """A name without its Unicode form and case."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def yolo_files(place: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The pictures, the label files and the lists of class names of a YOLO folder."""
+    files = [file for file in sorted(place.rglob("*")) if file.is_file()]
+    names = [file for file in files if file.name == "classes.txt" or file.suffix == ".names"]
+    texts = [file for file in files if file.suffix.lower() == ".txt" and file.name != "train.txt"]
+    pictures = [file for file in files if file.suffix in (".png", ".jpg", ".bmp")]
+    labels = [file for file in texts if file not in names]
+    return pictures, labels, [file for file in names if file.stat().st_size]
+
+
+def yolo_key(file: Path, place: Path) -> str:
+    """What a picture and its label file have in common."""
+    parts = folded(str(file.relative_to(place).with_suffix(""))).split("/")
+    return "/".join(part for part in parts if part not in ("images", "labels"))
+
+
+def yolo_line(line: str, names: list[str]) -> tuple[str, list[float]]:
+    """Class and xyxy in fractions of a line of a label file."""
+    words = line.split()
+    if "," in line:
+        words = line.split(",") if "." in line else line.replace(",", ".").split()
+    known = [folded(name) for name in names]
+    first = known.index(folded(words[0].strip())) if folded(words[0].strip()) in known else float(words[0])
+    require("_" not in "".join(words[1:]) and float(first).is_integer() and 0 <= first < len(names), line)
+    values = [float(word) for word in words[1:]]
+    if len(values) % 2 and len(values) > 4 and 0 <= values[-1] <= 1:  # a confidence
+        values.pop()
+    require(len(values) >= 4 and len(values) % 2 == 0, line)
+    if len(values) == 4:
+        x, y, w, h = values
+        values = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+    xs, ys = values[0::2], values[1::2]
+    return names[int(first)], [min(xs), min(ys), max(xs), max(ys)]
+
+
+def yolo_listed(place: Path, pictures: list[Path]) -> list[Path]:
+    """The pictures that train.txt names: of each line that whose path it ends with, in any encoding."""
+    content = (place / "train.txt").read_bytes()
+    ends = {folded(picture.relative_to(place).as_posix()): picture for picture in pictures}
+    readings = []
+    for encoding in ("utf-8-sig", "utf-16", "gbk", "latin-1"):
+        with contextlib.suppress(ValueError):
+            lines = [line.strip() for line in content.decode(encoding).splitlines()]
+            lines = [unquote(line.replace("\\", "/")) for line in lines if line and line[0] != "#"]
+            lines = ["/" + folded(os.path.normpath(line)) for line in lines]
+            found = [[ends[end] for end in ends if line.endswith(f"/{end}")] for line in lines]
+            readings.append([max(some, key=lambda one: len(str(one)), default=None) for some in found])
+    best = max(readings, key=lambda one: len(one) - one.count(None))
+    require(None not in best, f"{content!r} names what is not there")
+    return sorted(set(best))
+
+
 def yolo_truth(place: Path) -> Truth:
     """The label files of a YOLO folder: of the pictures in train.txt if there is one, else of all."""
+    pictures, labels, lists = yolo_files(place)
     names: list[str] = [str(number) for number in range(10)]
     file = place / "data.yaml"
     if file.exists():
         content = yaml.load(file.read_bytes(), yaml.BaseLoader)
         names = content["names"] if isinstance(content["names"], list) else list(content["names"].values())
-    elif (place / "classes.txt").exists():
-        names = [
-            line.strip()
-            for line in (place / "classes.txt").read_text("utf-8-sig").splitlines()
-            if line.strip()
-        ]
+    elif lists:
+        names = [line for line in lists[0].read_text("utf-8-sig").splitlines() if line.strip()]
+    names = [" ".join(unicodedata.normalize("NFC", name).split()) for name in names]
+    by_key = {yolo_key(label, place): label for label in labels}
     rows: list[Row] = []
-    listing = place / "train.txt"
-    lines = listing.read_text("utf-8-sig").splitlines() if listing.exists() else []
-    pictures = [place / line.strip() for line in lines if line.strip()] or list(
-        (place / "images").rglob("*.*")
-    )
+    pictures = yolo_listed(place, pictures) if (place / "train.txt").exists() else pictures
     for picture in pictures:
-        label = place / "labels" / picture.relative_to(place / "images").with_suffix(".txt")
+        label = by_key.get(yolo_key(picture, place))
         with Image.open(picture) as image:
             width, height = image.size
-        for line in (label.read_text("utf-8-sig") if label.exists() else "").splitlines():
-            if not line.strip():
-                continue
-            require("_" not in line, f"{line} has no numbers")
-            number, *values = map(float, line.split())
-            require(
-                number.is_integer()
-                and 0 <= number < len(names)
-                and (len(values) == 4 or len(values) % 2 == 0),
-                line,
-            )
-            if len(values) == 4:
-                x, y, w, h = values
-                values = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-            xs, ys = [value * width for value in values[0::2]], [value * height for value in values[1::2]]
-            rows.append((str(picture), names[int(number)], min(xs), min(ys), max(xs), max(ys)))
+        for line in (label.read_text("utf-8-sig") if label else "").splitlines():
+            if line.strip():
+                name, (x1, y1, x2, y2) = yolo_line(line, names)
+                rows.append((str(picture), name, x1 * width, y1 * height, x2 * width, y2 * height))
     return [str(picture) for picture in pictures], rows
+
+
+def yolo_account(place: Path, splits: dict[str, Dataset]) -> None:
+    """Every line of every label file is a row or is told: with its number, or with its file or picture."""
+    pictures, labels, _ = yolo_files(place)
+    problems = [problem for data in splits.values() for problem in data.problems]
+    rows = {
+        str(data.path(index)): data.first[index + 1] - data.first[index]
+        for data in splits.values()
+        for index in range(len(data))
+    }
+    by_key = {yolo_key(picture, place): picture for picture in pictures}
+    for label in labels:
+        about = [one for one in problems if f"{label.relative_to(place).as_posix()}" in one.detail]
+        if any(" files " in one.kind for one in about):
+            continue
+        picture = by_key.get(yolo_key(label, place))
+        require(picture, f"nobody speaks of {label}, which has no picture")
+        if str(picture) in rows:
+            written = sum(bool(line.strip()) for line in label.read_text("utf-8-sig").splitlines())
+            require(rows[str(picture)] + len(about) == written, f"{label}: lines that became nothing")
+        else:
+            told = [note for data in splits.values() for note in data.notes if "in no split" in note]
+            told += [one.detail for one in problems if picture.name in one.detail]
+            require(told, f"nobody speaks of {picture}")
 
 
 def result_truth(entry: dict[str, Any]) -> tuple[int, int, list[float], float]:

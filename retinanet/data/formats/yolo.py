@@ -13,7 +13,7 @@ from pathlib import Path
 from ...errors import DataError, Problem
 from ..cache import read_sizes
 from ..dataset import NO_TEXT, Columns, Dataset, is_text
-from ..folder import Folder, join, stem_of
+from ..folder import Folder, folded, join, stem_of
 from ..images import is_image
 from .format import Read, split_of
 from .yolo_files import (
@@ -102,25 +102,28 @@ def find_sources(folder: Folder) -> dict[str, list[Path]]:
     return {split: [folder.top / home for home in dict.fromkeys(homes)] for split, homes in splits.items()}
 
 
-def _homes(folder: Folder, anywhere: bool, inside: str = "", depth: int = 2) -> Iterator[str]:
-    """Folders of images with labels, in folders called images or named for splits, or in any."""
+def _homes(folder: Folder, anywhere: bool, inside: str = "", depth: int = 3) -> Iterator[str]:
+    """Folders of images with labels, below folders called images or named for splits, or anywhere."""
     images, labels = images_in(folder, inside), labels_in(folder, inside)
     if labels:
         yield from images
-    elif _has_pairs(folder, inside):
-        yield inside
+    elif _has_pairs(folder, inside):  # as images/train/sub, where images/train is the whole
+        parts = inside.split("/")
+        named = [split_of(part) for part in parts], [IMAGES.fullmatch(f"{part}/") for part in parts]
+        ends = [index + 1 for one in named for index, found in enumerate(one) if found]
+        yield "/".join(parts[: ends[0] if ends else None])
     for name in folder.listed(inside).folders if depth else []:
         child = join(inside, name)
         if (anywhere or split_of(name) or child in images) and not (labels and child in images):
-            yield from _homes(folder, anywhere, child, depth - 1)
+            yield from _homes(folder, True, child, depth - 1)
 
 
 def _has_pairs(folder: Folder, inside: str) -> bool:
     """Whether label files lie beside images of the same names."""
     files = folder.listed(inside).files
-    stems = {stem_of(name) for name in files if is_image(name)}
+    stems = {folded(stem_of(name)) for name in files if is_image(name)}
     texts = [name for name in files if name.lower().endswith(".txt") and not is_names_file(name)]
-    pairs = [folder.top / inside / name for name in texts if stem_of(name) in stems]
+    pairs = [folder.top / inside / name for name in texts if folded(stem_of(name)) in stems]
     return any(map(looks_like_labels, pairs[:SAMPLE]))
 
 

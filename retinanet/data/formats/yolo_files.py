@@ -33,6 +33,8 @@ KEY = re.compile(rb"""^["']?(names|train|val|valid|test|path|nc)["']?[ \t]*:""",
 
 FROM_THE_END = "paths of another machine, of which the end is found here"
 
+MOST_READ = 20  # lines of a file whose kind is asked
+
 PREDEFINED = "predefined_classes.txt"  # labelImg's proposals, used where no other list of names is there
 
 NAMES_FILES = {"classes.txt", "_classes.txt", "class.txt", "names.txt", "class_names.txt", PREDEFINED}
@@ -207,7 +209,10 @@ def _checked_names(entry: Any, file: Path, count: Any = None) -> tuple[str, ...]
 
 def names_of(file: Path, count: str | None = None) -> tuple[str, ...]:
     """The class names of a text file, one a line."""
-    return _checked_names([line.strip() for line in lines_of(file) if line.strip()], file, count)
+    names = [line.strip() for line in lines_of(file) if line.strip()]
+    if not names:
+        raise DataError(f"{file}: holds no class names; give one a line")
+    return _checked_names(names, file, count)
 
 
 def is_names_file(name: str) -> bool:
@@ -241,11 +246,13 @@ def find_names(folder: Folder, places: Iterable[str], columns: Columns) -> tuple
 
 
 def looks_like_labels(file: Path) -> bool:
-    """Whether the first line of a text file is one of a label file."""
+    """Whether one of the first lines of a text file is one of a label file."""
     with suppress(DataError):
-        words = next(filter(None, map(str.split, lines_of(file))), [])
-        with suppress(ValueError):
-            return len(words) > 4 and bool(list(map(float, ",".join(words[-4:]).replace(",", " ").split())))
+        for line in lines_of(file)[:MOST_READ]:
+            words = line.replace(",", " ").split()
+            with suppress(ValueError):
+                if len(words) > 4 and list(map(float, words[-4:])):
+                    return True
     return False
 
 
