@@ -122,7 +122,7 @@ def voc_truth(place: Path) -> Truth:
         stems = listed_stems(listing.read_bytes(), xmls)
     require(len(set(stems)) == len(stems), "stems twice")
     for stem in stems:
-        tree = ElementTree.parse(xmls[stem]).getroot()
+        tree = voc_root(xmls[stem].read_bytes().lstrip())
         near = [path for path in images if plain(path.name) == stem]
         near = near or [path for path in images if path.name == tree.findtext("filename")]
         (picture,) = near
@@ -138,6 +138,16 @@ def voc_truth(place: Path) -> Truth:
             text = unicodedata.normalize("NFC", " ".join((name.text or "").split()))
             rows.append((str(picture), text, x1, y1, x2, y2))
     return pictures, rows
+
+
+def voc_root(content: bytes) -> ElementTree.Element:
+    """The outermost element. In a file that is not UTF-8 all class names are ASCII."""
+    try:
+        return ElementTree.fromstring(content)
+    except ElementTree.ParseError:
+        tree = ElementTree.fromstring(content.decode("latin-1"))
+        require(all((name.text or "").isascii() for name in tree.iter("name")), "class names in no encoding")
+        return tree
 
 
 def listed_stems(content: bytes, known: dict[str, Any]) -> list[str]:

@@ -171,6 +171,18 @@ def test_an_xml_file_may_have_any_encoding_that_it_names(tmp_path: Path, encodin
     assert open_dataset(root)["all"].names == ("人",)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "cp1254"])
+def test_only_names_of_files_may_be_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+    root = tree(tmp_path / "set", {"a": "", "b": ""})
+    text = "\n<?xml version='1.0' encoding='utf-8'?>" + xml(thing(), filename="größe.jpg")
+    (root / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    (root / "Annotations" / "b.xml").write_bytes(xml(thing("kübel")).encode(encoding))
+    data = open_dataset(root)["all"]
+    assert (data.files.tolist(), data.names) == (["JPEGImages/a.jpg"], ("cat",))
+    assert [one.kind for one in data.repairs] == ["XML files that are not in the encoding that they name"]
+    assert [one.kind for one in data.problems] == [UNREADABLE]
+
+
 def test_a_listed_picture_without_xml_is_told(tmp_path: Path) -> None:
     data = open_dataset(tree(tmp_path / "set", {"a": xml(thing())}, train="a lost a ../a"))["train"]
     assert sorted((problem.kind, problem.detail) for problem in data.problems) == [

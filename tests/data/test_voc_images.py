@@ -56,6 +56,7 @@ def told(data: Dataset) -> tuple[list[str], list[str], list[str]]:
         ("a.xml", "images/a.jpg"),
         ("cam1/a.xml", "cam1/a.jpg"),
         ("boxes/a.xml", "images/a.jpg"),
+        ("boxes/a.xml", "photos/a.jpg"),
     ],
 )
 def test_xml_files_and_images_lie_where_tools_put_them(tmp_path: Path, xml: str, image: str) -> None:
@@ -184,15 +185,43 @@ def test_of_two_images_of_one_name_the_xml_file_says_which(tmp_path: Path) -> No
     assert (data.files.tolist(), told(data)[0]) == (["b.jpg"], ["XML files that several images fit"])
 
 
-@pytest.mark.parametrize("second", ["labels/a.xml", "Annotations/A.xml", "Annotations/a.jpg.xml"])
+@pytest.mark.parametrize("second", ["Annotations/x/a.xml", "Annotations/A.xml", "Annotations/a.jpg.xml"])
 def test_an_image_with_two_xml_files_lacks_objects(tmp_path: Path, second: str) -> None:
     data = open_dataset(put(tmp_path / "set", "Annotations/a.xml", "images/a.jpg", second))["all"]
     (problem,) = data.problems
     assert (data.files.tolist(), problem.image) == (["images/a.jpg"], "images/a.jpg")
     assert problem.kind == "XML files whose image has another XML file"
-    listed = put(tmp_path / "set", train="a").joinpath("ImageSets")
-    names = ["names that several XML files have"] if second != "Annotations/A.xml" else [problem.kind]
-    assert told(open_dataset(listed.parent)["train"])[0] == names
+    root = put(tmp_path / "set", train="a")
+    kind = "names that several XML files have" if second == "Annotations/a.jpg.xml" else problem.kind
+    assert told(open_dataset(root)["train"])[0] == [kind]
+
+
+@pytest.mark.parametrize("copy", ["labels/a.xml", "Annotations_old/a.xml", "images/a.xml", "a.xml"])
+def test_copies_of_the_xml_files_elsewhere_are_left_out_and_told(tmp_path: Path, copy: str) -> None:
+    data = open_dataset(put(tmp_path / "set", "Annotations/a.xml", "images/a.jpg", copy))["all"]
+    assert data.files.tolist() == ["images/a.jpg"]
+    assert told(data) == ([], [], [f"1 XML file in no split, left out, as {copy}"])
+
+
+@pytest.mark.parametrize("copy", ["images/a.jpg", "SegmentationClass/a.png", "masks/a.jpg"])
+def test_copies_of_the_images_elsewhere_are_no_matter(tmp_path: Path, copy: str) -> None:
+    root = put(tmp_path / "set", "Annotations/a.xml", "JPEGImages/a.jpg", copy, filename="b.jpg")
+    (root / "Images").symlink_to("JPEGImages")
+    data = open_dataset(root)["all"]
+    assert (data.files.tolist(), told(data)) == (["JPEGImages/a.jpg"], ([], [], []))
+
+
+@pytest.mark.parametrize("line", ["{}", "/data/JPEGImages/{}.jpg", "JPEGImages/{}.jpg Annotations/{}.xml"])
+def test_lists_may_lie_beside_the_folders(tmp_path: Path, line: str) -> None:
+    names = [f"{folder}.{kind}" for folder, kind in (("Annotations/{}", "xml"), ("JPEGImages/{}", "jpg"))]
+    root = put(tmp_path / "set", *(name.format(stem) for stem in "abc" for name in names))
+    for name, stem in (("train", "a"), ("val", "b"), ("test", "c")):
+        (root / f"{name}.txt").write_text(line.replace("{}", stem))
+    expected = {"train": ["JPEGImages/a.jpg"], "val": ["JPEGImages/b.jpg"], "test": ["JPEGImages/c.jpg"]}
+    assert files(open_dataset(root)) == expected
+    (root / "train.txt").write_text("cat\ndog\na\n")  # something else
+    (root / "val.txt").write_bytes(b"\xff")
+    assert list(open_dataset(root)) == ["test"]
 
 
 def test_the_file_name_inside_counts_where_the_own_name_finds_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from ..dataset import NO_TEXT, Columns, Dataset, is_text
 from ..folder import Folder, folded, join, stem_of
 from ..images import is_image
 from .format import SPLITS, Read, decoded, split_of
-from .voc_images import ANNOTATIONS, IMAGES, Found, Index, find_images, is_xml, key_of
+from .voc_folders import around, find_images, find_xmls, folder_of_images, is_rest
+from .voc_images import ANNOTATIONS, IMAGES, Found, Index, is_xml, key_of, match
 from .voc_xml import is_voc, parse
 
 HOLDS = (
@@ -29,59 +31,9 @@ HOLDS = (
 
 def recognise_voc(root: Path, images: Path | None) -> Read | None:
     """A folder of XML files, of which one at least is a VOC annotation."""
-    folder, inside = Folder(root), ""
-    for place in (root, root.parent):  # Annotations/, or Annotations/cam1/: the images lie beside it
-        if images is None and folded(place.name) in ANNOTATIONS:
-            names, around = list(folder.walk()), Folder(place.parent)
-            if any(map(is_xml, names)) and not any(map(is_image, names)) and _image_folders(around):
-                folder, inside = around, root.relative_to(place.parent).as_posix()
-                break
-    files = _files(folder, inside)
-    xmls = list(filter(is_xml, files))
-    recognised = any(is_voc(folder.top / file) for file in xmls) and not _is_rest(files, len(xmls))
+    folder, xmls = find_xmls(root, images)
+    recognised = any(is_voc(folder.top / file) for file in xmls) and not is_rest(folder, xmls)
     return partial(read_voc, folder, xmls, images) if recognised else None
-
-
-def _files(folder: Folder, inside: str) -> list[str]:
-    """Those below `inside` if it is given, and all if the top itself has XML files; else those below folders
-    that are named for annotations, images or a split, or hold XML files where there are images."""
-    files, folders, _ = folder.listed()
-    images = any(map(is_image, files)) or bool(_image_folders(folder))
-    here = any(images or is_voc(folder.top / name) for name in filter(is_xml, files))
-    if here or inside or folded(folder.top.name) in ANNOTATIONS:
-        return list(folder.walk(inside))
-    chosen = [name for name in folders if folded(name) in ANNOTATIONS | IMAGES or split_of(name)]
-    for name in folders:
-        listing = folder.listed(name).files
-        chosen += [name] if any(map(is_xml, listing)) and (images or any(map(is_image, listing))) else []
-    # one of those that are the same on the disk: labels may be a link to Annotations
-    places = {os.path.realpath(folder.top / name): name for name in sorted(chosen, reverse=True)}
-    return [file for name in sorted(places.values()) for file in folder.walk(name)]
-
-
-def _is_rest(files: list[str], xmls: int) -> bool:
-    """Whether the XML files lie beside images that mostly have YOLO labels: labelImg writes XML at first."""
-    folders = {folded(part) for file in files if is_xml(file) for part in file.split("/")[:-1]}
-    images = {key_of(file) for file in files if is_image(file)}
-    labels = {key_of(file[:-4]) for file in files if file.endswith(".txt")}
-    return len(labels & images) > xmls and not folders & (ANNOTATIONS - {"labels"})
-
-
-def _image_folders(folder: Folder, inside: str = "") -> list[str]:
-    """The folders there that are named for images."""
-    return [join(inside, name) for name in folder.listed(inside).folders if folded(name) in IMAGES]
-
-
-def _images(folder: Folder, xmls: list[str]) -> list[str]:
-    """The images of a set: of folders named for images, here and in those named for splits, and beside XML
-    files; without such folders, of all."""
-    places = _image_folders(folder)
-    for split in filter(split_of, folder.listed().folders):
-        places += _image_folders(folder, split) or [split]
-    found = {file for place in places or [""] for file in folder.walk(place)}
-    for place in {"", *map(os.path.dirname, xmls)}:
-        found.update(join(place, name) for name in folder.listed(place).files)
-    return sorted(filter(is_image, found))
 
 
 def read_voc(folder: Folder, xmls: list[str], images: Path | None = None) -> dict[str, Dataset]:
@@ -97,17 +49,17 @@ def read_voc(folder: Folder, xmls: list[str], images: Path | None = None) -> dic
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: no such folder of images")
     if images is None:
-        top, pictures, usual = folder.top, _images(folder, xmls), next(iter(_image_folders(folder)), "")
+        top, pictures, usual = folder.top, find_images(folder, xmls), folder_of_images(folder)
     else:
         top, pictures, usual = images, sorted(filter(is_image, Folder(images).walk())), ""
     records = {file: parse(folder.top / file) for file in xmls}
-    found = find_images(records, pictures, usual)
+    found = match(records, pictures, usual)
     numbers = {file: place for place, file in enumerate(xmls, start=1)}
     names = sorted({name for record in records.values() for name, _, _ in record.objects})
     labels = {name: label for label, name in enumerate(names)}
 
     splits = _splits(folder, xmls, found.image_of)
-    _tell_of_rest(splits, xmls, found, top)
+    _tell_of_rest(splits, [*xmls, *around(folder, xmls)], found, top)
     datasets = {}
     for split, (source, columns, chosen) in splits.items():
         for file in chosen:
@@ -149,7 +101,7 @@ def _splits(folder: Folder, xmls: list[str], image_of: Mapping[str, str]) -> dic
     those of val/ or test/ are for training."""
     splits: dict[str, Split] = {}
     index, above = Index(xmls), _common(xmls)
-    lists, others = _lists(folder)
+    lists, others = _lists(folder, index)
     for split, file in lists.items():
         columns = Columns()
         splits[split] = file, columns, _listed(folder.top / file, index, above, columns)
@@ -179,12 +131,14 @@ def _common(xmls: list[str]) -> str:
     return os.path.commonpath([os.path.dirname(xml) for xml in xmls])
 
 
-def _lists(folder: Folder) -> tuple[dict[str, str], list[str]]:
+def _lists(folder: Folder, index: Index) -> tuple[dict[str, str], list[str]]:
     """-> split -> the list of its XML files, and all lists where none is one."""
     places = [one for name in ("ImageSets/Main", "ImageSets") for one in folder.find(name)]
-    place = next((one for one in places if os.path.isdir(folder.top / one)), None)
-    names = folder.listed(place).files if place is not None else []
-    files = {stem_of(name).lower(): f"{place}/{name}" for name in names if name.lower().endswith(".txt")}
+    place = next((one for one in places if os.path.isdir(folder.top / one)), "")
+    names = [name for name in folder.listed(place).files if name.lower().endswith(".txt")]
+    files = {stem_of(name).lower(): join(place, name) for name in names}
+    if not place:  # lists, of which some tools put here, or anything else
+        files = {name: file for name, file in files.items() if _is_list(folder.top / file, index)}
     found = {
         split: file for split, rule in SPLITS.items() for stem, file in files.items() if rule.fullmatch(stem)
     }
@@ -194,6 +148,14 @@ def _lists(folder: Folder) -> tuple[dict[str, str], list[str]]:
     if not found and "default" in files:  # of CVAT, for images without a split
         found["all"] = files["default"]
     return found, [] if found else list(files.values())
+
+
+def _is_list(file: Path, index: Index) -> bool:
+    """Whether at least half of the lines name XML files."""
+    with suppress(DataError):
+        lines = decoded(file, lambda line: _meant(line, index)[1])[0]
+        return 2 * sum(bool(_meant(line, index)[1]) for line in lines) >= max(len(lines), 1)
+    return False
 
 
 def _listed(file: Path, index: Index, above: str, columns: Columns) -> list[str]:
@@ -225,12 +187,14 @@ def _listed(file: Path, index: Index, above: str, columns: Columns) -> list[str]
 
 
 def _meant(line: str, index: Index) -> tuple[str, list[str] | None]:
-    """The name in a line, and the XML files that it means; None: it leaves the data folder."""
+    """The name in a line, and the XML files that it means; None: it leaves the data folder. The last word may
+    be a flag, or the XML file of an image."""
     words = line.strip().rsplit(maxsplit=1)
-    names = [line.strip(), *([words[0]] if words[1:] in (["-1"], ["0"], ["1"]) else [])]
+    flagged = words[1:] in (["-1"], ["0"], ["1"]) or any(map(is_xml, words[1:]))
+    names = [line.strip(), *(words[:1] if flagged else [])]
     for name in names:
         parts = name.replace("\\", "/").split("/")
-        named = [place for place, part in enumerate(parts) if folded(part) in ANNOTATIONS | IMAGES]
+        named = [place for place, part in enumerate(parts) if folded(part) in ANNOTATIONS + IMAGES]
         if ".." in parts:  # as in ../../JPEGImages/a.jpg
             parts = parts[named[-1] + 1 :] if named else parts
         if ".." in parts:

@@ -12,10 +12,10 @@ from ..folder import folded, join, pair, stem_of
 from ..images import is_image
 from .voc_xml import Record
 
-ANNOTATIONS = frozenset(["annotations", "annotation", "xmls", "xml", "labels"])
-"""Usual names of folders of XML files, folded."""
+ANNOTATIONS = ("annotations", "annotation", "xmls", "xml", "labels")
+"""Usual names of folders of XML files, folded, the best first."""
 
-IMAGES = frozenset(["jpegimages", "images", "image", "imgs", "img"])
+IMAGES = ("jpegimages", "images", "image", "imgs", "img")
 """And of folders of images."""
 
 SEVERAL, TAKEN = "XML files that several images fit", "XML files whose image has another XML file"
@@ -37,7 +37,7 @@ def key_of(path: str) -> str:
 
 @lru_cache
 def _place(folder: str) -> str:
-    return "/".join(part for part in folder.split("/") if folded(part) not in ANNOTATIONS | IMAGES)
+    return "/".join(part for part in folder.split("/") if folded(part) not in ANNOTATIONS + IMAGES)
 
 
 class Index:
@@ -97,7 +97,7 @@ class Found(NamedTuple):
     """Other images without an XML file."""
 
 
-def find_images(records: Mapping[str, Record], images: list[str], usual: str) -> Found:
+def match(records: Mapping[str, Record], images: list[str], usual: str) -> Found:
     """XML files take images of their own name first, then of its form, then from other folders, and at last
     by <filename>, which is often stale. `usual` is the folder of images that are not there."""
     index, image_of, xml_of = Index(images), dict[str, str](), dict[str, str]()

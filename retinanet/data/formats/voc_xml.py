@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def parse(file: Path) -> Record:
     """The record of a file; one that cannot be read has a problem."""
     record = Record()
     try:
-        tree = _root(file.read_bytes())
+        tree = _root(file.read_bytes(), record)
     # LookupError: no such encoding
     except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:
         record.problems.append(("XML files that cannot be read", str(error) or type(error).__name__))
@@ -72,9 +73,20 @@ def parse(file: Path) -> Record:
     return record
 
 
-def _root(content: bytes) -> Element | Any:
+def _root(content: bytes, record: Record) -> Element | Any:
+    content = content.lstrip()
     try:
         return ElementTree.fromstring(content)
+    except ParseError:
+        with suppress(UnicodeDecodeError):
+            content.decode()
+            raise
+        # the names of files may be in the encoding of a machine: what else is ASCII means the same in all
+        tree = ElementTree.fromstring(content.decode("latin-1"))
+        if not all((name.text or "").isascii() for name in tree.iter("name")):
+            raise
+        record.repairs.append(("XML files that are not in the encoding that they name", ""))
+        return tree
     except ValueError:  # of the parser: it has only encodings of one byte a letter
         declared = DECLARED.match(content)
         if not declared:
