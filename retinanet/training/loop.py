@@ -86,7 +86,14 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
 
     with stop_signals() as stop:
         batches = state.batches(progress.done, pace.iterations if pace.seconds is None else sys.maxsize)
-        while progress.done < pace.iterations:
+        while True:
+            if progress.done >= pace.iterations:
+                keep()
+                clock = time.perf_counter()
+                evaluation = validate_and_save(state, record, progress, about, folder)
+                if not pace.goes_on(progress.done, time.perf_counter() - clock):
+                    break
+                steps.clock = time.perf_counter()
             try:
                 batch = next(batches)
             except DataError:  # an image cannot be decoded: once it is repaired, the run goes on from here
@@ -113,8 +120,6 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
                 steps.watch.check(state, folder, pace)
                 pause()
                 stop.leave()
-        keep()
-        evaluation = validate_and_save(state, record, progress, about, folder)
     if is_main_process():
         write_atomically(folder / "config.json", json.dumps(about, indent=1).encode())
         final = {**about, "split": state.validation.split, "iteration": progress.done}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config.schema import TrainConfig
-from ..distributed import AnyRank, broadcast_from_main, is_main_process
+from ..distributed import AnyRank, broadcast_from_main, is_main_process, world
 from .optim import lr_factor
 
 STRETCH = 0.02
@@ -26,8 +26,8 @@ class Pace:
 
     By iterations all this is known before the first step. By the clock the number of iterations is an
     estimate. It is made anew at each row of the log, together with the share of the training time that is
-    used; between two rows every step uses the same share. So the rows of metrics.jsonl hold all that the
-    learning rates depend on, and the processes, which share the clock of the first, agree on them.
+    used; between two rows every step uses the same share. So all that a rate depends on is in the row before
+    its step, and the processes, which go by the clock of the first, agree on it.
 
     iterations   of the whole run; by the clock an estimate until its end
     every        iterations between validations; by the clock an estimate
@@ -56,7 +56,7 @@ class Pace:
     room: bool = True
 
     def __post_init__(self) -> None:
-        self.looked = time.perf_counter()
+        self.looked, self._settled = time.perf_counter(), False
         self._late = AnyRank() if self.seconds is not None else None
 
     @property
@@ -93,7 +93,10 @@ class Pace:
         if self.seconds is None or self._late is None:
             return False
         passed = time.perf_counter() - self.looked
-        return self._late.any(is_main_process() and passed >= STRETCH * self.seconds)
+        late = self._late.any(is_main_process() and passed >= STRETCH * self.seconds)
+        # several processes answer the question of the step before, which a row since then has settled
+        settled, self._settled = self._settled and world() > 1, False
+        return late and not settled
 
     def look(self, done: int, steps: int, seconds: float) -> None:
         """By the clock: take in the steps since the last row, and the time left after iteration `done`."""
@@ -102,7 +105,7 @@ class Pace:
         self.trained += seconds
         self.step += (seconds / steps - self.step) / 2  # half of it is the newest: noise is damped
         self.share, self.iterations, self.room = broadcast_from_main(lambda: self.measured(done))
-        self.row, self.looked = done, time.perf_counter()
+        self.row, self.looked, self._settled = done, time.perf_counter(), True
 
     def measured(self, done: int) -> tuple[float, int, bool]:
         """The share that is used after iteration `done`, the estimate of all, and the `room`."""
@@ -124,8 +127,20 @@ class Pace:
     def took(self, seconds: float) -> None:
         """Note how long a validation took, its files included."""
         self.validating += seconds
-        self.cost = seconds / max(self.step, 1e-9)
+        self.cost += (seconds / max(self.step, 1e-9) - self.cost) / 2
         self.looked = time.perf_counter()
+
+    def goes_on(self, done: int, seconds: float) -> bool:
+        """Whether time is left after the last validation, because it took less than was kept for it."""
+        if self.seconds is None:
+            return False
+        self.step = seconds / max(self.cost, 1e-9)  # the machine is quicker than it was
+        self.row, self.share = done, 0.0  # it was 1 for the time that was expected
+        self.share, iterations, self.room = broadcast_from_main(lambda: self.measured(done))
+        worth = (iterations - done) * self.step >= STRETCH * self.seconds
+        self.iterations = iterations if broadcast_from_main(lambda: worth) else done
+        self.looked = time.perf_counter()
+        return self.iterations > done
 
     def row_values(self) -> dict[str, float]:
         """What a row of metrics.jsonl holds of it: by the clock all that the next steps depend on."""

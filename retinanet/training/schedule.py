@@ -20,7 +20,10 @@ from .setup import TrainState
 log = logging.getLogger("retinanet")
 
 PROBE_STEPS = 8
-"""Steps that are timed for a first estimate of what minutes hold; the first four only warm up."""
+"""Steps that are timed for a first estimate of what minutes hold; the first half only warms up."""
+
+PROBING = 0.05
+"""Share of a budget of minutes after which no further step is timed: a busy machine may need it all."""
 
 TRAINED = 1.25
 """How much longer than that of the probe a later validation takes: a trained model finds more."""
@@ -35,7 +38,7 @@ def plan(state: TrainState, started: float) -> Pace:
         iterations = max(1, round(amount * steps))
         return Pace(iterations, math.ceil(iterations / min(config.validations, iterations)), began=started)
     # the clock of the first process counts
-    step, image, spent = all_gather((*probe(state), time.perf_counter() - started))[0]
+    step, image, spent = all_gather((*probe(state, PROBING * amount), time.perf_counter() - started))[0]
     once, left = TRAINED * image * len(state.validation), amount - spent - ENDING
     validations = max(1, min(config.validations, 8, int(VALIDATING * left / once)))
     iterations = int((left - validations * once) / step)
@@ -70,27 +73,35 @@ def fitting_length(state: TrainState) -> float:
     return max(1, min(max(twelve, shortest), 90_000 * 16 // batch))
 
 
-def probe(state: TrainState) -> tuple[float, float]:
-    """Seconds of a training step, data included, and of an image in validation; the state stays as it was."""
+def probe(state: TrainState, most: float = math.inf) -> tuple[float, float]:
+    """Seconds of a training step, data included, and of an image in validation; the state stays as it was.
+
+    It times fewer steps and images when `most` seconds are over, and at least one.
+    """
     saved = copy.deepcopy((state.model.state_dict(), state.optimizer.state_dict()))
     average = copy.deepcopy(state.average.model.state_dict()) if state.average else None
     times = []
-    clock = time.perf_counter()
+    began = clock = time.perf_counter()
     for batch in state.batches(0, PROBE_STEPS):
         train_step(state, batch, 0.0)
         if state.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - clock)
         clock = time.perf_counter()
+        if all_gather(clock - began)[0] > most:
+            break
     state.model.load_state_dict(saved[0])
     state.optimizer.load_state_dict(saved[1])
     state.broken.zero_()
     if state.average is not None and average is not None:
         state.average.model.load_state_dict(average)
         state.average.updates = 0
-    few = state.validation.subset(np.arange(min(32, len(state.validation))))
-    for last in (False, True):  # the first time warms up
+    for few in (4, 24):  # the first time warms up
+        few = min(few, len(state.validation))
         clock = time.perf_counter()
-        state.evaluate(few if last else few.subset(np.arange(min(4, len(few)))), workers=0)
-    image = (time.perf_counter() - clock) / len(few)
-    return sum(times[4:]) / len(times[4:]), image
+        state.evaluate(state.validation.subset(np.arange(few)), workers=0)
+        took = time.perf_counter() - clock
+        if all_gather(took)[0] > most:
+            break
+    times = times[len(times) // 2 :]
+    return sum(times) / len(times), took / few

@@ -134,6 +134,14 @@ def test_the_probe_leaves_no_trace(scenes):
     assert session.average.updates == 0
 
 
+@pytest.mark.parametrize(("most", "expected"), [(0.0, 1), (1e9, plan.PROBE_STEPS)])
+def test_a_probe_that_takes_long_is_cut_short(scenes, monkeypatch, most, expected):
+    session, taken, step = helpers.session_of(scenes), [], plan.train_step
+    monkeypatch.setattr(plan, "train_step", lambda *some: (taken.append(1), step(*some))[1])
+    assert min(plan.probe(session, most)) > 0
+    assert len(taken) == expected
+
+
 def test_training_may_look_at_smaller_pictures_than_the_model_answers_for(scenes):
     config = resolve_config(
         override(preset("tiny"), {**SMALL, "scale": 96, "train_scale": 64}), torch.device("cpu")

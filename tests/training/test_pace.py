@@ -54,7 +54,15 @@ def steps(pace, clock, load, step=0.5, validation=2.0, done=0, until=math.inf):
     """What the loop does, where work is time that passes: a record of steps, validations and rows."""
     record = {"steps": [], "validations": [], "rows": [(done, pace.share, pace.iterations)]}
     since, seen = clock[0], 0
-    while done < min(pace.iterations, until):
+    while done < until:
+        if done >= pace.iterations:
+            began = clock[0]
+            clock[0] += validation * load(clock[0])
+            if not pace.goes_on(done, clock[0] - began):
+                clock[0] += module.ENDING
+                break
+            since = clock[0]
+            record["rows"].append((done, *pace.row_values().values()))
         record["steps"].append((clock[0], pace.share_at(done), pace.factor(done, CONFIG)))
         clock[0] += step * load(clock[0])
         done, seen = done + 1, seen + 1
@@ -69,8 +77,6 @@ def steps(pace, clock, load, step=0.5, validation=2.0, done=0, until=math.inf):
             pace.took(clock[0] - began)
             record["validations"].append((pace.share, clock[0] - began))
             since = clock[0]
-    if done == pace.iterations:
-        clock[0] += validation * load(clock[0]) + module.ENDING
     return record
 
 
@@ -116,7 +122,7 @@ def test_validations_before_the_last_take_a_twentieth_at_most(clock, load, valid
 
 
 @each_load
-def test_the_rows_of_the_record_hold_all_that_the_rates_depend_on(clock, load):
+def test_the_row_before_a_step_holds_all_that_its_rate_depends_on(clock, load):
     record = steps(begun(clock, load), clock, load)
     ends = [row for row, *_ in record["rows"][1:]]
     again = []
@@ -124,6 +130,17 @@ def test_the_rows_of_the_record_hold_all_that_the_rates_depend_on(clock, load):
         line = Pace(iterations, 1, seconds=SECONDS, row=row, share=share)
         again += [line.factor(iteration, CONFIG) for iteration in range(row, end)]
     assert again == [factor for *_, factor in record["steps"]]
+
+
+def test_a_run_goes_on_when_its_last_validation_took_much_less_than_was_feared(clock):
+    """Everything takes five times as long for 45 seconds: the validation of 10 seconds would take 50."""
+    pace = begun(clock, lambda now: 1.0, step=1.0, validation=10.0, validations=1)
+    record = steps(pace, clock, lambda now: 5.0 if now < 62 else 1.0, step=1.0, validation=10.0)
+    taken = [now for now, *_ in record["steps"]]
+    assert max(later - earlier for earlier, later in pairwise(taken)) > 10  # a validation, too early
+    assert len(taken) > 35
+    assert clock[0] == pytest.approx(SECONDS, rel=0.05)
+    assert record["steps"][-1][-1] < 0.01
 
 
 @pytest.mark.parametrize("until", [1, 60, 119])
@@ -176,7 +193,7 @@ def work(clock, monkeypatch):
 
         return slow
 
-    monkeypatch.setattr(plan, "probe", lambda state: (18.0, 2 / 3))  # the machine was busy then
+    monkeypatch.setattr(plan, "probe", lambda state, most: (18.0, 2 / 3))  # the machine was busy then
     monkeypatch.setattr(loop, "train_step", takes(8.0, loop.train_step))
     monkeypatch.setattr(setup, "evaluate", takes(2.0, setup.evaluate))
 
