@@ -38,6 +38,7 @@ from fuzz_pictures import make_picture, promising
 from fuzz_truth import (
     Truth,
     Wrong,
+    coco_account,
     coco_truth,
     is_text,
     require,
@@ -56,7 +57,7 @@ from retinanet.data.formats.coco import read_coco
 from retinanet.data.formats.detect import open_dataset
 from retinanet.data.images import image_size, read_image
 from retinanet.data.validate import validate
-from retinanet.errors import RetinaNetError
+from retinanet.errors import Problem, RetinaNetError
 from retinanet.evaluation.results import read_results
 from retinanet.weights.checkpoint import ModelInfo, build, load_model, read_weights, save_model
 
@@ -117,10 +118,25 @@ def data_case(
         for split in splits.values():
             data, problems = validate(split, invalid, deep=rng.random() < 0.2)
             check_columns(data)
+            check_kept(split, data, problems)
             if not problems:
                 check_rows(data, place, truth)
 
     return run
+
+
+def check_kept(split: Dataset, data: Dataset, problems: list[Problem]) -> None:
+    """An image that is kept lacks no object: only boxes without area, repeated ones and those outside go."""
+    lost = {problem.image for problem in split.problems} & set(data.files.tolist())
+    require(not lost, f"kept, though an object of theirs could not be read: {lost}")
+    gone = ("boxes without area", "duplicate boxes", "boxes outside the image")
+    left_out = sum(problem.kind in gone for problem in problems)
+    kept = set(data.files.tolist())
+    before = [split.first[index + 1] - split.first[index] for index in range(len(split))]
+    rows = sum(count for count, file in zip(before, split.files.tolist(), strict=True) if file in kept)
+    require(
+        rows - len(data.labels) <= left_out, f"{rows} boxes of the images that stay, {len(data.labels)} left"
+    )
 
 
 def check_boxes(data: Dataset) -> None:
@@ -299,7 +315,10 @@ def results_case(folder: Path, rng: random.Random, odd: bool) -> None:
     )
 
 
-KINDS: dict[str, Case] = {"coco": data_case(write_coco, coco_truth), "voc": data_case(write_voc, voc_truth)}
+KINDS: dict[str, Case] = {
+    "coco": data_case(write_coco, coco_truth, coco_account),
+    "voc": data_case(write_voc, voc_truth),
+}
 KINDS |= {
     "yolo": data_case(write_yolo, yolo_truth, yolo_account),
     "picture": picture_case,

@@ -164,12 +164,57 @@ def write_coco(root: Path, rng: random.Random, odd: bool) -> Path:
             annotations.append(entry | rng.choice(({}, {"iscrowd": 0, "area": 12.5}, {"iscrowd": True})))
     categories = [{"id": 3, "name": rng.choice(NAMES[:2])}, {"id": 18, "name": rng.choice(NAMES[2:])}]
     content: Any = {"images": images, "annotations": annotations, "categories": categories}
+    if rng.random() < 0.5:
+        written_otherwise(content, rng)
     if odd and rng.random() < 0.8:
         content = value_damaged(content, rng)
     file = root / place
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(json_bytes(content, rng, odd))
+    if rng.random() < 0.2:
+        (root / "notes.json").write_text('{"categories": ["a"], "images": 3}')
+        (file.parent / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+        small_picture(root / pictures / ".trash" / "a.png", rng)
     return file
+
+
+def written_otherwise(content: dict[str, Any], rng: random.Random) -> None:
+    """What tools write that is not as the format says, and means the same."""
+    images, boxes = content["images"], content["annotations"]
+    ids = rng.choice(("same", "zero", "none", "text"))
+    as_text = rng.choice((str, "{:.1f}".format, "{:03d}".format))
+    for entry in boxes:
+        if ids == "none":
+            del entry["id"]
+        elif ids != "same":
+            entry["id"] = 0 if ids == "zero" else f"a{entry['id']}"
+    kind = rng.choice(("image id", "category id", "box", "polygon", "form", "folder", "address", "stem"))
+    if kind == "image id":
+        for entry in boxes:
+            entry["image_id"] = as_text(entry["image_id"])
+    elif kind == "category id":
+        for entry in content["categories"]:
+            entry["id"], entry["name"] = str(entry["id"]), f" {entry['name']}"
+    elif kind == "box":
+        for entry in boxes:
+            entry["bbox"] = list(map(str, entry["bbox"]))
+    elif kind == "polygon":
+        for entry in boxes:
+            x, y, w, h = entry.pop("bbox")
+            entry["segmentation"] = [[x, y, x + w, y, x + w, y + h], [x, y + h, x, y, x + w, y + h]]
+    elif kind == "stem":
+        for entry in [*images, *boxes]:
+            key = "image_id" if "image_id" in entry else "id"
+            entry[key] = f"image {entry[key]}"
+    for entry in images:
+        name = entry["file_name"]
+        if kind == "form":
+            change = rng.choice((str.upper, quote, lambda text: unicodedata.normalize("NFD", text)))
+            entry["file_name"] = change(name)
+        elif kind == "folder":
+            entry["file_name"] = rng.choice(("/content/data/", "../up/", "D:\\data\\", "train/")) + name
+        elif kind == "address" and "/" not in name:
+            entry["coco_url"] = "http://localhost/x/" + quote(entry.pop("file_name").rpartition("/")[2])
 
 
 WORDS = ["nan", "inf", "-1", "1e9", "1e999", "1_0", "0x10", "१", "", " ", "x", "9" * 400, "1,5", "\u202e"]

@@ -56,48 +56,94 @@ def whole(value: Any) -> int:
     return int(value)
 
 
+def plain_id(value: Any) -> int | str:
+    """An id of a COCO file: a number however it is written, or another text."""
+    require(type(value) in (int, float, str), f"{value!r} is no id")
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+(\.0*)?", value.strip()):
+        value = float(value) if len(value) < 15 else int(value.partition(".")[0])
+    if isinstance(value, str):
+        require(value.strip() and is_text(value), f"{value!r} is no id")
+        return value.strip()
+    return whole(value)
+
+
+def coco_file(place: Path) -> Path:
+    """The only COCO file below a folder, which is not hidden and has its lists."""
+    if place.is_file():
+        return place
+    files = [file for file in place.rglob("*.json") if file.name not in ("notes.json", "stats.json")]
+    (file,) = [file for file in files if not file.name.startswith(".")]
+    return file
+
+
 def coco_truth(place: Path) -> Truth:
     """A COCO file, or the only one below a folder."""
-    file = place if place.is_file() else next(place.rglob("*.json"))
+    file = coco_file(place)
     content = json.loads(file.read_bytes(), object_pairs_hook=unique)
-    names = {whole(entry["id"]): entry["name"] for entry in content["categories"]}
-    pictures = {whole(entry["id"]): entry["file_name"] for entry in content["images"]}
-    require(len(names) == len(content["categories"]) and len(pictures) == len(content["images"]), "ids twice")
-    root = next(
-        top
-        for top in (file.parent, *file.parents[:2])
-        for top in (top, top / "train", top / "images")
-        if is_root(top, pictures)
-    )
+    names = {plain_id(one["id"]): " ".join(nfc(one["name"]).split()) for one in content["categories"]}
+    listed = {plain_id(entry["id"]): listed_name(entry) for entry in content["images"]}
+    require(len(names) == len(content["categories"]) and len(listed) == len(content["images"]), "ids twice")
+    top = file.parents[1 if "annotations" in file.parts else 0]
+    there = [path for path in top.rglob("*.*") if path.suffix.lower() in (".png", ".jpg", ".bmp")]
+    there = [path for path in there if not any(part[0] == "." for part in path.relative_to(top).parts)]
+    pictures = {number: meant(name, there) for number, name in listed.items()}
     rows: list[Row] = []
     for entry in content["annotations"]:
-        x, y, w, h = entry["bbox"]
-        require({type(value) for value in entry["bbox"]} <= {int, float}, f"{entry['bbox']} is no box")
+        x, y, w, h = map(number_of, entry.get("bbox") or around(entry["segmentation"]))
         require(
-            entry.get("iscrowd") in (None, 0, 1) and type(entry.get("area")) in (type(None), int, float),
-            f"{entry}",
+            entry.get("iscrowd") in (None, False, "") or plain_id(int(entry["iscrowd"])) in (0, 1), f"{entry}"
         )
-        rows.append(
-            (
-                tidy(root, pictures[whole(entry["image_id"])]),
-                names[whole(entry["category_id"])],
-                x,
-                y,
-                x + w,
-                y + h,
-            )
-        )
-    return [tidy(root, name) for name in pictures.values()], rows
+        require(entry.get("area") is None or number_of(entry["area"]) >= 0, f"{entry}")
+        picture, name = pictures[plain_id(entry["image_id"])], names[plain_id(entry["category_id"])]
+        rows.append((picture, name, x, y, x + w, y + h))
+    return list(pictures.values()), rows
 
 
-def is_root(top: Path, pictures: dict[int, str]) -> bool:
-    """Whether all pictures lie there."""
-    return all(os.path.isfile(tidy(top, name)) for name in pictures.values())
+def nfc(text: str) -> str:
+    """The composed Unicode form."""
+    return unicodedata.normalize("NFC", text)
 
 
-def tidy(root: Path, name: str) -> str:
-    """The path of a file name."""
-    return os.path.normpath(root / name.replace("\\", "/"))
+def listed_name(entry: dict[str, Any]) -> str:
+    """The file name of an image, or the end of its address."""
+    name = entry.get("file_name")
+    require(name is None or type(name) in (str, int), f"{name!r} is no name")
+    return str(name) if name else unquote(entry["coco_url"].partition("?")[0].rpartition("/")[2])
+
+
+def number_of(value: Any) -> float:
+    """A number, also as a text."""
+    require(type(value) in (int, float, str) and "_" not in str(value), f"{value!r} is no number")
+    return float(value)
+
+
+def around(polygons: list[list[float]]) -> list[float]:
+    """x, y, width, height around polygons."""
+    xs, ys = [[value for one in polygons for value in one[start::2]] for start in (0, 1)]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def meant(name: str, there: list[Path]) -> str:
+    """The path that a name ends with, in any form; exactly if several do."""
+    tidied = os.path.normpath(name.replace("\\", "/"))
+    for form in (str, lambda text: folded(unquote(text))):
+        ends = [form("/" + part) for part in (tidied, os.path.basename(tidied))]
+        for end in ends:
+            found = [path for path in there if form(str(path)).endswith(end)]
+            if len(found) == 1:
+                return str(found[0])
+    raise Wrong(f"{name} means none of {there}")
+
+
+def coco_account(place: Path, splits: dict[str, Dataset]) -> None:
+    """Every entry of the annotations is a row, or a problem speaks of it or of its image."""
+    content = json.loads(coco_file(place).read_bytes())
+    told = 0
+    for problem in (problem for data in splits.values() for problem in data.problems):
+        lost = re.search(r", with (\d+) box", problem.detail)
+        told += int(lost[1]) if lost else problem.kind.startswith(("annotations", "boxes", "areas"))
+    rows = sum(len(data.labels) for data in splits.values())
+    require(rows + told == len(content["annotations"]), f"{rows} rows and {told} problems of {content}")
 
 
 def plain(path: str) -> str:

@@ -357,7 +357,8 @@ def _closer(
         return fault("annotations of images that cannot be used", "")
     if category not in labels:
         return fault("annotations of unknown categories", f"category {shorten(entry['category_id'])}")
-    box, crowd, area = entry.get("bbox"), as_id(entry.get("iscrowd") or 0), entry.get("area")
+    box, crowd, area = entry.get("bbox"), entry.get("iscrowd") or 0, entry.get("area")
+    crowd = as_id(crowd) if isinstance(crowd, str) else crowd
     if crowd not in (0, 1):
         kind = "annotations whose iscrowd is neither 0 nor 1"
         return fault(kind, f"iscrowd {shorten(entry.get('iscrowd'))}")

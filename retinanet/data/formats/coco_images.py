@@ -114,10 +114,9 @@ def find_root(dataset: Dataset, images: Path | None) -> Path:
         listed = Folder(folder)
         return sum(len(_meant(listed, name)) == 1 for name in names)
 
-    best = max(folders, key=exactly, default=tops[0])
-    if not exactly(best):
-        best = max(folders, key=by_form, default=tops[0])
-        best = best if by_form(best) else tops[0]
+    best = max(folders, key=exactly)
+    if exactly(best) < len(names):
+        best = max(folders, key=lambda folder: (by_form(folder), exactly(folder)))
     return best
 
 
