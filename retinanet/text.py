@@ -51,6 +51,12 @@ def many(count: int, one: str, more: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
+def listed(names: Sequence[str], limit: int = 10) -> str:
+    """cat, dog and 12 more."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 @contextmanager
 def progress_bar(total: int, title: str) -> Iterator[Any]:
     """A function (done, text) that moves a bar with the time left; silent where stderr is no terminal."""

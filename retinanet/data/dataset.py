@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,6 +236,21 @@ class Columns:
 def clean_name(name: str) -> str:
     """A class name in the composed Unicode form (NFC), with single blanks inside and none around it."""
     return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def match_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """The known name that each name means: the equal one, else the only one that differs by Unicode form or
+    blanks, else the only one that differs by case too. Names without such a one are left out."""
+    found = {name: name for name in names if name in known}
+    for form in (clean_name, lambda name: clean_name(name).casefold()):
+        alike: dict[str, tuple[list[str], list[str]]] = {}
+        taken = set(found.values())
+        for side, ones in enumerate((names, known)):
+            for one in ones:
+                if one not in (taken if side else found):
+                    alike.setdefault(form(one), ([], []))[side].append(one)
+        found |= {mine[0]: other[0] for mine, other in alike.values() if len(mine) == len(other) == 1}
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, Problem, report, unknown_name_error
+from ..errors import ConfigError, DataError, Problem, nearest, report, unknown_name_error
 from ..files import sha256
-from ..text import many
-from .dataset import Dataset
+from ..text import listed, many
+from .dataset import Dataset, match_names
 from .formats.detect import open_dataset
 from .images import MAX_PIXELS
 from .validate import Invalid, validate
@@ -171,14 +171,18 @@ def in_model_classes(data: Dataset, names: list[str]) -> Dataset:
     """The same data set with the labels of a model with these classes: matched by name, never by number."""
     if list(data.names) == names:
         return data
-    missing = [name for name in data.names if name not in names]
+    meant = match_names(data.names, names)
+    missing = [name + nearest(name, names) for name in data.names if name not in meant]
     if missing:
         raise DataError(
             f"{data.source} has classes that the model does not know: {', '.join(missing)}; the model "
             f"knows: {', '.join(names)}"
         )
-    position = np.array([names.index(name) for name in data.names], dtype=np.int64)
-    ids = dict(zip(data.names, data.category_ids, strict=True))
+    other = [f"{name!r} is the model's {meant[name]!r}" for name in data.names if name != meant[name]]
+    if other:
+        log.info("classes whose names differ by case, blanks or Unicode form only: %s", listed(other))
+    position = np.array([names.index(meant[name]) for name in data.names], dtype=np.int64)
+    ids = {meant[name]: one for name, one in zip(data.names, data.category_ids, strict=True)}
     free = count(max(data.category_ids, default=0) + 1)  # for classes that the data does not have
     new_ids = [ids[name] if name in ids else next(free) for name in names]
     return replace(data, names=tuple(names), category_ids=tuple(new_ids), labels=position[data.labels])
@@ -225,7 +229,7 @@ def hold_out(dataset: Dataset, seed: int, fraction: float = 0.1) -> tuple[Datase
     log.info(
         "no validation split: %d of %d images, with %d boxes, are held out of train by seed %d%s",
         *(len(val), len(dataset), (~val.crowd).sum(), seed),
-        f"; none of them has {', '.join(only[:10])}" if only else "",
+        f"; none of them has {listed(only)}" if only else "",
     )
     return train, val
 

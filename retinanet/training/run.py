@@ -20,7 +20,7 @@ from ..distributed import broadcast_from_main, is_main_process, process_group, w
 from ..errors import DataError
 from ..files import new_folder, write_atomically
 from ..inference.load import read_pretrained
-from ..text import many
+from ..text import listed, many
 from ..weights.transfer import Pretrained
 from .log import log_file
 from .loop import loop
@@ -125,8 +125,7 @@ def doubts(state: TrainState) -> list[str]:
     narrow = too_narrow(training, state.preprocess, min(state.model.strides))
     texts = []
     if unseen:
-        listed = ", ".join(unseen[:10]) + (f" and {len(unseen) - 10} more" if len(unseen) > 10 else "")
-        texts.append(f"validation has no object of {listed}: its AP says nothing about them")
+        texts.append(f"validation has no object of {listed(unseen)}: its AP says nothing about them")
     if narrow:
         height, width = state.preprocess.size(*training.sizes[narrow[0]].tolist())
         texts.append(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data.dataset import match_names
 from ..model.retinanet import RetinaNet
 from .checkpoint import ModelInfo
 
@@ -37,33 +38,33 @@ def load_pretrained(model: RetinaNet, names: Sequence[str], init: Pretrained) ->
     fresh = [name for name in body if name not in theirs or theirs[name].shape != mine[name].shape]
     for name in set(body).difference(fresh):
         mine[name].copy_(theirs[name])
-    shared = [name for name in names if name in card.names]
-    fits = all(copy_rows(mine[name], theirs, name, names, card.names) for name in last)
+    meant = match_names(names, card.names)
+    place = {position: card.names.index(meant[name]) for position, name in enumerate(names) if name in meant}
+    counts = len(names), len(card.names)
+    fits = all(copy_rows(mine[name], theirs.get(name), *counts, place) for name in last)
     kept = len(body) - len(fresh)
     log.info("from %s: %d of %d tensors, the class layer aside", init.source, kept, len(body))
     if fresh:
         log.info("  fresh, since the file has none of their shape: %s", ", ".join(fresh))
-    if fits and shared:
-        new = [name for name in names if name not in card.names]
-        log.info("  classes kept by name: %s%s", ", ".join(shared), f"; new: {', '.join(new)}" if new else "")
+    if fits and meant:
+        both = [name + f" (there {meant[name]!r})" * (name != meant[name]) for name in names if name in meant]
+        new = [name for name in names if name not in meant]
+        log.info("  classes kept by name: %s%s", ", ".join(both), f"; new: {', '.join(new)}" if new else "")
     else:
-        reason = "its shape differs" if shared else "no class has a name that the model knows"
+        reason = "its shape differs" if meant else "no class has a name that the model knows"
         log.info("  the class layer starts fresh: %s", reason)
 
 
 @torch.no_grad()
 def copy_rows(
-    mine: Tensor, theirs: Mapping[str, Tensor], name: str, names: Sequence[str], their_names: Sequence[str]
+    mine: Tensor, theirs: Tensor | None, count: int, their_count: int, place: Mapping[int, int]
 ) -> bool:
-    """Copy the rows [A * K, ...] of the classes that both know; false when anchors or widths differ."""
-    other = theirs.get(name)
-    rows = mine.unflatten(0, (-1, len(names)))  # [A, K, ...], a view
-    if other is None or other.shape[0] % len(their_names) or other.shape[1:] != mine.shape[1:]:
+    """Copy rows [A * K, ...] of classes: K is `count`, and `their_count`; `place` has the class of theirs for
+    one of mine. False when anchors or widths differ."""
+    if theirs is None or theirs.shape[0] % their_count or theirs.shape[1:] != mine.shape[1:]:
         return False
-    their_rows = other.unflatten(0, (-1, len(their_names)))
+    rows, their_rows = mine.unflatten(0, (-1, count)), theirs.unflatten(0, (-1, their_count))  # [A, K, ...]
     if len(their_rows) != len(rows):
         return False
-    for position, title in enumerate(names):
-        if title in their_names:
-            rows[:, position] = their_rows[:, list(their_names).index(title)]
+    rows[:, [*place]] = their_rows[:, [*place.values()]].to(rows)
     return True

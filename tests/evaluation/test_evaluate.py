@@ -85,6 +85,23 @@ def test_classes_are_matched_by_name_and_not_by_number(scenes):
     assert len(set(moved.category_ids)) == len(names)
 
 
+@pytest.mark.parametrize("change", [str.upper, " {} ".format, "{}\xa0".format])
+def test_classes_that_are_only_written_otherwise_are_matched_and_told(scenes, caplog, change):
+    data = read_coco(scenes / "annotations" / "test.json")
+    written = replace(data, names=tuple(map(change, data.names)))
+    with caplog.at_level("INFO", "retinanet"):
+        moved = splits.in_model_classes(written, [*reversed(data.names)])
+    assert [moved.names[label] for label in moved.labels] == [data.names[label] for label in data.labels]
+    assert "by case, blanks or Unicode form only" in caplog.text
+
+
+def test_an_unknown_class_names_the_near_one(scenes):
+    data = read_coco(scenes / "annotations" / "test.json")
+    near = data.names[0] + "x"
+    with pytest.raises(DataError, match=f"{near}; did you mean '{data.names[0]}'"):
+        splits.in_model_classes(replace(data, names=(near, *data.names[1:])), list(data.names))
+
+
 def test_classes_that_the_model_lacks_are_an_error_that_names_them(scenes):
     data = read_coco(scenes / "annotations" / "test.json")
     with pytest.raises(DataError, match="unicorn"):

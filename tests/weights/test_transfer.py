@@ -55,6 +55,37 @@ def test_class_rows_go_by_name_and_new_classes_start_fresh(source, caplog):
     assert "kept by name: cow, cat; new: hen" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "written", ["gro\u0308\u00dfe", "Gr\u00f6\u00dfe", " gr\u00f6\u00dfe"], ids=["decomposed", "case", "blank"]
+)
+def test_a_class_that_is_only_written_otherwise_is_kept_and_told(tmp_path, caplog, written):
+    model = build(CONFIG, 2)
+    with torch.no_grad():
+        model.class_subnet[-1].bias.copy_(torch.arange(2.0).repeat(9))
+    save_model(
+        tmp_path / "m.safetensors", model.state_dict(), ModelInfo(CONFIG, ("cat", "gr\u00f6\u00dfe"), (1, 2))
+    )
+    with caplog.at_level("INFO", "retinanet"):
+        rows = started(tmp_path / "m.safetensors", (written, "cat")).class_subnet[-1].bias.detach()
+    assert rows.tolist() == [1.0, 0.0] * 9
+    assert f"kept by name: {written} (there 'gr\u00f6\u00dfe'), cat" in caplog.text
+
+
+def test_a_name_with_two_of_its_kind_is_matched_only_with_its_equal(source, tmp_path, caplog):
+    model = build(CONFIG, 2)
+    save_model(tmp_path / "m.safetensors", model.state_dict(), ModelInfo(CONFIG, ("car", "Car"), (1, 2)))
+    with caplog.at_level("INFO", "retinanet"):
+        started(tmp_path / "m.safetensors", ("CAR", "Car"))  # CAR is car, since Car is taken
+        started(tmp_path / "m.safetensors", ("CAR", "hen"))
+        started(source, ("Cat", "CAT", "dog"))
+    kept = [record.message.strip() for record in caplog.records if "class" in record.message.partition(",")[0]]
+    assert kept == [
+        "classes kept by name: CAR (there 'car'), Car",
+        "the class layer starts fresh: no class has a name that the model knows",
+        "classes kept by name: dog; new: Cat, CAT",
+    ]
+
+
 def test_without_a_common_name_the_class_layer_starts_fresh(source, caplog):
     with caplog.at_level("INFO", "retinanet"):
         started(source, ("hen",))
