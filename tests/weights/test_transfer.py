@@ -56,7 +56,9 @@ def test_class_rows_go_by_name_and_new_classes_start_fresh(source, caplog):
 
 
 @pytest.mark.parametrize(
-    "written", ["gro\u0308\u00dfe", "Gr\u00f6\u00dfe", " gr\u00f6\u00dfe"], ids=["decomposed", "case", "blank"]
+    "written",
+    ["gro\u0308\u00dfe", "Gr\u00f6\u00dfe", " gr\u00f6\u00dfe"],
+    ids=["decomposed", "case", "blank"],
 )
 def test_a_class_that_is_only_written_otherwise_is_kept_and_told(tmp_path, caplog, written):
     model = build(CONFIG, 2)
@@ -78,7 +80,9 @@ def test_a_name_with_two_of_its_kind_is_matched_only_with_its_equal(source, tmp_
         started(tmp_path / "m.safetensors", ("CAR", "Car"))  # CAR is car, since Car is taken
         started(tmp_path / "m.safetensors", ("CAR", "hen"))
         started(source, ("Cat", "CAT", "dog"))
-    kept = [record.message.strip() for record in caplog.records if "class" in record.message.partition(",")[0]]
+    kept = [
+        record.message.strip() for record in caplog.records if "class" in record.message.partition(",")[0]
+    ]
     assert kept == [
         "classes kept by name: CAR (there 'car'), Car",
         "the class layer starts fresh: no class has a name that the model knows",
