@@ -58,7 +58,7 @@ from retinanet.data.formats.detect import open_dataset
 from retinanet.data.images import image_size, read_image
 from retinanet.data.validate import validate
 from retinanet.errors import Problem, RetinaNetError
-from retinanet.evaluation.results import read_results
+from retinanet.evaluation.read import read_results
 from retinanet.weights.checkpoint import ModelInfo, build, load_model, read_weights, save_model
 
 SECONDS, KILOBYTES = 10, 1 << 20

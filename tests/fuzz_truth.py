@@ -322,17 +322,17 @@ def yolo_account(place: Path, splits: dict[str, Dataset]) -> None:
 
 def result_truth(entry: dict[str, Any]) -> tuple[int, int, list[float], float]:
     """Image id, category id, xyxy and score of an entry of a COCO results file."""
-    x, y, w, h = entry["bbox"]
-    require({type(value) for value in [*entry["bbox"], entry["score"]]} <= {int, float}, f"{entry}")
-    require(
-        isinstance(entry["bbox"], list)
-        and all(map(math.isfinite, [x, y, w, h, entry["score"]]))
-        and min(w, h) >= 0,
-        f"{entry}",
-    )
-    return (
-        whole(entry["image_id"]),
-        whole(entry["category_id"]),
-        [float(x), float(y), float(x + w), float(y + h)],
-        entry["score"],
-    )
+    require(isinstance(entry["bbox"], list), f"{entry}")
+    x, y, w, h, score = numbers = [number(value) for value in [*entry["bbox"], entry["score"]]]
+    require(all(map(math.isfinite, numbers)) and min(w, h) >= 0 and -1e-4 <= score <= 1 + 1e-4, f"{entry}")
+    image, category = (whole(number(entry[name])) for name in ("image_id", "category_id"))
+    return image, category, [float(x), float(y), float(x + w), float(y + h)], score
+
+
+def number(value: Any) -> Any:
+    """A number, also where it is written as text in digits; True is none."""
+    if isinstance(value, str):
+        require(set(value.strip()) <= set("0123456789.+-eE"), f"{value!r} is no number")
+        value = float(value) if set(value) & set(".eE") else int(value)
+    require(type(value) in (int, float), f"{value!r} is no number")
+    return value

@@ -54,13 +54,13 @@ DOORS = {
 
 CLOSURES = {  # files, lines
     "training.loop": (43, 7_457),  # to be 6_500
-    "inference.detector": (16, 2_606),
+    "inference.detector": (16, 2_611),
     "evaluation.evaluate": (32, 5_440),
-    "commands.predict": (50, 8_817),
+    "commands.predict": (51, 8_878),
 }
 TO_OPEN = {
-    "batch to step": (12, 2_136),  # to be 12, 1_800
-    "disk to step": (19, 3_616),  # to be 17, 2_600
+    "batch to step": (12, 2_140),  # to be 12, 1_800
+    "disk to step": (19, 3_636),  # to be 17, 2_600
 }
 LONGEST = 380
 

@@ -12,8 +12,9 @@ from ..data.splits import in_model_classes, open_split
 from ..device import describe, pick_workers, versions
 from ..distributed import is_main_process, process_group
 from ..evaluation.coco import Metrics, coco_metrics, format_table
+from ..evaluation.doubts import misread, more_objects, trained_on
 from ..evaluation.evaluate import Evaluation, evaluate, write_evaluation
-from ..evaluation.results import read_results
+from ..evaluation.read import categories_beside, read_results
 from ..files import refuse_run
 from ..inference.load import load
 from ..inference.tiles import check_tiles, in_tiles
@@ -45,10 +46,14 @@ def _run(model: str, data: str, config: EvalConfig) -> Metrics:
     if scoring:
         results = read_results(Path(model), dataset)
         evaluation = Evaluation(coco_metrics(dataset, results), results, {})
+        doubts = [] if categories_beside(Path(model)) else misread(dataset, results, evaluation.metrics)
     else:
         check_tiles(config.tiles, config.overlap, len(config.scales or ()))
         detector = load(model, config.device, config.precision, config.scale, config.scales)
         detector = in_tiles(detector, config.tiles, config.overlap)
+        doubts = trained_on(dataset, data, {} if detector.info is None else detector.info.about)
+        if detector.tiling is None:
+            doubts += more_objects(dataset, limit=detector.postprocess.max_detections)
         dataset = in_model_classes(dataset, detector.names)
         workers = pick_workers(config.workers, detector.device)
         machine = describe(detector.device)
@@ -59,6 +64,9 @@ def _run(model: str, data: str, config: EvalConfig) -> Metrics:
             )
         about |= {"config": to_json(config), "versions": versions(), "machine": machine}
     log.info("%s", format_table(evaluation.metrics))
+    for text in doubts:
+        log.warning("%s", text)
+    about["doubts"] = doubts
     if config.out is not None and is_main_process():
         write_evaluation(config.out, dataset, evaluation, about)
         log.info("wrote %s", config.out / "metrics.json")

@@ -22,7 +22,7 @@ from ..data.images import missing_reader, read_image
 from ..data.splits import in_model_classes, open_split
 from ..distributed import is_main_process, rank, world
 from ..errors import ConfigError, DataError
-from ..evaluation.results import collect, result_rows
+from ..evaluation.results import categories, collect, result_rows
 from ..files import sha256
 from ..inference.detector import Detector
 from ..inference.load import load, resolve_weights
@@ -84,10 +84,12 @@ def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     if not only_videos:
         count = len(data)
         shares = {"images": digest(data), "count": count, "block": block_size(count)}
-        folder.claim({**settings, **shares}, count)
+        named = {"categories": categories(data.names, data.category_ids)}
+        folder.claim({**settings, **shares, **named}, count)
     names = [Path(name).stem for name in image_names(map(str, videos))]
-    named = dict(zip(names, videos, strict=True))
-    good = keep_videos(detector, named, threshold, config, folder.path, settings)
+    good = keep_videos(
+        detector, dict(zip(names, videos, strict=True)), threshold, config, folder.path, settings
+    )
     return (only_videos or store(detector, data, threshold, config, folder)) and good
 
 

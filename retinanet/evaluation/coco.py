@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, Flags, Floats, Integers
 from ..errors import DataError
-from ..text import aligned, shown
+from ..text import aligned, listed, many, shown
 from .results import Results, xywh
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -80,9 +80,26 @@ class Metrics:
     boxes: int
     """Objects, crowds not counted."""
     detections: int
+    crowded: int
+    """Images with more than PER_IMAGE objects of a class."""
 
     def __getitem__(self, name: str) -> float | None:
         return self.numbers[name]
+
+    def remarks(self) -> list[str]:
+        """What AP leaves out, each in a line: classes without objects, detections beyond the hundredth."""
+        unseen, classes = [row.name for row in self.per_class if not row.boxes], len(self.per_class)
+        texts = ["no detections"] if not self.detections else []
+        if unseen:
+            over = f"AP over {classes - len(unseen)} of {many(classes, 'class', 'classes')}"
+            texts.append(f"{over}; no objects of {listed(unseen)}")
+        if self.crowded:
+            count = many(self.crowded, "image")
+            texts.append(
+                f"{count} with more than {PER_IMAGE} objects of a class: COCO's AP counts the best "
+                f"{PER_IMAGE} detections of a class in an image, so it stays below 1; F1 counts all"
+            )
+        return texts
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only; null where there are no such objects, never NaN."""
@@ -93,6 +110,7 @@ class Metrics:
             "images": self.images,
             "boxes": self.boxes,
             "detections": self.detections,
+            "remarks": self.remarks(),
             "per_class": [vars(row).copy() for row in self.per_class],
             "confusion": self.confusion.tolist(),
             "curves": {
@@ -114,11 +132,12 @@ def coco_metrics(dataset: Dataset, results: Results) -> Metrics:
             raise DataError(
                 f"detections of {what} {int(column.max())} (from 0), but {dataset.source} has {limit}"
             )
-    found = len(results)
-    results = _best_of_each_image(results)
     numbers, precision = _accumulate(dataset, results)
 
+    results = results[np.lexsort((-results.scores, results.images))]
     objects = np.bincount(dataset.labels[~dataset.crowd], minlength=classes)
+    of_class = (dataset.image_of_box() * classes + dataset.labels)[~dataset.crowd]  # image and class in one
+    groups, sizes = np.unique(of_class, return_counts=True)
     pairs = _pairs(dataset, results)
     same = results.labels[pairs[0]] == dataset.labels[pairs[1]]
     match = _match(dataset, results, (pairs[0][same], pairs[1][same], pairs[2][same]))
@@ -148,8 +167,14 @@ def coco_metrics(dataset: Dataset, results: Results) -> Metrics:
         f1=f1,
         images=images,
         boxes=int(objects.sum()),
-        detections=found,
+        detections=len(results),
+        crowded=len(np.unique(groups[sizes > PER_IMAGE] // max(classes, 1))),
     )
+
+
+def coco_numbers(dataset: Dataset, results: Results) -> dict[str, float | None]:
+    """The twelve numbers alone."""
+    return _accumulate(dataset, results)[0]
 
 
 def best_f1(scores: Floats, right: Flags, objects: int) -> tuple[float | None, float | None]:
@@ -182,8 +207,8 @@ def _mean(values: Floats) -> float | None:
     return float(values[values > -1].mean()) if (values > -1).any() else None
 
 
-def _best_of_each_image(results: Results) -> Results:
-    """By image and descending score, at most PER_IMAGE of each class: what COCO counts, in its order."""
+def _best_of_each_class(results: Results) -> Results:
+    """By image and descending score, at most PER_IMAGE of each class in an image: what COCO counts."""
     order = np.lexsort((-results.scores, results.labels, results.images))
     images, labels = results.images[order], results.labels[order]
     starts = np.flatnonzero(
@@ -198,6 +223,7 @@ def _accumulate(dataset: Dataset, results: Results) -> tuple[dict[str, float | N
     """The twelve numbers; precision [10 IoUs, 101 recalls, K], -1 for a class without objects."""
     if not len(dataset) or not dataset.names:
         return dict.fromkeys(NUMBERS), np.full((10, 101, len(dataset.names)), -1.0)
+    results = _best_of_each_class(results)
     # new ids in the order of the source's: the order of the images decides between equal scores
     ids = np.empty(len(dataset), dtype=np.int64)
     ids[np.argsort(dataset.image_ids, kind="stable")] = np.arange(1, len(dataset) + 1)
@@ -289,7 +315,7 @@ def format_table(metrics: Metrics) -> str:
     """The twelve numbers and a line for each class, as plain text; "-" where there are no such objects."""
     cells = [f"{name:<5} {shown(metrics[name]):>5}" for name in NUMBERS]
     lines = ["   ".join(cells[at : at + 3]) for at in range(0, 12, 3)]
-    lines.append(f"best F1 {shown(metrics.f1)} at score {shown(metrics.threshold)}")
+    lines += [f"best F1 {shown(metrics.f1)} at score {shown(metrics.threshold)}", *metrics.remarks()]
     rows: list[tuple[str, ...]] = [("class", "boxes", "AP", "AP50", "AP75", "F1", "at score")]
     for row in metrics.per_class:
         values = (row.AP, row.AP50, row.AP75, row.f1, row.threshold)

@@ -21,7 +21,7 @@ from ..inference.detector import Detector
 from ..model.criterion import Criterion, forward_losses, sum_levels
 from ..structures import Detections
 from .coco import Metrics, coco_metrics
-from .results import Results, collect, merge, write_results
+from .results import Results, categories, collect, merge, write_results
 
 
 @dataclass(frozen=True)
@@ -177,4 +177,5 @@ def write_evaluation(out: Path, data: Dataset, evaluation: Evaluation, about: di
         plots.plot_confusion(metrics.confusion, data.names, folder / "confusion.png")
         plots.plot_f1(curves.thresholds, curves.f1, metrics.threshold, folder / "f1.png")
     # last: a training run is finished when this is there
-    write_atomically(out / "metrics.json", json.dumps({**metrics.to_json(), **about}, indent=1).encode())
+    content = {**metrics.to_json(), "categories": categories(data.names, data.category_ids), **about}
+    write_atomically(out / "metrics.json", json.dumps(content, indent=1).encode())

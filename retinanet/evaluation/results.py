@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.dataset import Dataset, Floats, Integers
-from ..data.formats.json import NUMBERS, as_int, reject_duplicate_keys, shorten
-from ..errors import DataError, Problem
 from ..files import write_atomically
 from ..structures import Detections
 
@@ -96,70 +92,9 @@ def result_rows(dataset: Dataset, results: Results) -> Iterator[str]:
     )
 
 
-def read_results(file: Path, dataset: Dataset) -> Results:
-    """COCO result JSON -> columns; ids that the data set does not know are an error."""
-    try:
-        content = json.loads(file.read_bytes(), object_pairs_hook=reject_duplicate_keys)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(content, list):
-        raise DataError(
-            f"{file} is no COCO result file: that is a list of {{image_id, category_id, bbox, score}}"
-        )
-    rows, problems = [], []
-    for number, entry in enumerate(content):
-        try:
-            x, y, width, height = box = entry["bbox"]
-            image, category, score = as_int(entry["image_id"]), as_int(entry["category_id"]), entry["score"]
-            row = (x, y, x + width, y + height, score)
-            if (
-                not NUMBERS.issuperset(map(type, [*box, score]))
-                or not all(map(isfinite, row))
-                or width < 0
-                or height < 0
-            ):
-                raise ValueError
-            if image is None or category is None:
-                raise ValueError
-            rows.append((image, category, *row))
-        except (KeyError, TypeError, ValueError, OverflowError):
-            problems.append(
-                Problem(
-                    "entries without a usable image_id, category_id, bbox and score",
-                    file.name,
-                    f"entry {number}: {shorten(entry)}",
-                )
-            )
-    images, image_problems = _positions([row[0] for row in rows], dataset.image_ids, "image", file)
-    labels, label_problems = _positions(
-        [row[1] for row in rows], np.array(dataset.category_ids, dtype=np.int64), "category", file
-    )
-    problems += image_problems + label_problems
-    if problems:
-        raise DataError(f"{file} does not go with {dataset.source}:\n{_summary(problems)}", problems)
-    values = np.array([row[2:] for row in rows], dtype=np.float64).reshape(-1, 5)
-    return Results(images, values[:, :4], values[:, 4], labels)
-
-
-def _positions(ids: list[int], known: Integers, what: str, file: Path) -> tuple[Integers, list[Problem]]:
-    """The position of each id among the known ones, and what is wrong with the ids that are not."""
-    where = {one: position for position, one in enumerate(known.tolist())}
-    unknown = sorted(Counter(one for one in ids if one not in where).items())
-    problems = [
-        Problem(f"unknown {what} ids", file.name, f"{what}_id {one} ({count} detections)")
-        for one, count in unknown
-    ]
-    return np.array([where.get(one, -1) for one in ids], dtype=np.int64), problems
-
-
-def _summary(problems: list[Problem], limit: int = 10) -> str:
-    """How many of each kind, and the first few."""
-    lines = []
-    for kind in dict.fromkeys(problem.kind for problem in problems):
-        details = [problem.detail for problem in problems if problem.kind == kind]
-        more = [f"... and {len(details) - limit} more"] if len(details) > limit else []
-        lines += [f"{len(details)} {kind}", *(f"  {detail}" for detail in details[:limit] + more)]
-    return "\n".join(lines)
+def categories(names: Iterable[str], ids: Iterable[int]) -> list[dict[str, Any]]:
+    """The names of category ids as our commands write them beside results, for `read.read_results`."""
+    return [{"id": one, "name": name} for name, one in zip(names, ids, strict=True)]
 
 
 def xywh(boxes: Floats) -> Floats:

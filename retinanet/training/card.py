@@ -86,6 +86,7 @@ def model_card(
         f"Threshold: {shown(metrics.threshold)}, the score with the best F1 over all classes in validation "
         f"({shown(metrics.f1)} at IoU 0.5). It decides what is drawn and printed; AP does not depend on it."
     )
+    remarks = [f"{escaped(text[0].upper() + text[1:])}." for text in metrics.remarks()]
     if metrics.threshold is None:
         threshold = "Nothing was found in validation, so the threshold for images is 0.5, which is a guess."
     return TEMPLATE.read_text(encoding="utf-8").format(
@@ -102,7 +103,7 @@ def model_card(
         unfinished=unfinished if done < iterations else "",
         at=at if state.average is None else f"{at}, a running average",
         best=best_weights(progress, rows),
-        numbers=table(NUMBERS, [[shown(metrics[key]) for key in NUMBERS]]),
+        numbers="\n\n".join([table(NUMBERS, [[shown(metrics[key]) for key in NUMBERS]]), *remarks]),
         threshold=threshold,
         per_class=per_class(state, metrics),
         splits=splits(state, about),

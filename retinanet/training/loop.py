@@ -124,6 +124,8 @@ def loop(state: TrainState, about: dict[str, Any], progress: Counters, folder: P
         write_atomically(folder / "config.json", json.dumps(about, indent=1).encode())
         final = {**about, "split": state.validation.split, "iteration": progress.done}
         write_evaluation(folder, state.validation, evaluation, final)
+    for text in evaluation.metrics.remarks():
+        log.info("validation: %s", text)
     spent, ap = duration(pace.used()), evaluation.metrics["AP"] or 0.0
     log.info("done in %s: AP %.3f in validation; %s", spent, ap, folder)
     if stop.asked():  # during the last validation: this run is complete, but what follows it must not start
@@ -187,7 +189,9 @@ def validate_and_save(
     numbers = {name: metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     record.row("val", done, loss=loss, **evaluation.losses, **numbers, threshold=metrics.threshold)
     text = "  ".join(f"{name} {shown(value)}" for name, value in numbers.items())
-    log.info("%d  validation: loss %.3f  %s", done, loss, text)
+    log.info(
+        "%d  validation: loss %.3f  %s%s", done, loss, text, "" if metrics.detections else "  no detections"
+    )
     best = (metrics["AP"] or 0.0) > progress.best
     progress.best = max(progress.best, metrics["AP"] or 0.0)
     if is_main_process():

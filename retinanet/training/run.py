@@ -18,6 +18,7 @@ from ..data.splits import account, open_training
 from ..device import describe, explain_errors, pick_device, versions
 from ..distributed import broadcast_from_main, is_main_process, process_group, world
 from ..errors import DataError
+from ..evaluation.doubts import more_objects
 from ..files import new_folder, write_atomically
 from ..inference.load import read_pretrained
 from ..text import listed, many
@@ -126,6 +127,7 @@ def doubts(state: TrainState) -> list[str]:
     texts = []
     if unseen:
         texts.append(f"validation has no object of {listed(unseen)}: its AP says nothing about them")
+    texts += more_objects(training, validation, limit=state.config.model.postprocess.max_detections)
     if narrow:
         height, width = state.preprocess.size(*training.sizes[narrow[0]].tolist())
         texts.append(

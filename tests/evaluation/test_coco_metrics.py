@@ -14,7 +14,8 @@ from retinanet.data.dataset import Columns, Dataset
 from retinanet.data.formats.coco import read_coco
 from retinanet.errors import DataError
 from retinanet.evaluation.coco import NUMBERS, best_f1, coco_metrics, format_table
-from retinanet.evaluation.results import Results, collect, read_results, write_results
+from retinanet.evaluation.read import read_results
+from retinanet.evaluation.results import Results, collect, write_results
 from retinanet.structures import Detections
 
 Box = tuple[float, float, float, float]
@@ -119,10 +120,62 @@ def test_detections_of_a_crowd_are_neither_right_nor_wrong():
     assert metrics.confusion.tolist() == [[1, 0], [0, 0]]
 
 
-def test_only_the_best_hundred_of_an_image_count():
+def test_ap_counts_the_best_hundred_of_an_image_and_the_threshold_all():
     strays = [((200.0, 2.0 * i, 210.0, 2.0 * i + 1), 0, 0.9) for i in range(100)]
     metrics = coco_metrics(dataset([(A, 0)], names=["cat"]), results([*strays, (A, 0, 0.1)]))
-    assert (metrics["AP"], metrics.threshold, metrics.detections) == (0.0, None, 101)
+    assert (metrics["AP"], metrics.threshold, metrics.detections) == (0.0, 0.1, 101)
+    assert metrics.f1 == pytest.approx(2 / (101 + 1))
+
+
+def grid(count: int) -> list[Box]:
+    return [
+        (12.0 * (i % 20), 12.0 * (i // 20), 12.0 * (i % 20) + 10, 12.0 * (i // 20) + 10) for i in range(count)
+    ]
+
+
+def test_more_than_a_hundred_objects_of_a_class_bound_ap_and_are_told():
+    boxes = grid(150)
+    found = results([(box, 0, 0.9 - i / 1000) for i, box in enumerate(boxes)])
+    metrics = coco_metrics(dataset([(box, 0) for box in boxes], [(A, 0)], names=["cat"]), found)
+    assert metrics["AR100"] == pytest.approx(100 / 151)
+    assert metrics.threshold == pytest.approx(0.9 - 149 / 1000)
+    assert metrics.f1 == pytest.approx(2 * 150 / (150 + 151))
+    (told,) = metrics.remarks()
+    assert told.startswith("1 image with more than 100 objects of a class: COCO's AP counts the best 100")
+    assert told in format_table(metrics)
+    assert told in metrics.to_json()["remarks"]
+
+
+@pytest.mark.parametrize("crowd", [[], grid(150)[100:]], ids=["a hundred of each class", "crowds"])
+def test_a_hundred_objects_of_a_class_are_not_too_many(crowd: list[Box]):
+    boxes = grid(150)
+    label = [0 if crowd else i % 2 for i in range(150)]
+    metrics = coco_metrics(
+        dataset(
+            list(zip(boxes, label, strict=True)), crowd=crowd, names=["cat"] if crowd else ["cat", "dog"]
+        ),
+        results([(A, 0, 0.9)]),
+    )
+    assert metrics.remarks() == []
+
+
+@pytest.mark.parametrize(
+    ("truths", "told"),
+    [
+        ([(A, 0), (B, 1)], []),
+        ([(A, 0)], ["AP over 1 of 2 classes; no objects of dog"]),
+        ([], ["AP over 0 of 2 classes; no objects of cat, dog"]),
+    ],
+)
+def test_classes_without_objects_are_told(truths: list[Truth], told: list[str]):
+    metrics = coco_metrics(dataset(truths), results([(A, 0, 0.9)]))
+    assert metrics.remarks() == told
+    assert all(line in format_table(metrics).splitlines() for line in told)
+
+
+def test_an_ap_of_zero_for_want_of_detections_says_so():
+    assert coco_metrics(dataset([(A, 0), (B, 1)]), results()).remarks() == ["no detections"]
+    assert coco_metrics(dataset([(A, 0), (B, 1)]), results([(FAR, 0, 0.5)])).remarks() == []
 
 
 @pytest.mark.parametrize("found", [[], [(A, 0, 0.9)]], ids=["nothing found", "strays"])
