@@ -139,6 +139,7 @@ PART = (
         xml(thing().replace("<name>", f"{PART}<name>")),
         xml(thing().replace("</object>", f"{PART}{PART}</object>")),
         xml(thing(corners=("10.0", " 20 ", "4e1", "+25"))),
+        xml(thing(), thing().replace("<name>", "<deleted>1</deleted><name>")),
         xml(thing().replace("<bndbox>", "<truncated>0.0597</truncated><bndbox>")),
     ],
 )

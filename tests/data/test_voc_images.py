@@ -112,6 +112,29 @@ def test_the_folder_of_the_xml_files_stands_for_the_set(tmp_path: Path, given: s
 
 
 @pytest.mark.parametrize(
+    "given, images", [("boxes", "photos"), ("annotations", "pics"), ("x/xml", "x/frames 1")]
+)
+def test_images_of_a_folder_of_xml_files_may_lie_in_the_only_folder_beside_it_with_these_names(
+    tmp_path: Path, given: str, images: str
+) -> None:
+    root = put(tmp_path / "set", f"{given}/a.xml", f"{images}/a.jpg", f"{given}_2/b.jpg")
+    data = open_dataset(root / given)["all"]
+    assert (data.path(0), data.root) == (root / images / "a.jpg", root / images)
+    put(root, f"{given}_2/a.jpg")  # now there are two
+    assert not open_dataset(root / given)["all"].path(0).exists()
+
+
+@pytest.mark.parametrize("place", ["", "more/", "Annotation/"])
+def test_an_xml_file_in_another_folder_names_its_image(tmp_path: Path, place: str) -> None:
+    root = put(tmp_path / "set", "Annotations/a.xml", "images/a.jpg", f"{place}b.xml", "images/b.jpg")
+    data = open_dataset(root)["all"]
+    (problem,) = data.problems
+    assert data.files.tolist() == ["images/a.jpg"]
+    assert problem.kind == "XML files in another folder than the others"
+    assert f"{place}b.xml: it is probably that of images/b.jpg" in problem.detail
+
+
+@pytest.mark.parametrize(
     "xml, image",
     [("a.xml", "a.jpg"), ("Annotations/a.xml", "x/a.jpg"), ("train/annotations/a.xml", "train/a.jpg")],
 )

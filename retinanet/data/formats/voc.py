@@ -19,7 +19,7 @@ from ..dataset import NO_TEXT, Columns, Dataset, is_text
 from ..folder import Folder, folded, join, stem_of
 from ..images import is_image
 from .format import SPLITS, Read, decoded, split_of
-from .voc_folders import around, find_images, find_xmls, folder_of_images, is_rest
+from .voc_folders import around, find_images, find_xmls, folder_of_images, is_rest, sibling_of_images
 from .voc_images import ANNOTATIONS, IMAGES, Found, Index, is_xml, key_of, match
 from .voc_xml import is_voc, parse
 
@@ -27,6 +27,10 @@ HOLDS = (
     "Annotations/*.xml with JPEGImages/ or images/, or *.xml beside the images, here or in train/, valid/, "
     "test/"
 )
+
+TWINS = "images without an XML file, whose names differ from others by form only"
+
+ELSEWHERE = "XML files in another folder than the others"
 
 
 def recognise_voc(root: Path, images: Path | None) -> Read | None:
@@ -48,10 +52,9 @@ def read_voc(folder: Folder, xmls: list[str], images: Path | None = None) -> dic
     """
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: no such folder of images")
-    if images is None:
-        top, pictures, usual = folder.top, find_images(folder, xmls), folder_of_images(folder)
-    else:
-        top, pictures, usual = images, sorted(filter(is_image, Folder(images).walk())), ""
+    top, pictures, usual = folder.top, [] if images else find_images(folder, xmls), folder_of_images(folder)
+    if not pictures and (other := images or sibling_of_images(folder, xmls)):
+        top, pictures, usual = other, sorted(filter(is_image, Folder(other).walk())), ""
     records = {file: parse(folder.top / file) for file in xmls}
     found = match(records, pictures, usual)
     numbers = {file: place for place, file in enumerate(xmls, start=1)}
@@ -59,7 +62,7 @@ def read_voc(folder: Folder, xmls: list[str], images: Path | None = None) -> dic
     labels = {name: label for label, name in enumerate(names)}
 
     splits = _splits(folder, xmls, found.image_of)
-    _tell_of_rest(splits, [*xmls, *around(folder, xmls)], found, top)
+    _tell_of_rest(splits, found, xmls, around(folder, xmls), top)
     datasets = {}
     for split, (source, columns, chosen) in splits.items():
         for file in chosen:
@@ -204,8 +207,10 @@ def _meant(line: str, index: Index) -> tuple[str, list[str] | None]:
     return names[-1], []
 
 
-def _tell_of_rest(splits: Mapping[str, Split], xmls: list[str], found: Found, top: Path) -> None:
-    """What is in no split is told with train, else with the first split."""
+def _tell_of_rest(
+    splits: Mapping[str, Split], found: Found, xmls: list[str], others: list[str], top: Path
+) -> None:
+    """What is in no split is told with train, else with the first split. `others` are XML files elsewhere."""
     columns = splits["train" if "train" in splits else next(iter(splits))][1]
     chosen = {xml for split in splits.values() for xml in split[2]}
     left = [xml for xml in xmls if xml not in chosen]
@@ -215,11 +220,17 @@ def _tell_of_rest(splits: Mapping[str, Split], xmls: list[str], found: Found, to
         for _, one, files in splits.values() if image else ():
             if xml_of[image] in files:
                 one.problem(kind, _name_of_folder(xml, top), f"{xml}: {detail}", image)
+    alone = Index(found.alone)
+    for xml in others:
+        if images := alone.find(key_of(xml)):
+            what = f"{xml}: it is probably that of {images[0]}; put it into the folder of the others"
+            columns.problem(ELSEWHERE, _name_of_folder(xml, top), what)
+        else:
+            left.append(xml)
     if left:
         columns.notes.append(f"{many(len(left), 'XML file')} in no split, left out, as {left[0]}")
     if found.alone:
         count = many(len(found.alone), "image")
         columns.notes.append(f"{count} without an XML file, left out, as {found.alone[0]}")
     for image in found.twins:
-        kind = "images without an XML file, whose names differ from others by form only"
-        columns.problem(kind, _name_of_folder(image, top), image)
+        columns.problem(TWINS, _name_of_folder(image, top), image)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from ..folder import Folder, folded, join
+from ...errors import DataError
+from ..folder import Folder, folded, join, stem_of
 from ..images import is_image
 from .format import split_of
 from .voc_images import ANNOTATIONS, IMAGES, is_xml, key_of
@@ -22,6 +24,19 @@ def find_xmls(root: Path, images: Path | None) -> tuple[Folder, list[str]]:
                 return around, list(filter(is_xml, around.walk(root.relative_to(place.parent).as_posix())))
     folder = Folder(root)
     return folder, list(filter(is_xml, _files(folder)))
+
+
+def sibling_of_images(folder: Folder, xmls: list[str]) -> Path | None:
+    """The only folder beside this one that holds an image with the name of one of the XML files."""
+    stems, beside = set(map(stem_of, xmls)), Folder(folder.top.parent)
+    with suppress(DataError):  # the folder above may be entered and not listed
+        found = [
+            name
+            for name in beside.listed().folders
+            if any(is_image(file) and stem_of(file) in stems for file in beside.listed(name).files)
+        ]
+        return beside.top / found[0] if len(found) == 1 else None
+    return None
 
 
 def _files(folder: Folder) -> Iterator[str]:

@@ -145,6 +145,8 @@ def _filename(record: Record) -> str:
 def _best(images: list[str], xml: str, filename: str) -> list[str]:
     """Of several images those with the name of the XML file, of these those with the name that it holds, of
     these those in its folder."""
+    if len(images) < 2:
+        return images
     for fits in (
         lambda image: stem_of(image) == stem_of(xml),
         lambda image: os.path.basename(image) in (filename, stem_of(xml)),

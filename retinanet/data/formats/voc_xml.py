@@ -69,7 +69,8 @@ def parse(file: Path) -> Record:
     else:
         record.repairs.append(("XML files without the size of the image, which the image has", ""))
     for place, entry in enumerate(tree.iterfind("object"), start=1):
-        _object(entry, place, record)
+        if (entry.findtext("deleted") or "").strip() != "1":  # of LabelMe
+            _object(entry, place, record)
     return record
 
 
