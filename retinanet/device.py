@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import time
+import pickle
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
+from multiprocessing.queues import Queue
 from typing import Any, Literal
 
 import torch
+from torch.utils.data import DataLoader
 
 from .distributed import local_rank, world
-from .errors import ConfigError, ProcessError
+from .errors import ConfigError, ProcessError, unknown_name_error
+
+log = logging.getLogger("retinanet")
+
+SHARED_MEMORY = "/dev/shm"
+"""Where Linux keeps the memory that processes share. A container of Docker has 64 MB of it."""
+SEMAPHORES = 1 << 20
+"""Bytes of it that the loader processes need at least, for what they wait on."""
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -23,24 +35,23 @@ def gpu_number(name: str) -> int:
     return int(name[5:]) if name.startswith("cuda:") and name[5:].isdigit() else 0
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | torch.device) -> torch.device:
     """`auto` is a GPU if there is one, and each process of several takes its own.
 
-    Raises ConfigError for a device that is absent.
+    Raises ConfigError for a device that is absent or that the package does not compute on.
     """
+    count = torch.cuda.device_count()
+    known = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{number}" for number in range(count))]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
+    except (RuntimeError, TypeError) as error:
+        raise unknown_name_error("device", str(name), known) from error
     if device.type == "cuda" and world() > 1:
         device = torch.device("cuda", local_rank())
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices; use "
-            f"--device cpu or auto"
-        )
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+        raise ConfigError(f"there is no device {str(name)!r} to compute on; choose one of: {', '.join(known)}")
     return device
 
 
@@ -69,31 +80,102 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
     return min(8, cores) if device.type == "cuda" else min(1, cores - 1)
 
 
+def shared_memory() -> float:
+    """Free bytes of the memory that processes share, for each training process; without a known limit, inf."""
+    try:
+        free = os.statvfs(SHARED_MEMORY)
+    except (AttributeError, OSError):  # not Linux
+        return float("inf")
+    return free.f_bavail * free.f_frsize / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def load_items(dataset: Any, workers: int, size: int, *, pin: bool = False, **order: Any) -> Iterator[Any]:
+    """The items of a dataset, each of at most about `size` bytes, loaded by `workers` processes.
+
+    The processes start at once. They hand tensors over in shared memory. A process that writes where there is
+    none left is killed, or waits for ever. So where two loaders might not fit, items go through pipes instead.
+    """
+    free = shared_memory()
+    if workers and free < SEMAPHORES:
+        _tell_small("the main process loads the images itself, which is slower")
+        workers = 0
+    piped = workers > 0 and 2 * (2 * workers + 2) * size > free  # each prepares two; two more are on their way
+    if piped:
+        _tell_small("the loader processes send images through pipes, which is a little slower")
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin and not piped,
+        collate_fn=pickle.dumps if piped else _as_it_is,
+        worker_init_fn=_start_worker,
+        **order,
+    )
+    items = iter(loader)
+    return (_unpacked(item, pin) for item in items) if piped else items
+
+
+@cache
+def _tell_small(instead: str) -> None:
+    log.warning(
+        "%s, the memory that processes share, is too small for the loader processes: %s. In a container give it "
+        "more, as with docker run --shm-size 4g; --workers 0 does without such processes",
+        SHARED_MEMORY,
+        instead,
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    """Keeps the loader from turning tuples into lists of tensors."""
+    return item
+
+
+def _unpacked(item: bytes, pin: bool) -> Any:
+    found = pickle.loads(item)
+    return found.pin_memory() if pin and hasattr(found, "pin_memory") else found
+
+
+def _start_worker(worker: int) -> None:
+    """A worker ends when its parent does, not on Ctrl-C, which the terminal sends to all processes.
+
+    It ends too when an item cannot be sent, for lack of shared memory: the parent would wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(1))  # type: ignore[attr-defined]
+
+
 @contextmanager
 def explain_errors() -> Iterator[None]:
     """The region in which a lack of memory, of the GPU or of the loaders, becomes an error that helps."""
     try:
-        yield
+        with explain_lost_loaders():
+            yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             "the step does not fit in the GPU's memory; set --micro-batch (less memory, the same result) or "
             "--batch auto, or lower --scale"
         ) from error
-    except RuntimeError as error:
-        # torch raises it from a signal handler, perhaps in the middle of a step, so nothing is saved
-        text = str(error)
-        ended = "killed by signal" in text or "exited unexpectedly" in text
-        if "DataLoader worker" not in text or not ended:
+
+
+@contextmanager
+def explain_lost_loaders() -> Iterator[None]:
+    """The region in which the end of a loader process becomes an error that helps."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # torch raises from a signal handler, perhaps in the middle of a step, so nothing is saved; for another
+        # loader it would raise again, here or where this error is told
+        text = str(error).partition("\n")[0]
+        lost = "killed by signal" in text or "exited unexpectedly" in text
+        if isinstance(error, RuntimeError) and not (lost and "DataLoader worker" in text):
             raise
+        with suppress(AttributeError, ValueError):  # on Windows; in a thread, where no handler raises
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise ProcessError(
-            f"a loader process was ended from outside ({text.splitlines()[0]}), as a system does that is "
-            f"short of memory: lower --workers; a training goes on from its last state with --resume"
-        ) from error
-    except (ConnectionError, EOFError) as error:  # the same, met while its batch was being fetched
-        with suppress(RuntimeError):  # torch's handler may raise its error only now
-            time.sleep(0.5)
-        raise ProcessError(
-            "a loader process was ended from outside; a training goes on from its last state with --resume"
+            f"a loader process was ended from outside ({text or 'its pipe is closed'}), as a system does that is "
+            f"short of memory: lower --workers, or in a container raise --shm-size; a training goes on from its "
+            f"last state with --resume"
         ) from error
 
 

@@ -20,7 +20,7 @@ from ..data.dataset import Dataset, Flags, Floats
 from ..data.images import MAX_PIXELS
 from ..data.loader import evaluation_batches
 from ..data.splits import in_model_classes, open_split
-from ..device import describe, pick_workers, versions
+from ..device import describe, explain_lost_loaders, pick_workers, versions
 from ..errors import ConfigError
 from ..files import may_fail, next_free, refuse_run, write_atomically
 from ..inference.detector import Detector
@@ -65,6 +65,7 @@ class LossAnalysis:
     suspects: list[Suspect]
 
 
+@explain_lost_loaders()
 def run(model: str, data: str, config: AuditConfig) -> LossAnalysis:
     """Print shares of the loss and suspects; write audit.json, suspects.json and audit.html to --out."""
     check(config)

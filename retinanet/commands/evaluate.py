@@ -9,7 +9,7 @@ from typing import Any
 from ..config.commands import EvalConfig
 from ..config.io import check, reading, to_json
 from ..data.splits import in_model_classes, open_split
-from ..device import describe, pick_workers, versions
+from ..device import describe, explain_lost_loaders, pick_workers, versions
 from ..distributed import is_main_process, process_group
 from ..evaluation.coco import Metrics, coco_metrics, format_table
 from ..evaluation.doubts import misread, more_objects, trained_on
@@ -23,6 +23,7 @@ from ..text import progress_bar
 log = logging.getLogger("retinanet")
 
 
+@explain_lost_loaders()
 def run(model: str, data: str, config: EvalConfig) -> Metrics:
     """Print the 12 COCO numbers and those of each class, and write everything into --out.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..config.commands import ExportConfig
+from ..device import explain_lost_loaders
 from ..errors import ConfigError
 from ..export.write import FORMATS, check_export, write_and_compare
 from ..inference.load import load_checkpoint, resolve_weights
@@ -13,6 +14,7 @@ from ..inference.runtimes import SUFFIXES
 log = logging.getLogger("retinanet")
 
 
+@explain_lost_loaders()
 def run(model: str, config: ExportConfig) -> bool:
     """Write the file and compare it with its source; true when it passes and is kept."""
     path = resolve_weights(model)

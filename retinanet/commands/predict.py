@@ -20,6 +20,7 @@ from ..config.io import check, reading
 from ..data.dataset import Columns, Dataset
 from ..data.images import missing_reader, read_image
 from ..data.splits import in_model_classes, open_split
+from ..device import explain_lost_loaders
 from ..distributed import is_main_process, rank, world
 from ..errors import ConfigError, DataError
 from ..evaluation.results import categories, collect, result_rows
@@ -40,6 +41,7 @@ DRAWERS = 2
 """Threads that draw and encode: Pillow computes without Python's lock, and the network needs the rest."""
 
 
+@explain_lost_loaders()
 def run(model: str, sources: Sequence[str], config: PredictConfig) -> bool:
     """Predict for files, folders, globs, lists, or a split; true when every image could be read.
 

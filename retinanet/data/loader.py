@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ..device import load_items, shared_memory
 from ..errors import DataError
 from ..model.preprocess import Preprocess
 from ..structures import Targets
@@ -65,13 +65,17 @@ class _Samples(TorchDataset[Batch | DataError]):
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are not forked, on systems where that is not usual: they open the same memory."""
-        self._shared = self._shared or share(self.data)
+        if self._shared is None:
+            columns = [one for one in vars(self.data).values() if isinstance(one, np.ndarray)]
+            if 2 * sum(one.nbytes for one in columns) > shared_memory():
+                return self.__dict__  # a copy for each worker
+            self._shared = share(self.data)
         return self.__dict__ | {"data": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        assert self._shared is not None
-        self.data = self._shared.opened()
+        if self._shared is not None:
+            self.data = self._shared.opened()
 
     def __getitem__(self, entry: Entry) -> Batch | DataError:
         pairs = list(zip(entry.indices, entry.turns, strict=True))
@@ -119,7 +123,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The batches of iterations start..stop-1. DataError names an image that cannot be decoded."""
     samples = _Samples(data, preprocess, augment, sampler.seed, max_pixels)
-    return _load(samples, sampler.entries(start, stop), workers, pin)
+    share = sampler.batch // sampler.world
+    return _load(samples, sampler.entries(start, stop), share, workers, pin)
 
 
 def evaluation_batches(
@@ -134,26 +139,13 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every image once (over `world` processes), not augmented, in batches of one padded shape."""
     order = evaluation_entries(data.sizes, batch, preprocess, rank, world)
-    return _load(_Samples(data, preprocess, None, 0, max_pixels), order, workers, pin)
+    return _load(_Samples(data, preprocess, None, 0, max_pixels), order, batch, workers, pin)
 
 
-def _load(samples: _Samples, order: Iterable[Entry], workers: int, pin: bool) -> Iterator[Batch]:
+def _load(samples: _Samples, order: Iterable[Entry], batch: int, workers: int, pin: bool) -> Iterator[Batch]:
     # an entry of the order is a whole batch already
-    loader = DataLoader(
-        samples,
-        sampler=order,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_own_signals,
-    )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
-
-
-def _own_signals(worker: int) -> None:
-    """A worker ends when its parent does, not on Ctrl-C, which the terminal sends to all processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    size = batch * samples.preprocess.most_bytes
+    for loaded in load_items(samples, workers, size, pin=pin, sampler=order):
+        if isinstance(loaded, DataError):
+            raise loaded
+        yield loaded

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from ..data.images import MAX_PIXELS, read_image
-from ..device import pick_workers
+from ..device import load_items, pick_workers
 from ..errors import DataError
 from ..model.preprocess import Preprocess
 from ..structures import Detections
@@ -62,12 +62,12 @@ def load_parts(
     The processes take turns, image by image. Each holds one decoded image and sends its parts one by one.
     """
     turns = max(1, min(workers, len(paths)))
+    size = (KEPT // 4 if keep else 0) + sum(one.most_bytes for one in detector.scales)
     sources: list[Iterator[Part | Failure]] = []
     for first in range(turns):
         positions = range(first, len(paths), turns)
         parts = _Parts(paths, positions, detector.scales, detector.tiling, max_pixels, keep)
-        loader = DataLoader(parts, batch_size=None, num_workers=min(workers, 1), collate_fn=_as_it_is)
-        sources.append(iter(loader))
+        sources.append(load_items(parts, min(workers, 1), turns * size))
     for index in range(len(paths)):
         part = next(sources[index % turns])
         yield part
@@ -99,8 +99,3 @@ class _Parts(IterableDataset[Any]):
                 yield part._replace(image=kept)
                 kept = None
             del image  # before the next is decoded
-
-
-def _as_it_is(part: Any) -> Any:
-    """Keeps the loader from turning tuples into lists of tensors."""
-    return part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -58,6 +59,13 @@ class Preprocess:
         short = scale or self.scale
         limit = (self.max_side or self.scale * 1333 / 800) * short / self.scale
         return target_size(height, width, short, limit, self.resize)
+
+    @property
+    def most_bytes(self) -> int:
+        """The bytes of the largest image that it makes, padded."""
+        limit = self.max_side or math.ceil(self.scale * 1333 / 800)
+        height, width = self.padded([(self.scale, limit)])
+        return 3 * height * width * (4 if self.resize == "plain" else 1)
 
     def resized(self, image: Tensor, scale: float | None = None) -> Tensor:
         """[3, H, W] uint8 -> [3, h, w] uint8, bilinear; float32 in 0..255 where `resize` is plain."""
