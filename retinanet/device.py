@@ -51,7 +51,9 @@ def pick_device(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and world() > 1:
         device = torch.device("cuda", local_rank())
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
-        raise ConfigError(f"there is no device {str(name)!r} to compute on; choose one of: {', '.join(known)}")
+        raise ConfigError(
+            f"there is no device {str(name)!r} to compute on; choose one of: {', '.join(known)}"
+        )
     return device
 
 
@@ -81,7 +83,7 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
 
 
 def shared_memory() -> float:
-    """Free bytes of the memory that processes share, for each training process; without a known limit, inf."""
+    """Free bytes of the memory that processes share, for each training process; inf without a limit."""
     try:
         free = os.statvfs(SHARED_MEMORY)
     except (AttributeError, OSError):  # not Linux
@@ -92,14 +94,15 @@ def shared_memory() -> float:
 def load_items(dataset: Any, workers: int, size: int, *, pin: bool = False, **order: Any) -> Iterator[Any]:
     """The items of a dataset, each of at most about `size` bytes, loaded by `workers` processes.
 
-    The processes start at once. They hand tensors over in shared memory. A process that writes where there is
-    none left is killed, or waits for ever. So where two loaders might not fit, items go through pipes instead.
+    The processes start at once. They hand tensors over in shared memory. Where none is left, a process is
+    killed or the main process waits for ever. So where two loaders might not fit, items go through pipes.
     """
     free = shared_memory()
     if workers and free < SEMAPHORES:
         _tell_small("the main process loads the images itself, which is slower")
         workers = 0
-    piped = workers > 0 and 2 * (2 * workers + 2) * size > free  # each prepares two; two more are on their way
+    # each process prepares two items, and two more are on their way
+    piped = workers > 0 and 2 * (2 * workers + 2) * size > free
     if piped:
         _tell_small("the loader processes send images through pipes, which is a little slower")
     loader = DataLoader(
@@ -118,8 +121,8 @@ def load_items(dataset: Any, workers: int, size: int, *, pin: bool = False, **or
 @cache
 def _tell_small(instead: str) -> None:
     log.warning(
-        "%s, the memory that processes share, is too small for the loader processes: %s. In a container give it "
-        "more, as with docker run --shm-size 4g; --workers 0 does without such processes",
+        "%s, the memory that processes share, is too small for the loader processes: %s. A container gets "
+        "more with docker run --shm-size 4g; --workers 0 does without such processes",
         SHARED_MEMORY,
         instead,
     )
@@ -164,8 +167,8 @@ def explain_lost_loaders() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # torch raises from a signal handler, perhaps in the middle of a step, so nothing is saved; for another
-        # loader it would raise again, here or where this error is told
+        # torch raises from a signal handler, perhaps in the middle of a step, so nothing is saved; for
+        # another loader it would raise again, here or where this error is told
         text = str(error).partition("\n")[0]
         lost = "killed by signal" in text or "exited unexpectedly" in text
         if isinstance(error, RuntimeError) and not (lost and "DataLoader worker" in text):
@@ -173,9 +176,9 @@ def explain_lost_loaders() -> Iterator[None]:
         with suppress(AttributeError, ValueError):  # on Windows; in a thread, where no handler raises
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise ProcessError(
-            f"a loader process was ended from outside ({text or 'its pipe is closed'}), as a system does that is "
-            f"short of memory: lower --workers, or in a container raise --shm-size; a training goes on from its "
-            f"last state with --resume"
+            f"a loader process was ended from outside ({text or 'its pipe is closed'}), as a system does "
+            f"that is short of memory: lower --workers, or in a container raise --shm-size; a training goes "
+            f"on from its last state with --resume"
         ) from error
 
 
