@@ -401,7 +401,11 @@ def yolo_list(listed: list[str], rng: random.Random) -> bytes:
     elif kind == "comments":
         lines = ["# pictures", "", *lines, lines[0]]
     encoding = rng.choice(("utf-8",) * 5 + ("utf-8-sig", "gbk", "latin-1"))
-    return rng.choice(("\n", "\n", "\r\n")).join(lines).encode(encoding, "replace")
+    text = rng.choice(("\n", "\n", "\r\n")).join(lines)
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.encode()
 
 
 def write_yolo(root: Path, rng: random.Random, odd: bool) -> Path:

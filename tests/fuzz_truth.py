@@ -239,8 +239,10 @@ def yolo_line(line: str, names: list[str]) -> tuple[str, list[float]]:
     words = line.split()
     if "," in line:
         words = line.split(",") if "." in line else line.replace(",", ".").split()
-    known = [folded(name) for name in names]
-    first = known.index(folded(words[0].strip())) if folded(words[0].strip()) in known else float(words[0])
+    try:
+        first = float(words[0])
+    except ValueError:
+        first = [folded(name) for name in names].index(folded(words[0].strip()))
     require("_" not in "".join(words[1:]) and float(first).is_integer() and 0 <= first < len(names), line)
     values = [float(word) for word in words[1:]]
     if len(values) % 2 and len(values) > 4 and 0 <= values[-1] <= 1:  # a confidence
