@@ -356,3 +356,15 @@ def test_labelimgs_proposals_are_used_last_and_told(tmp_path: Path) -> None:
     assert "labelImg's proposals" in data.notes[0]
     make(tmp_path, {"classes.txt": NAMES})
     assert open_dataset(tmp_path)["all"].names == ("cat", "dog")
+
+
+def test_a_label_file_called_as_a_list_of_names_is_a_label_file(tmp_path: Path) -> None:
+    data = open_dataset(make(tmp_path, pairs("images", "labels", "labels", "classes")))
+    assert found(data) == {"all": ["images/classes.jpg", "images/labels.jpg"]}
+
+
+def test_a_list_of_names_that_contradicts_the_description_is_told(tmp_path: Path) -> None:
+    files = {**pairs("images", "labels"), "data.yaml": "train: images\nnames: [cat, dog]\n"}
+    assert open_dataset(make(tmp_path, files | {"classes.txt": NAMES}))["train"].notes == ()
+    (note,) = open_dataset(make(tmp_path, {"classes.txt": "dog\ncat\n"}))["train"].notes
+    assert note.startswith("a list of class names at the top says otherwise")

@@ -48,7 +48,9 @@ def test_a_label_file_without_an_image_is_a_problem_that_names_its_image(
     data = open_dataset(tmp_path)["train"]
     (problem,) = data.problems
     assert problem.kind == "label files without an image"
-    known = f"it probably belongs to {owner}" if owner else "no image has its name"
+    known = (
+        f"it probably belongs to {owner}: call it labels/train/a.txt" if owner else "no image has its name"
+    )
     assert (problem.detail, problem.image) == (f"{label}: {known}", owner)
     assert len(data.labels) == 2
     kept, _ = validate(data, "drop")  # and no negative
@@ -128,10 +130,24 @@ def test_an_empty_label_file_says_that_nothing_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.txt", "labels/README.txt", "labels/classes.txt", "labels/all.txt", "train.txt", "x.txt"]
+    "name",
+    [
+        "README.txt",
+        "labels/README.txt",
+        "labels/classes.txt",
+        "labels/all.txt",
+        "train.txt",
+        "x.txt",
+        "labels/train/labels.txt",
+    ],
 )
 def test_lists_names_and_prose_are_no_label_files(tmp_path: Path, name: str) -> None:
-    text = {"classes.txt": NAMES, "all.txt": "images/a.jpg\n", "train.txt": "images/a.jpg\n"}
+    text = {
+        "classes.txt": NAMES,
+        "labels.txt": NAMES,
+        "all.txt": "images/a.jpg\n",
+        "train.txt": "images/a.jpg\n",
+    }
     root = make(tmp_path, pairs("images/train", "labels/train") | {"classes.txt": NAMES})
     make(root, {name: text.get(Path(name).name, "three words each\n")})
     assert found(open_dataset(root)) == {"train": ["images/train/a.jpg", "images/train/b.jpg"]}

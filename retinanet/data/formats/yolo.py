@@ -87,7 +87,9 @@ def find_sources(folder: Folder) -> dict[str, list[Path]]:
     """
     splits: dict[str, list[str]] = {}
     lists = find_lists(folder)
-    for home in _homes(folder, bool(lists) or any(map(is_names_file, folder.listed().files))):
+    for home in _homes(
+        folder, bool(lists) or any(is_names_file(folder, name) for name in folder.listed().files)
+    ):
         named = [name for part in reversed(home.split("/")) if (name := split_of(part))]
         below = [name for name in folder.listed(home).folders if split_of(name)]
         if named or not below:
@@ -122,7 +124,7 @@ def _has_pairs(folder: Folder, inside: str) -> bool:
     """Whether label files lie beside images of the same names."""
     files = folder.listed(inside).files
     stems = {folded(stem_of(name)) for name in files if is_image(name)}
-    texts = [name for name in files if name.lower().endswith(".txt") and not is_names_file(name)]
+    texts = [name for name in files if name.lower().endswith(".txt")]
     pairs = [folder.top / inside / name for name in texts if folded(stem_of(name)) in stems]
     return any(map(looks_like_labels, pairs[:SAMPLE]))
 
@@ -153,6 +155,8 @@ def read_splits(about: YoloFile, whole: bool = False) -> dict[str, Dataset]:
 
     lists = [one.relative_to(folder.top).as_posix() for one in chain(*about.splits.values())]
     label_of = pair_splits(folder, files, columns, skip=lists, whole=whole)
+    if about.names:
+        _compare_names(folder, about, first)
     names = about.names or _find_names(folder, chain(label_of, label_of.values()), first)
     for split, images in files.items():
         _read_images(
@@ -224,6 +228,17 @@ def _find_names(folder: Folder, files: Iterable[str], columns: Columns) -> tuple
         if names := find_names(above, [""], columns):
             columns.notes.append(f"the names of the classes are those of a file in {above.top}")
     return names
+
+
+def _compare_names(folder: Folder, about: YoloFile, columns: Columns) -> None:
+    """Notes that a list of names at the top does not say what the description says."""
+    inside = about.base.relative_to(folder.top).as_posix()
+    with suppress(DataError):  # of a list that is not read
+        names = find_names(folder, ["" if inside == "." else inside], Columns())
+        if names and names != about.names:
+            columns.notes.append(
+                "a list of class names at the top says otherwise than the description, which counts"
+            )
 
 
 def _numbered(columns: Iterable[Columns], first: Columns) -> tuple[str, ...]:

@@ -37,7 +37,15 @@ MOST_READ = 20  # lines of a file whose kind is asked
 
 PREDEFINED = "predefined_classes.txt"  # labelImg's proposals, used where no other list of names is there
 
-NAMES_FILES = {"classes.txt", "_classes.txt", "class.txt", "names.txt", "class_names.txt", PREDEFINED}
+NAMES_FILES = {
+    "classes.txt",
+    "_classes.txt",
+    "class.txt",
+    "names.txt",
+    "class_names.txt",
+    "labels.txt",
+    PREDEFINED,
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,8 @@ def read_yaml(file: Path) -> YoloFile:
         content: Any = yaml.load(file.read_bytes(), Loader=_Loader)
     # OverflowError: "\Uffffffff" is no letter
     except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{file}: is not valid YAML: {error}") from None
+        advice = "; save it as UTF-8" if isinstance(error, yaml.reader.ReaderError) else ""
+        raise DataError(f"{file}: is not valid YAML: {error}{advice}") from None
     if not isinstance(content, dict) or "names" not in content:
         raise DataError(f"{file}: has no entry 'names', the list of classes")
     names = _checked_names(content["names"], file, content.get("nc"))
@@ -215,18 +224,19 @@ def names_of(file: Path, count: str | None = None) -> tuple[str, ...]:
     return _checked_names(names, file, count)
 
 
-def is_names_file(name: str) -> bool:
+def is_names_file(folder: Folder, file: str) -> bool:
     """Whether a file holds the names of classes, as classes.txt, obj.names and _darknet.labels do."""
-    return name.lower() in NAMES_FILES or name.lower().endswith((".names", ".labels"))
+    name = os.path.basename(file).lower()
+    called = name in NAMES_FILES or name.endswith((".names", ".labels"))
+    return called and not looks_like_labels(folder.top / file)
 
 
 def find_names(folder: Folder, places: Iterable[str], columns: Columns) -> tuple[str, ...]:
     """The class names of a set without data.yaml: those of its names files in the given folders, which must
     not contradict each other; () without any."""
-    files = [join(one, name) for one in places for name in folder.listed(one).files if is_names_file(name)]
-    files = [
-        file for file in files if os.path.isfile(folder.top / file) and os.stat(folder.top / file).st_size
-    ]
+    files = [join(one, name) for one in places for name in folder.listed(one).files]
+    files = [file for file in files if is_names_file(folder, file) and os.path.isfile(folder.top / file)]
+    files = [file for file in files if os.path.getsize(folder.top / file)]
     files = [file for file in files if os.path.basename(file).lower() != PREDEFINED] or files
     if any(file.endswith(PREDEFINED) for file in files):
         columns.notes.append(
@@ -308,7 +318,8 @@ def read_list(file: Path, folder: Folder, home: Path, columns: Columns) -> list[
         else:
             found[image] = number
             if meant and not exact:
-                columns.repair("names in lists found in another form or by their end", file.name, where)
+                kind = "names in lists found in another form or by their end"
+                columns.repair(kind, file.name, f"{where} is read as {image}")
     return list(found)
 
 

@@ -69,7 +69,7 @@ def pair_splits(
     pairs = pair(images, texts, expected)
 
     split_of = {image: split for split in reversed(files) for image in files[split]}
-    orphans = _orphans(folder, pairs)
+    orphans = _orphans(folder, pairs, expected)
     split_of_folder = {posixpath.dirname(expected(image)): split_of[image] for image in split_of if orphans}
     for label, why in orphans.items():
         inside, image = posixpath.dirname(label), pairs.orphans[label]
@@ -159,8 +159,9 @@ def _around(
         # a link may lead to a folder that is met under another name
         usual = folder.find(posixpath.dirname(expected(join(inside, "x"))))
         near |= dict.fromkeys([above[0], *(one for one in usual if os.path.isdir(folder.top / one))])
-    inside_homes = dict.fromkeys(folder.folders(*([""] if whole else homes)))
-    images = [join(one, name) for one in inside_homes for name in folder.listed(one).files if is_image(name)]
+    inside_homes = dict.fromkeys(folder.folders(*homes) if homes else [])
+    everywhere = folder.folders() if whole else iter(inside_homes)
+    images = [join(one, name) for one in everywhere for name in folder.listed(one).files if is_image(name)]
     texts = [
         join(one, name)
         for one in inside_homes | near
@@ -168,12 +169,12 @@ def _around(
             :2
         ]  # a folder in the place of a label file is one that cannot be read
         for name in names
-        if name.lower().endswith(".txt") and not is_names_file(name)
+        if name.lower().endswith(".txt") and not is_names_file(folder, join(one, name))
     ]
     return images, texts
 
 
-def _orphans(folder: Folder, pairs: Pairs) -> dict[str, str]:
+def _orphans(folder: Folder, pairs: Pairs, expected: Callable[[str], str]) -> dict[str, str]:
     """label file -> what is known of its image. Lists and prose are none, nor is a copy of the image's label
     file beside the image."""
     owner = {posixpath.splitext(image)[0] + ".txt": image for image in pairs.label_of if pairs.orphans}
@@ -189,7 +190,7 @@ def _orphans(folder: Folder, pairs: Pairs) -> dict[str, str]:
         empty = bool(image) and os.path.isfile(file) and not os.path.getsize(file)
         if "labels" in label.lower().split("/")[:-1] or empty or looks_like_labels(file):
             found[label] = (
-                f"it probably belongs to {image}"
+                f"it probably belongs to {image}: call it {expected(image)}"
                 if image
                 else f"{owner[label]} has another label file, {other}"
                 if other
