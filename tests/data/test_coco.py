@@ -16,6 +16,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats import coco
 from retinanet.data.formats.coco import read_coco
 from retinanet.data.formats.coco_masks import box_of_mask
+from retinanet.data.formats.coco_repairs import FROM_MASK
 from retinanet.data.validate import validate
 from retinanet.errors import DataError
 
@@ -362,7 +363,7 @@ def test_a_box_that_is_not_given_is_the_one_around_the_mask(
         tmp_path, [image(height=100, width=80)], [box() | missing | {"segmentation": mask, "area": 9}]
     )
     assert (data.boxes.tolist(), data.areas.tolist()) == ([[10, 20, 40, 60]], [9])
-    assert repairs(data) == [coco.FROM_MASK]
+    assert repairs(data) == [FROM_MASK]
 
 
 @pytest.mark.parametrize("seed", range(8))

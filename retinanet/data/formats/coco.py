@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -23,9 +23,9 @@ from ..cache import cached
 from ..dataset import BOX_COLUMNS, Columns, Dataset, Integers, is_text
 from ..folder import Folder
 from .coco_images import OUTSIDE, locate, tidy, unlisted
-from .coco_masks import box_of_mask
+from .coco_repairs import TEXT_IDS, UNUSABLE, repaired
 from .format import Read, split_of, subfolders
-from .json import NUMBERS, ONLY_INT, as_id, as_int, as_number, reject_duplicate_keys, shorten
+from .json import NUMBERS, ONLY_INT, as_id, as_int, reject_duplicate_keys, shorten
 
 log = logging.getLogger("retinanet")
 
@@ -39,13 +39,7 @@ LISTS = ("images", "annotations", "categories")
 A_LIST = rb'"%s"\s*:\s*\[\s*[{\]]'
 """How a list of objects begins in a JSON file."""
 
-UNUSABLE = -1  # instead of the index of an image
-
-TEXT_IDS = "ids, sizes or boxes that are written as text"
-
 ANEW = "annotations numbered by their place, since some ids were absent, no numbers or not unique"
-
-FROM_MASK = "boxes taken from polygons or masks"
 
 
 def recognise_coco(root: Path, images: Path | None) -> Read | None:
@@ -297,7 +291,7 @@ def _annotations(
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError):
             fine = False
         if not fine:
-            row = _closer(position, entry, columns, index_of, labels)
+            row = repaired(position, entry, columns.files, index_of=index_of, labels=labels)
             if isinstance(row, Problem):
                 columns.problem(row.kind, source, row.detail, row.image)
                 continue
@@ -318,64 +312,3 @@ def _annotations(
         numbers = places
     columns.annotation_ids = numbers
     return np.array(image_of_box, dtype=np.int64)
-
-
-class Row(NamedTuple):
-    """An annotation that is not written as the format says, and has only one meaning."""
-
-    number: Any
-    image: int
-    label: int
-    box: tuple[float, float, float, float]
-    """x, y, width, height"""
-    crowd: int
-    area: float
-    repairs: list[str]
-
-
-def _closer(
-    position: int, entry: Any, columns: Columns, index_of: dict[int | str, int], labels: dict[int | str, int]
-) -> Row | Problem:
-    """What an annotation means that failed the quick checks above, or what is wrong with it."""
-    if not isinstance(entry, dict):
-        return Problem("annotations that are no objects", "", f"entry {position}: {shorten(entry)}")
-    image, category = (as_id(entry.get(key)) for key in ("image_id", "category_id"))
-    index = index_of.get(image) if image is not None else None
-    name = columns.files[index] if index is not None and index >= 0 else ""
-    where = f"entry {position}" if entry.get("id") is None else f"annotation {shorten(entry['id'])}"
-    where += f", image {shorten(entry.get('image_id'))}" + (f" ({name})" if name else "")
-
-    def fault(kind: str, detail: str, image: str = name) -> Problem:
-        return Problem(kind, "", f"{where}: {detail}" if detail else where, image)
-
-    for key in ("image_id", "category_id"):
-        if entry.get(key) is None:
-            return fault(f"annotations without {key}", shorten(entry))
-    if index is None:
-        return fault("annotations of unknown images", "")
-    if index == UNUSABLE:
-        return fault("annotations of images that cannot be used", "")
-    if category not in labels:
-        return fault("annotations of unknown categories", f"category {shorten(entry['category_id'])}")
-    box, crowd, area = entry.get("bbox"), entry.get("iscrowd") or 0, entry.get("area")
-    crowd = as_id(crowd) if isinstance(crowd, str) else crowd
-    if crowd not in (0, 1):
-        kind = "annotations whose iscrowd is neither 0 nor 1"
-        return fault(kind, f"iscrowd {shorten(entry.get('iscrowd'))}")
-    repairs = []
-    if not box and (around := box_of_mask(entry.get("segmentation"))):
-        box, repairs = list(around), [FROM_MASK]
-    elif not box:  # an empty list says that nothing is there
-        return fault("annotations without bbox", shorten(entry), image="" if box == [] else name)
-    sides = [as_number(side) for side in box] if isinstance(box, list) else []
-    if len(sides) != 4 or not all(isinstance(side, int | float | str) and side is not True for side in box):
-        return fault("boxes that are not four numbers", f"bbox {shorten(box)}")
-    x, y, w, h = (nan if side is None else side for side in sides)
-    wide = w * h if area is None else as_number(area)
-    if wide is not None and wide < 0 and area is not None:
-        return fault("areas below 0", f"area {shorten(area)}")
-    if wide is None or not isfinite(x + y + w + h) or not isfinite(wide):
-        return fault("boxes or areas that are not finite", f"bbox {shorten(box)}, area {shorten(area)}")
-    if any(isinstance(value, str) for value in (*box, area, entry["image_id"], entry["category_id"])):
-        repairs.append(TEXT_IDS)
-    return Row(entry.get("id"), index, labels[category], (x, y, w, h), crowd, wide, repairs)
