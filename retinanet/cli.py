@@ -25,6 +25,7 @@ from .config.presets import PRESETS, preset
 from .config.schema import TITLES, Layout, TrainConfig
 from .distributed import is_main_process, rank
 from .errors import ConfigError, RetinaNetError, unknown_name_error
+from .files import explain_os_error
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (RetinaNetError, OSError) as error:
-        print(f"retinanet{f' (process {rank()})' if not is_main_process() else ''}: {error}", file=sys.stderr)
+        text = explain_os_error(error) if isinstance(error, OSError) else str(error)
+        print(f"retinanet{f' (process {rank()})' if not is_main_process() else ''}: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("retinanet: interrupted", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -13,6 +14,33 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import ConfigError
+
+WHAT_TO_DO = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk; a training goes on with --resume",
+    errno.EDQUOT: "delete some of your files, or choose another disk; a training goes on with --resume",
+    errno.EEXIST: "a folder is needed here; choose another --out, or move the file away",
+    errno.ENOTDIR: "it is a file, and a folder is needed here; choose another --out, or move the file away",
+    errno.EISDIR: "it is a folder, and a file is needed here; give another name",
+    errno.EACCES: "choose another folder, or ask its owner for the permission",
+    errno.EPERM: "choose another folder, or ask its owner for the permission",
+    errno.EROFS: "nothing can be written there; choose another --out",
+    errno.ENOENT: "check the path: it, or a folder of it, is not there",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "lower --workers, or raise the limit with ulimit -n",
+    errno.EADDRINUSE: "another program listens there; choose another --port",
+}
+"""What helps against an error of the system, by its number."""
+
+
+def explain_os_error(error: OSError) -> str:
+    """Where, what and what to do: 'runs/x: File exists: a folder is needed here; choose another --out ...'."""
+    if error.errno not in WHAT_TO_DO:
+        return str(error)
+    place = str(error.filename) if error.filename is not None else ""
+    if error.errno == errno.ENOTDIR and place:  # the system names what it looked for, not the file in its way
+        place = str(next((path for path in Path(place).parents if path.is_file()), place))
+    return ": ".join(filter(None, [place, error.strerror, WHAT_TO_DO[error.errno]]))
+
 
 log = logging.getLogger("retinanet")
 
@@ -31,6 +59,10 @@ def write_aside(file: Path, folder: Path | None = None) -> Iterator[Path]:
         with growing.open("rb+") as stream:
             os.fsync(stream.fileno())
         growing.replace(file)
+    except OSError as error:
+        if error.filename is None and error.errno in WHAT_TO_DO:  # a write names no file
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
     finally:
         growing.unlink(missing_ok=True)
 

@@ -35,6 +35,7 @@ def log_file(folder: Path) -> Iterator[None]:
         yield
         return
     handler = logging.FileHandler(folder / "log.txt")
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # metrics.jsonl tells
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     level = log.level
