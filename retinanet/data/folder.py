@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -160,28 +161,43 @@ def pair(images: Iterable[str], labels: Iterable[str], expected: Callable[[str],
     rest = [(twin, image) for twin, image in rest if image not in label_of]
     alone = [image for twin, image in rest if not twin]
     orphans = dict.fromkeys(chain.from_iterable(free.values()), "")
-    return Pairs(label_of, renamed, alone, [image for twin, image in rest if twin], _owners(orphans, alone))
+    return Pairs(
+        label_of, renamed, alone, [image for twin, image in rest if twin], _owners(orphans, alone, expected)
+    )
 
 
-MOST_COMPARED = 10**6
-"""Pairs of an orphan and an image whose names are compared. Beyond, owners are found by equal names only."""
-
-
-def _owners(orphans: Iterable[str], alone: list[str]) -> dict[str, str]:
-    """orphan -> the only image without a label file whose name is its own, or a part of it, or holds it."""
-    orphans, by_name = list(orphans), dict[str, list[str]]()
-    for image in alone:
-        for name in {folded(stem_of(image)), folded(os.path.basename(image))}:
-            by_name.setdefault(name, []).append(image)
+def _owners(orphans: Iterable[str], alone: list[str], expected: Callable[[str], str]) -> dict[str, str]:
+    """orphan -> the only image without a label file whose name is its own, or the longest part of it (img_1.txt
+    of 1.jpg), or has it as a part; of several, the one whose label file would be in the same folder."""
+    orphans, whole, parts = list(orphans), dict[str, list[str]](), dict[str, list[str]]()
+    for image in alone if orphans else []:
+        names = {folded(stem_of(image)), folded(os.path.basename(image))}
+        for name in names:
+            whole.setdefault(name, []).append(image)
+        for part in set(_parts_of(min(names, key=len))):
+            parts.setdefault(part, []).append(image)
     owners = {}
     for label in orphans:
         name = folded(stem_of(label))
-        near = by_name.get(name, [])
-        if not near and len(orphans) * len(alone) <= MOST_COMPARED:
-            stems = {image: folded(stem_of(image)) for image in alone}
-            near = [image for image, stem in stems.items() if stem in name or name in stem]
+        found = [part for part in (name, *_parts_of(name)) if part in whole]
+        longest = [whole[part] for part in found if len(part) == len(found[0])]
+        near = list(chain(*longest)) if found else parts.get(name, [])
+        if len(near) > 1:
+            inside = os.path.dirname(label)
+            near = [image for image in near if os.path.dirname(expected(image)) == inside]
         owners[label] = near[0] if len(near) == 1 else ""
     return owners
+
+
+MOST_WORDS = 12  # of a name; the parts of longer ones are too many
+
+
+def _parts_of(name: str) -> list[str]:
+    """What a name is made of, the longest first: of img_12, img_ and _12, img and 12."""
+    words = re.findall(r"\d+|[^\W\d_]+|[\W_]+", name)[:MOST_WORDS]
+    spans = [(start, end) for start in range(len(words)) for end in range(start + 1, len(words) + 1)]
+    parts = ["".join(words[start:end]) for start, end in spans]
+    return sorted((part for part in parts if part != name and part.strip("_- .")), key=len, reverse=True)
 
 
 def stem_of(path: str) -> str:

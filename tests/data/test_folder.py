@@ -126,6 +126,26 @@ def test_a_label_that_may_belong_to_two_images_names_none():
     assert pair(["a.jpg", "b.jpg"], ["labels/a_b.txt"], labels_of).orphans == {"labels/a_b.txt": ""}
 
 
+def test_of_two_images_of_a_name_the_folder_of_the_label_says_which_it_is():
+    images = ["train/a.jpg", "val/a.jpg"]
+    orphans = {
+        "labels/val/img_a.txt": "val/a.jpg",
+        "labels/train/a.jpg.txt": "train/a.jpg",
+        "labels/a.txt": "",
+    }
+    assert pair(images, orphans, labels_of).orphans == orphans
+
+
+@pytest.mark.parametrize("label", ["img_{}", "{}_v2", "labels-{}-new", "frame{}"])
+def test_the_longest_number_in_a_name_says_which_image_it_is(label):
+    images = [f"{number}.jpg" for number in range(120)]
+    labels = {f"labels/{label.format(number)}.txt": f"{number}.jpg" for number in range(120)}
+    if "v2" in label:
+        images.remove("2.jpg")
+        labels.pop("labels/2_v2.txt")
+    assert pair(images, labels, labels_of).orphans == labels
+
+
 @pytest.mark.parametrize("twin", [f"{NFD}.jpg", f"{NFC.upper()}.jpg", f"{NFC.lower()}.jpg"])
 def test_two_images_that_differ_only_in_form_share_no_label_in_silence(twin):
     found = pair([f"{NFC}.jpg", twin], [f"labels/{NFC}.txt"], labels_of)
