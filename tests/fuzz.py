@@ -44,6 +44,7 @@ from fuzz_truth import (
     require,
     result_truth,
     unique,
+    voc_account,
     voc_truth,
     yolo_account,
     yolo_truth,
@@ -317,7 +318,7 @@ def results_case(folder: Path, rng: random.Random, odd: bool) -> None:
 
 KINDS: dict[str, Case] = {
     "coco": data_case(write_coco, coco_truth, coco_account),
-    "voc": data_case(write_voc, voc_truth),
+    "voc": data_case(write_voc, voc_truth, voc_account),
 }
 KINDS |= {
     "yolo": data_case(write_yolo, yolo_truth, yolo_account),

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -157,9 +158,7 @@ def voc_truth(place: Path) -> Truth:
     """The XML files of a VOC folder, or of its list. Their stems differ by more than form."""
     rows: list[Row] = []
     pictures = []
-    seen = [
-        path for path in place.rglob("*.*") if not any(part[0] == "." for part in path.parts if part != "/")
-    ]
+    seen = voc_files(place)
     images = [path for path in seen if path.suffix in (".png", ".jpg", ".bmp")]
     xmls = {plain(path.name): path for path in seen if path.suffix.lower() == ".xml"}
     require(len(xmls) == sum(path.suffix.lower() == ".xml" for path in seen), "two XML files of one name")
@@ -184,6 +183,34 @@ def voc_truth(place: Path) -> Truth:
             text = unicodedata.normalize("NFC", " ".join((name.text or "").split()))
             rows.append((str(picture), text, x1, y1, x2, y2))
     return pictures, rows
+
+
+def voc_files(place: Path) -> list[Path]:
+    """All files that are not hidden."""
+    below = [path for path in place.rglob("*.*") if path.is_file()]
+    return [path for path in below if not any(part[0] == "." for part in path.relative_to(place).parts)]
+
+
+def voc_account(place: Path, splits: dict[str, Dataset]) -> None:
+    """Every object of every XML file is a row of its image or is told, or its file is."""
+    problems = [problem for data in splits.values() for problem in data.problems]
+    if any("in no split" in note for data in splits.values() for note in data.notes):
+        return
+    rows, written = Counter[str](), Counter[str]()
+    for data in splits.values():
+        for index, file in enumerate(data.files.tolist()):
+            rows[plain(file)] += int(data.first[index + 1] - data.first[index])
+    for path in voc_files(place):
+        name = path.relative_to(place).as_posix()
+        about = [one for one in problems if one.detail.startswith(f"{name}:") or one.detail == name]
+        if path.suffix.lower() != ".xml" or any(one.kind.startswith("XML files") for one in about):
+            continue
+        tree = voc_root(path.read_bytes().lstrip())
+        stems = [plain(name), plain(plain(name)), plain(tree.findtext("filename") or "")]
+        stem = next((stem for stem in stems if stem in rows), None)
+        require(stem is not None, f"nobody speaks of {name}")
+        written[stem] += len(tree.findall("object")) - len(about)
+    require(rows == written, f"{rows} are not {written}")
 
 
 def voc_root(content: bytes) -> ElementTree.Element:

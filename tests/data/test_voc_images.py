@@ -321,7 +321,7 @@ def test_images_without_an_xml_file_are_left_out_and_counted(tmp_path: Path) -> 
     ],
 )
 def test_a_list_names_xml_files_in_many_ways(tmp_path: Path, line: str) -> None:
-    root = put(tmp_path / "set", "Annotations/a.xml", "JPEGImages/a.jpg", train=f"# two\n\n{line}\n")
+    root = put(tmp_path / "set", "Annotations/a.xml", "JPEGImages/a.jpg", train=f"# of x/a\n\n{line}\n")
     data = open_dataset(root)["train"]
     assert data.files.tolist() == ["JPEGImages/a.jpg"]
     assert told(data) == ([], ["names in lists that are not just those of XML files"], [])

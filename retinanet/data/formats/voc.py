@@ -202,7 +202,8 @@ def _meant(line: str, index: Index) -> tuple[str, list[str] | None]:
             parts = parts[named[-1] + 1 :] if named else parts
         if ".." in parts:
             return name, None
-        if xmls := index.find(key_of("/".join(parts))):
+        find = index.exact if line.startswith("#") else index.find  # it is mostly a comment
+        if xmls := find(key_of("/".join(parts))):
             return name, xmls
     return names[-1], []
 
