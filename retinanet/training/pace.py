@@ -16,9 +16,6 @@ STRETCH = 0.02
 VALIDATING = 0.05
 """Share of a budget of minutes that all validations before the last one may take."""
 
-ENDING = 3.0
-"""Seconds that are kept for the last state, plots and files, beside the last validation."""
-
 
 @dataclass
 class Pace:
@@ -34,7 +31,8 @@ class Pace:
     seconds      the budget; None by iterations
     began        the clock when the budget began; the other fields count by the clock only
     validations  how many there are, the last one included, at equal shares
-    step, cost   seconds of a step; how many steps a validation takes the time of
+    step         seconds of a step
+    cost, ending how many steps a validation takes the time of, and the files that are written after the last
     row, share   the iterations of the last row of the log, and the share that was used then
     trained      seconds of all steps
     validated    validations before the last one whose turn has come, and the seconds in `validating`
@@ -48,6 +46,7 @@ class Pace:
     validations: int = 1
     step: float = 0.0
     cost: float = 0.0
+    ending: float = 0.0
     row: int = 0
     share: float = 0.0
     trained: float = 0.0
@@ -112,7 +111,7 @@ class Pace:
         assert self.seconds is not None
         once, most = self.cost * self.step, VALIDATING * self.seconds - self.validating
         between = min((self.validations - 1 - self.validated) * once, max(0.0, most))
-        left = max(0.0, self.seconds - self.used() - ENDING - once - between)
+        left = max(0.0, self.seconds - self.used() - self.ending * self.step - once - between)
         share = max(self.share_at(done), self.trained / (self.trained + left)) if left else 1.0
         return share, done + int(left / max(self.step, 1e-9)), once <= most
 

@@ -6,15 +6,18 @@ import copy
 import logging
 import math
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from ..config.io import parse_budget
-from ..distributed import all_gather
+from ..distributed import all_gather, is_main_process
 from ..errors import ConfigError
+from ..evaluation.evaluate import write_evaluation
 from .loop import train_step
-from .pace import ENDING, VALIDATING, Pace
+from .pace import VALIDATING, Pace
 from .setup import TrainState
 
 log = logging.getLogger("retinanet")
@@ -25,7 +28,7 @@ PROBE_STEPS = 8
 PROBING = 0.05
 """Share of a budget of minutes after which no further step is timed: a busy machine may need it all."""
 
-TRAINED = 1.25
+TRAINED = 1.5
 """How much longer than that of the probe a later validation takes: a trained model finds more."""
 
 
@@ -38,14 +41,15 @@ def plan(state: TrainState, started: float) -> Pace:
         iterations = max(1, round(amount * steps))
         return Pace(iterations, math.ceil(iterations / min(config.validations, iterations)), began=started)
     # the clock of the first process counts
-    step, image, spent = all_gather((*probe(state, PROBING * amount), time.perf_counter() - started))[0]
-    once, left = TRAINED * image * len(state.validation), amount - spent - ENDING
+    probed = probe(state, PROBING * amount), probe_files(state), time.perf_counter() - started
+    (step, image), files, spent = all_gather(probed)[0]
+    once, left = TRAINED * image * len(state.validation) + files, amount - spent - 2 * files
     validations = max(1, min(config.validations, 8, int(VALIDATING * left / once)))
     iterations = int((left - validations * once) / step)
     if iterations < 1:
         raise ConfigError(
             f"a budget of {config.budget} does not hold one step: {spent:.0f} s to start, "
-            f"{once + ENDING:.0f} s to validate and save, {step:.1f} s a step"
+            f"{once + 2 * files:.0f} s to validate and save, {step:.1f} s a step"
         )
     log.info(
         "budget %s: %.2f s a step and %.1f s a validation make about %d iterations and %d validations",
@@ -59,6 +63,7 @@ def plan(state: TrainState, started: float) -> Pace:
         validations=validations,
         step=step,
         cost=once / step,
+        ending=2 * files / step,  # the program has to end, too
     )
 
 
@@ -96,7 +101,7 @@ def probe(state: TrainState, most: float = math.inf) -> tuple[float, float]:
     if state.average is not None and average is not None:
         state.average.model.load_state_dict(average)
         state.average.updates = 0
-    for few in (4, 24):  # the first time warms up
+    for few in (4, 12):  # the first time warms up
         few = min(few, len(state.validation))
         clock = time.perf_counter()
         state.evaluate(state.validation.subset(np.arange(few)), workers=0)
@@ -105,3 +110,14 @@ def probe(state: TrainState, most: float = math.inf) -> tuple[float, float]:
             break
     times = times[len(times) // 2 :]
     return sum(times) / len(times), took / few
+
+
+def probe_files(state: TrainState) -> float:
+    """Seconds to write what a validation leaves; the first time loads what draws."""
+    few = state.validation.subset(np.arange(min(4, len(state.validation))))
+    evaluation = state.evaluate(few, workers=0)
+    clock = time.perf_counter()
+    if is_main_process():
+        with TemporaryDirectory() as folder:
+            write_evaluation(Path(folder), few, evaluation, {})
+    return time.perf_counter() - clock
