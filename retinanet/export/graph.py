@@ -25,15 +25,19 @@ INPUTS = ("images", "sizes")
 
 OUTPUTS = ("boxes", "scores", "labels", "counts")
 
-TRACED = (384, 256)
-"""Height and width of the traced images: every map of the pyramid has at least two cells each way."""
+TRACED = (353, 225)
+"""Height and width of the traced images: no multiples of the padding, and every map of the pyramid has at
+least two cells each way."""
+
+LEAST = 129
+"""The least side of which the tracer knows that every map has two cells."""
 
 
 class Graph(nn.Module):
     """A detector as one module of tensors.
 
     images   [B, 3, H, W] RGB, uint8 (float32 in 0..255 where the model's images are resized as floats), each
-             in the upper left corner
+             in the upper left corner; H and W may be any
     sizes    [B, 2] float32, height and width of each image inside the batch; the rest is padding
     returns  boxes [B, N, 4] float32, xyxy in pixels of the batch; scores [B, N] float32, best first; labels
              [B, N] int64; counts [B] int64: how many of the N = max_detections rows are detections; the
@@ -60,6 +64,7 @@ class Graph(nn.Module):
             self.register_buffer(name, made, persistent=False)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        images = self.padded(images)
         height, width = images.shape[-2:]
         normalized = self.normalize(images, sizes)
         logits, offsets = self.network(normalized)
@@ -67,6 +72,16 @@ class Graph(nn.Module):
         best = [self.candidates(*level, sizes) for level in levels]
         x, labels, chosen, bases = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))
         return self.answers(decode(chosen, bases, self.post.clip_dwh_below), x, labels, sizes)
+
+    def padded(self, images: Tensor) -> Tensor:
+        """With sides as `Preprocess.stack` makes them: at others the boxes differ, and no runtime says so."""
+        multiple = self.pre.padding_multiple
+        down, across = (
+            (side + multiple - 1) // multiple * multiple - side  # ONNX divides towards 0, so not -(-a // b)
+            for side in images.shape[-2:]
+        )
+        known = isinstance(down, int) and isinstance(across, int)  # not while any size is traced
+        return images if known and down == across == 0 else F.pad(images, (0, across, 0, down))
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """As `Preprocess.normalize`."""
@@ -84,7 +99,6 @@ class Graph(nn.Module):
         """As `RetinaNet.anchors`: per level [HWA, 4]."""
         levels = []
         for level, stride in enumerate(self.strides):
-            # ONNX divides towards 0, so not -(-a // b)
             down, across = (height + stride - 1) // stride, (width + stride - 1) // stride
             steps = (stride, stride)
             if self.model[0].anchor_steps != "stride":
@@ -148,18 +162,17 @@ class Graph(nn.Module):
 
 
 def traced(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
-    """The graph for any batch of images of `size` = height, width; None: of any multiples of the padding.
+    """The graph for any batch of images of `size` = height, width; None: of any.
 
     ConfigError for a network that can be traced for one size only, such as timm's dla34.
     """
-    batch, multiple = Dim("batch"), graph.pre.padding_multiple
-    height, width = size or (-(-side // multiple) * multiple for side in TRACED)
+    batch, (height, width) = Dim("batch"), size or TRACED
     images = torch.zeros(2, 3, height, width, dtype=graph.pixels)
     sizes = torch.tensor([[float(height), float(width)]] * 2)
     shapes: dict[str, dict[int, Any]] = {"images": {0: batch}, "sizes": {0: batch}}
     if not size:
         for dim, name in ((2, "rows"), (3, "columns")):
-            shapes["images"][dim] = multiple * Dim(name, max=2**15 // multiple)
+            shapes["images"][dim] = Dim(name, min=LEAST, max=2**15)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about itself
         try:

@@ -35,7 +35,7 @@ class ExportedModel:
     precision: str
     """fp32, bf16 or int8."""
     size: tuple[int, int] | None
-    """The only height and width that it takes; None: any multiples of the padding."""
+    """The only height and width that it takes; None: any."""
 
     def run(self, images: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Boxes, scores and labels of each image of a batch, as `Postprocess` returns them."""

@@ -110,6 +110,18 @@ def test_a_map_of_one_cell_is_answered():
     assert_same(detector(), *batch(2, 32, 32))
 
 
+@pytest.mark.parametrize("sides", [(50, 75), (33, 64), (64, 33), (1, 1)])
+def test_sides_that_are_no_multiples_of_the_padding_are_padded(sides):
+    height, width = sides
+    images = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(2)).byte()
+    sizes = torch.tensor([[height, width], [max(1, height - 7), width]], dtype=torch.float32)
+    graph = Graph(detector()).eval()
+    by_hand = torch.nn.functional.pad(images, (0, -width % 32, 0, -height % 32))
+    with torch.inference_mode():
+        for one, other in zip(graph(images, sizes), graph(by_hand, sizes), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_keep_decides_as_one_nms_over_each_picture_does():
     generator = torch.Generator().manual_seed(1)
     corner = torch.rand(2, 40, 2, generator=generator) * 60

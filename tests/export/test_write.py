@@ -17,6 +17,7 @@ from retinanet.data.scenes import scene
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.export import write as writing
 from retinanet.inference.load import resolve_weights
+from retinanet.inference.runtimes import open_runtime
 from retinanet.weights.checkpoint import load_model, read_weights, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of onnxscript, openvino and nncf about each other
@@ -59,6 +60,29 @@ def same(one, other, atol=0.05):
     assert torch.equal(one.labels[order[0]], other.labels[order[1]])
 
 
+def padded_inside(out):
+    """The file answers for any sides what it answers for the padded ones, alone and in a batch."""
+    model = open_runtime(out)
+    for count, height, width in ((1, 50, 75), (2, 64, 97), (1, 333, 500)):
+        shape = (count, 3, height, width)
+        images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1)).byte()
+        sizes = torch.tensor([[height, width]] * count, dtype=torch.float32)
+        by_hand = torch.nn.functional.pad(images, (0, -width % 32, 0, -height % 32))
+        rows = zip(model.run(images, sizes), model.run(by_hand, sizes), strict=True)
+        for (boxes, scores, labels), (boxes_by_hand, scores_by_hand, labels_by_hand) in rows:
+            assert len(boxes) > 0 and torch.equal(labels, labels_by_hand)
+            torch.testing.assert_close(boxes, boxes_by_hand, rtol=0, atol=1e-3)
+            torch.testing.assert_close(scores, scores_by_hand, rtol=0, atol=1e-5)
+
+
+def other_sizes_are_refused(out):
+    """A file for one size never answers for another."""
+    model = open_runtime(out)
+    for height, width in ((96, 96), (95, 128), (128, 128)):
+        with pytest.raises(Exception, match=r"dimension|shape"):
+            model.run(torch.zeros(1, 3, height, width, dtype=torch.uint8), torch.tensor([[96.0, 96.0]]))
+
+
 @pytest.mark.parametrize(
     ("format", "size"),
     [
@@ -89,6 +113,9 @@ def test_an_exported_file_is_proved_and_opens_as_the_same_detector(
             run(str(model), str(scenes), EvalConfig(split="test", workers=0)) for model in (talkative, out)
         )
         assert one["AP50"] == pytest.approx(other["AP50"], abs=1e-3)
+        padded_inside(out)
+    else:
+        other_sizes_are_refused(out)
     files = {out.name, f"{out.name}.report.json"} | ({"shipped.bin"} if format == "openvino" else set())
     assert {file.name for file in out.parent.iterdir()} == files
     written = out.read_bytes() + out.with_name(f"{out.name}.report.json").read_bytes()
@@ -122,6 +149,7 @@ def test_other_precisions_are_measured_by_their_ap(format, precision, size, talk
     assert ("source at its own size" in report["ap"]) == (size is not None)
     found = retinanet.load(out)
     assert found.precision == precision
+    other_sizes_are_refused(out) if size else padded_inside(out)
     sure, again = (sum(case[name] for case in report["cases"]) for name in ("sure", "again"))
     # the last layer is random, so int8 moves many across the threshold
     assert again > {"int8": 0.6, "bf16": 0.9}[precision] * sure > 100
