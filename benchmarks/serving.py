@@ -48,7 +48,8 @@ import retinanet
 from retinanet.config.presets import preset
 from retinanet.data.images import image_size
 from retinanet.data.scenes import scene
-from retinanet.inference.detector import Detector, as_image
+from retinanet.inference.detector import Detector
+from retinanet.inference.inputs import as_image
 from retinanet.weights.checkpoint import ModelInfo, build, save_model
 
 BARE_SECONDS = 10.0

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+BOX_DIGITS, SCORE_DIGITS = 2, 4
+"""Decimals of pixels and scores in every file and answer. The last digits of float32 depend on the batch and
+the machine: of 48,925 numbers 31 % differed between batches of 1 and 8, with these decimals 0.02 %."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """The ground truth of a batch of B images, padded to G, the number of objects in the fullest image.

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.dataset import Dataset, Floats, Integers
 from ..files import write_atomically
-from ..structures import Detections
+from ..structures import BOX_DIGITS, SCORE_DIGITS, Detections
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,8 @@ def result_rows(dataset: Dataset, results: Results) -> Iterator[str]:
     columns = (
         dataset.image_ids[results.images].tolist(),
         np.array(dataset.category_ids, dtype=np.int64)[results.labels].tolist(),
-        # Four decimals: a box that was read back has moved by at most a thousandth of a pixel.
-        xywh(results.boxes).round(4).tolist(),
-        results.scores.round(6).tolist(),
+        (xywh(results.boxes).round(BOX_DIGITS) + 0.0).tolist(),  # not -0.0
+        results.scores.round(SCORE_DIGITS).tolist(),
     )
     names = ("image_id", "category_id", "bbox", "score")
     return (

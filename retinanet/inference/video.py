@@ -27,7 +27,7 @@ from ..distributed import is_main_process, rank, world
 from ..errors import ConfigError, DataError
 from ..evaluation.results import xywh
 from ..files import write_aside, write_text_atomically
-from ..structures import Detections
+from ..structures import BOX_DIGITS, SCORE_DIGITS, Detections
 from ..text import progress_bar
 from ..view.draw import draw
 from .detector import Detector
@@ -208,8 +208,8 @@ def row(frame: Frame, found: Detections, category_ids: Sequence[int]) -> dict[st
     boxes, scores, labels = found.numpy()
     columns = (
         labels.tolist(),
-        xywh(boxes.astype(np.float64)).round(4).tolist(),
-        scores.astype(np.float64).round(6).tolist(),
+        (xywh(boxes.astype(np.float64)).round(BOX_DIGITS) + 0.0).tolist(),
+        scores.astype(np.float64).round(SCORE_DIGITS).tolist(),
     )
     detections = [
         {"category_id": category_ids[label], "name": found.names[label], "bbox": box, "score": score}

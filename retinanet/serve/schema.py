@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from ..structures import Detections
+from ..structures import BOX_DIGITS, SCORE_DIGITS, Detections
 
 UPLOAD = {"type": "string", "format": "binary"}
 
@@ -150,14 +150,14 @@ PREDICT_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
 
 
 def answer(name: str, size: tuple[int, int], found: Detections, ids: list[int]) -> dict[str, Any]:
-    """An `Answer` as it is sent; size is (height, width). Boxes to 1/1000 pixel, scores to 1e-6."""
+    """An `Answer` as it is sent; size is (height, width)."""
     rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
     detections = [
         {
             "class_name": found.names[label],
             "category_id": ids[label],
-            "score": round(score, 6),
-            "box": [round(side, 3) for side in box],
+            "score": round(score, SCORE_DIGITS),
+            "box": [round(side, BOX_DIGITS) for side in box],
         }
         for label, score, box in rows
     ]
