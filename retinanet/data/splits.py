@@ -51,15 +51,10 @@ def open_training(
         except DataError as error:
             errors.append(error)
     if not errors and "val" in checked:
-        problems = in_both(checked["train"], checked["val"])
-        if problems and (invalid == "error" or len(problems) == len(checked["train"])):
-            errors.append(DataError(f"{source}: {report(problems, limit=10)}\n{SHARED_ADVICE}", problems))
-        elif problems:
-            twice = {problem.image for problem in problems}
-            keep = [index for index, file in enumerate(checked["train"].files.tolist()) if file not in twice]
-            note = f"{many(len(twice), 'image')} of val left out (--invalid {invalid})"
-            rest = checked["train"].subset(np.array(keep, dtype=np.int64))
-            checked["train"] = replace(rest, notes=(*rest.notes, note))
+        try:
+            checked["train"] = _apart(checked["train"], checked["val"], invalid)
+        except DataError as error:
+            errors.append(error)
     if errors:
         problems = [problem for error in errors for problem in error.problems]
         raise DataError("\n".join(map(str, errors)), problems)
@@ -128,10 +123,29 @@ def account(data: Dataset) -> list[str]:
 
 IN_BOTH = "images that stand in two splits"
 
-SHARED_ADVICE = (
-    "AP would be measured on images that were trained on. Take them out of one of the splits, or pass "
-    "--invalid drop to leave them out of train"
-)
+
+def _apart(train: Dataset, val: Dataset, invalid: Invalid) -> Dataset:
+    """`train` without images of `val`, on which AP would be measured after training on them."""
+    problems = in_both(train, val)
+    if not problems:
+        return train
+    if len(problems) == len(train):
+        raise DataError(
+            f"{train.source}: all {len(train)} images for training stand in {val.split} too, so AP would say "
+            f"nothing about other images; give other images for {val.split}, or no {val.split} at all: a tenth "
+            f"of train is held out then",
+            problems,
+        )
+    if invalid == "error":
+        raise DataError(
+            f"{train.source}: {report(problems, limit=10)}\nAP would be measured on images that were trained "
+            f"on. Take them out of one of the splits, or pass --invalid drop to leave them out of train",
+            problems,
+        )
+    twice = {problem.image for problem in problems}
+    keep = [index for index, file in enumerate(train.files.tolist()) if file not in twice]
+    note = f"{many(len(twice), 'image')} of {val.split} left out (--invalid {invalid})"
+    return replace(train.subset(np.array(keep, dtype=np.int64)), notes=(*train.notes, note))
 
 
 def in_both(train: Dataset, val: Dataset, content: bool = False) -> list[Problem]:

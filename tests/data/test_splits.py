@@ -111,7 +111,7 @@ def test_an_image_of_both_splits_is_a_problem_and_dropped_from_train(tmp_path):
 def test_splits_of_the_same_images_cannot_be_trained_on(tmp_path, invalid):
     coco(tmp_path, "train", "a.png", "b.png")
     coco(tmp_path, "val", "a.png", "b.png")
-    with pytest.raises(DataError, match="AP would be measured on images that were trained on"):
+    with pytest.raises(DataError, match="all 2 images for training stand in val too"):
         open_training(tmp_path, 0, invalid=invalid)
 
 
