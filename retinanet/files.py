@@ -33,7 +33,7 @@ WHAT_TO_DO = {
 
 
 def explain_os_error(error: OSError) -> str:
-    """Where, what and what to do: 'runs/x: File exists: a folder is needed here; choose another --out ...'."""
+    """Where, what and what to do: 'runs/x: File exists: a folder is needed here; choose another --out'."""
     if error.errno not in WHAT_TO_DO:
         return str(error)
     place = str(error.filename) if error.filename is not None else ""

@@ -132,8 +132,8 @@ def _apart(train: Dataset, val: Dataset, invalid: Invalid) -> Dataset:
     if len(problems) == len(train):
         raise DataError(
             f"{train.source}: all {len(train)} images for training stand in {val.split} too, so AP would say "
-            f"nothing about other images; give other images for {val.split}, or no {val.split} at all: a tenth "
-            f"of train is held out then",
+            f"nothing about other images; give other images for validation, or none: then a tenth of train is "
+            f"held out",
             problems,
         )
     if invalid == "error":
