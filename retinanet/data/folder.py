@@ -168,7 +168,7 @@ def pair(images: Iterable[str], labels: Iterable[str], expected: Callable[[str],
 
 def _owners(orphans: Iterable[str], alone: list[str], expected: Callable[[str], str]) -> dict[str, str]:
     """orphan -> the only image without a label file whose name is its own, or the longest part of its own
-    (img_1.txt of 1.jpg), or has it as a part; of several, the one that has its label files in the same folder."""
+    (img_1.txt of 1.jpg), or has it as a part; of several, the one whose label file would be there too."""
     orphans, whole, parts = list(orphans), dict[str, list[str]](), dict[str, list[str]]()
     for image in alone if orphans else []:
         names = {folded(stem_of(image)), folded(os.path.basename(image))}

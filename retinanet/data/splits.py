@@ -132,8 +132,8 @@ def _apart(train: Dataset, val: Dataset, invalid: Invalid) -> Dataset:
     if len(problems) == len(train):
         raise DataError(
             f"{train.source}: all {len(train)} images for training stand in {val.split} too, so AP would say "
-            f"nothing about other images; give other images for validation, or none: then a tenth of train is "
-            f"held out",
+            f"nothing about others; give other images for validation, or none: a tenth of train is held out "
+            f"then",
             problems,
         )
     if invalid == "error":
