@@ -308,7 +308,8 @@ def write_voc(root: Path, rng: random.Random, odd: bool) -> Path:
     if odd and rng.random() < 0.2:  # of no image, or of one that has an XML file
         name = rng.choice(("lost", f"img_{stem}", f"{stem}_copy", stem.title(), Path(chosen[0]).name))
         file = root / xmls / f"{Path(name).name}.xml"
-        if not file.exists():
+        near = [other for other in root.rglob("*.[xX]*") if other.name.lower() == file.name.lower()]
+        if all(other.parent == file.parent and other != file for other in near):
             file.write_text(voc_text(rng.choice(("", "lost.png", chosen[0])), (30, 30), rng))
     if rng.random() < 0.4:
         (root / "ImageSets" / "Main").mkdir(parents=True)

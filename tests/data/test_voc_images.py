@@ -277,6 +277,17 @@ def test_an_xml_file_without_an_image_names_the_one_that_it_probably_belongs_to(
     assert f"Annotations/{xml}: it is probably that of JPEGImages/a.jpg" in problem.detail
 
 
+def test_of_two_images_that_an_xml_file_may_belong_to_it_names_that_of_its_folder(tmp_path: Path) -> None:
+    names = [
+        f"{place}/{cam}/1.{kind}"
+        for cam in "xy"
+        for place, kind in (("annotations", "xml"), ("images", "jpg"))
+    ]
+    root = put(tmp_path / "set", *names, "images/x/7.jpg", "images/y/7.jpg", "annotations/y/img_7.xml")
+    (problem,) = open_dataset(root)["all"].problems
+    assert "annotations/y/img_7.xml: it is probably that of images/y/7.jpg" in problem.detail
+
+
 def test_a_name_in_another_folder_is_not_another_image(tmp_path: Path) -> None:
     names = [
         "Annotations/x/a.xml",

@@ -140,8 +140,8 @@ def _lists(folder: Folder, index: Index) -> tuple[dict[str, str], list[str]]:
     place = next((one for one in places if os.path.isdir(folder.top / one)), "")
     names = [name for name in folder.listed(place).files if name.lower().endswith(".txt")]
     files = {stem_of(name).lower(): join(place, name) for name in names}
-    if not place:  # lists, of which some tools put here, or anything else
-        files = {name: file for name, file in files.items() if _is_list(folder.top / file, index)}
+    if not place:  # some tools put the lists here, but also others
+        files = {stem: file for stem, file in files.items() if _is_list(stem, folder.top / file, index)}
     found = {
         split: file for split, rule in SPLITS.items() for stem, file in files.items() if rule.fullmatch(stem)
     }
@@ -153,11 +153,12 @@ def _lists(folder: Folder, index: Index) -> tuple[dict[str, str], list[str]]:
     return found, [] if found else list(files.values())
 
 
-def _is_list(file: Path, index: Index) -> bool:
-    """Whether at least half of the lines name XML files."""
-    with suppress(DataError):
-        lines = decoded(file, lambda line: _meant(line, index)[1])[0]
-        return 2 * sum(bool(_meant(line, index)[1]) for line in lines) >= max(len(lines), 1)
+def _is_list(stem: str, file: Path, index: Index) -> bool:
+    """Whether it has the name of a list, and at least half of its lines name XML files."""
+    if stem in ("trainval", "default") or any(rule.fullmatch(stem) for rule in SPLITS.values()):
+        with suppress(DataError):
+            lines = decoded(file, lambda line: _meant(line, index)[1])[0]
+            return 2 * sum(bool(_meant(line, index)[1]) for line in lines) >= max(len(lines), 1)
     return False
 
 
@@ -176,10 +177,8 @@ def _listed(file: Path, index: Index, above: str, columns: Columns) -> list[str]
             columns.problem("names that several XML files have", file.name, f"{name}: {', '.join(xmls)}")
         elif not xmls:
             if name and not name.startswith("#"):
-                folder = os.path.basename(above) or file.name
-                columns.problem(
-                    "images without an XML file", folder, join(above, f"{os.path.basename(key_of(name))}.xml")
-                )
+                xml = join(above, f"{os.path.basename(key_of(name))}.xml")
+                columns.problem("images without an XML file", os.path.basename(above) or file.name, xml)
         elif xmls[0] in chosen:
             columns.problem("images that are listed twice", file.name, name)
         else:

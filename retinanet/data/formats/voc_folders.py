@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from ...errors import DataError
@@ -28,34 +29,51 @@ def find_xmls(root: Path, images: Path | None) -> tuple[Folder, list[str]]:
 
 def sibling_of_images(folder: Folder, xmls: list[str]) -> Path | None:
     """The only folder beside this one that holds an image with the name of one of the XML files."""
-    stems, beside = set(map(stem_of, xmls)), Folder(folder.top.parent)
+    stems, top = set(map(stem_of, xmls)), folder.top.parent
     with suppress(DataError):  # the folder above may be entered and not listed
         found = [
             name
-            for name in beside.listed().folders
-            if any(is_image(file) and stem_of(file) in stems for file in beside.listed(name).files)
+            for name, files in _direct(Folder(top)).items()
+            if any(is_image(file) and stem_of(file) in stems for file in files)
         ]
-        return beside.top / found[0] if len(found) == 1 else None
+        return top / found[0] if len(found) == 1 else None
     return None
 
 
 def _files(folder: Folder) -> Iterator[str]:
     """What lies below the folder for annotations, else below all if the top itself has XML files, else below
     the folder of images, and below those of splits; else in any folders of XML files."""
-    files, folders, _ = folder.listed()
-    direct = {name: folder.listed(name).files for name in folders}
-    images = any(any(map(is_image, names)) for names in (files, *direct.values()))
-    images = images or bool(_named(folder, IMAGES, is_image))
-    splits, places = list(filter(split_of, folders)), _named(folder, ANNOTATIONS, is_xml)
-    if folded(folder.top.name) in ANNOTATIONS or (
-        not places and any(images or is_voc(folder.top / name) for name in filter(is_xml, files))
-    ):
+    if places := _named(folder, ANNOTATIONS, is_xml):
+        return _below(folder, [*places, *_splits(folder)])
+    direct = _direct(folder)
+    images = any(map(is_image, chain(*direct.values()))) or bool(_named(folder, IMAGES, is_image))
+    here = any(images or is_voc(folder.top / name) for name in filter(is_xml, direct[""]))
+    if here or folded(folder.top.name) in ANNOTATIONS:
         return folder.walk()
-    places += [] if places else _named(folder, IMAGES, is_xml)
-    places += [name for name in splits if any(map(is_xml, folder.walk(name)))]
+    places = [*_named(folder, IMAGES, is_xml), *_splits(folder)]
     if not places and images:
-        places = [name for name in folders if any(map(is_xml, direct[name]))]
+        places = [name for name, files in direct.items() if any(map(is_xml, files))]
+    return _below(folder, places)
+
+
+def _below(folder: Folder, places: Iterable[str]) -> Iterator[str]:
     return (file for place in places for file in folder.walk(place))
+
+
+def _splits(folder: Folder) -> list[str]:
+    """The folders of splits that hold XML files."""
+    return [
+        name for name in folder.listed().folders if split_of(name) and any(map(is_xml, folder.walk(name)))
+    ]
+
+
+def _direct(folder: Folder) -> dict[str, list[str]]:
+    """The files of the top, under "", and of each folder in it that may be read."""
+    found = {"": folder.listed().files}
+    for name in folder.listed().folders:
+        with suppress(DataError):
+            found[name] = folder.listed(name).files
+    return found
 
 
 def _named(folder: Folder, names: Sequence[str], kind: Callable[[str], bool], inside: str = "") -> list[str]:
@@ -74,7 +92,7 @@ def find_images(folder: Folder, xmls: list[str]) -> list[str]:
     places = _named(folder, IMAGES, is_image)
     for split in filter(split_of, folder.listed().folders):
         places += _named(folder, IMAGES, is_image, split) or [split]
-    found = {file for place in places or [""] for file in folder.walk(place)}
+    found = set(_below(folder, places or [""]))
     for place in {"", *map(os.path.dirname, xmls)}:
         found.update(join(place, name) for name in folder.listed(place).files)
     return sorted(filter(is_image, found))
@@ -88,9 +106,8 @@ def folder_of_images(folder: Folder) -> str:
 
 def around(folder: Folder, xmls: list[str]) -> list[str]:
     """Other XML files of the folder and of those in it."""
-    known, places = set(xmls), ["", *folder.listed().folders]
-    files = [join(place, name) for place in places for name in filter(is_xml, folder.listed(place).files)]
-    return [file for file in files if file not in known]
+    found = [join(place, name) for place, files in _direct(folder).items() for name in filter(is_xml, files)]
+    return [file for file in found if file not in set(xmls)]
 
 
 def is_rest(folder: Folder, xmls: list[str]) -> bool:
@@ -98,12 +115,7 @@ def is_rest(folder: Folder, xmls: list[str]) -> bool:
     beside = {os.path.dirname(xml) for xml in xmls}
     if {folded(part) for place in beside for part in place.split("/")} & {*ANNOTATIONS[:-1]}:
         return False
-    named = [
-        name for name in folder.listed().folders if folded(name) in ("labels", *IMAGES) or split_of(name)
-    ]
-    files = [
-        *folder.listed().files,
-        *(file for place in {*named, *beside} - {""} for file in folder.walk(place)),
-    ]
+    named = [one for one in folder.listed().folders if folded(one) in ("labels", *IMAGES) or split_of(one)]
+    files = [*folder.listed().files, *_below(folder, {*named, *beside} - {""})]
     images = {key_of(file) for file in files if is_image(file)}
     return len({key_of(file[:-4]) for file in files if file.endswith(".txt")} & images) > len(xmls)

@@ -126,7 +126,13 @@ def match(records: Mapping[str, Record], images: list[str], usual: str) -> Found
     twins, alone = ([image for image in rest if (folded(image) in forms) == twin] for twin in (True, False))
     orphans = [xml for xml in records if xml not in image_of and xml not in problems]
     folders = {os.path.dirname(xml): os.path.dirname(image) for xml, image in image_of.items()}
-    for xml, owner in pair(alone, orphans, lambda image: "").orphans.items():
+    beside = {image: xml for xml, image in folders.items()}
+
+    def expected(image: str) -> str:
+        """A name that no XML file has, in the folder of the XML file of the image."""
+        return join(beside.get(os.path.dirname(image), ""), os.path.basename(image))
+
+    for xml, owner in pair(alone, orphans, expected).orphans.items():
         if owner:
             problems[xml] = (ORPHAN, f"it is probably that of {owner}; give both one name", "")
         else:
