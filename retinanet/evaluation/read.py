@@ -45,7 +45,7 @@ def read_results(file: Path, dataset: Dataset) -> Results:
     rows = [row for row in read if not isinstance(row, str)]
     columns = []
     for column, (what, match) in enumerate((("image", _match_images), ("category", _match_categories))):
-        ids = [row[column] for row in rows]
+        ids = [row[:2][column] for row in rows]
         counts = Counter(ids)
         known = match(file, dataset, counts.keys())
         columns.append(np.array([known.get(one, -1) for one in ids], dtype=np.int64))
@@ -55,7 +55,11 @@ def read_results(file: Path, dataset: Dataset) -> Results:
             for one in unknown
         ]
     if problems:
-        raise DataError(f"{file} does not go with {dataset.source}:\n{_summary(problems)}", problems)
+        hint = ""
+        if any(problem.kind == "unknown category ids" for problem in problems):
+            known = [f"{one} {name}" for one, name in zip(dataset.category_ids, dataset.names, strict=True)]
+            hint = f"\nthe category ids of {dataset.source} are {listed(known)}"
+        raise DataError(f"{file} does not go with {dataset.source}:\n{_summary(problems)}{hint}", problems)
     as_text = sum(any(isinstance(value, str) for value in _values(entry)) for entry in content)
     if as_text:
         log.info("%s: %s with ids or numbers as text", file, many(as_text, "entry", "entries"))

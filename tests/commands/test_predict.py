@@ -6,15 +6,19 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import torchrun, words
 
+import retinanet
 from retinanet.commands import predict as engine
 from retinanet.config.commands import PredictConfig
 from retinanet.config.io import override
 from retinanet.data.images import read_image
+from retinanet.data.splits import open_split
 from retinanet.errors import ConfigError, DataError
+from retinanet.evaluation.read import read_results
 from retinanet.inference import shards as parts
 from retinanet.inference import stream
 from retinanet.inference.sources import find_files
@@ -148,6 +152,29 @@ def test_results_are_coco_with_ids_from_1_beside_a_list_of_the_images(trained, f
     for answer in json.loads((out / "predictions.json").read_text()):
         assert answer.keys() == {"image_id", "category_id", "bbox", "score"}
         assert answer["image_id"] in (1, 2, 3)
+
+
+def test_loose_images_are_scored_by_the_names_of_files_and_classes(talkative, scenes, tmp_path):
+    detector = retinanet.load(talkative, device="cpu")
+    out, images = tmp_path / "predictions.json", scenes / "test"
+    assert engine.run(talkative, [str(images)], quiet(out=tmp_path, save_images=False))
+    named = {
+        one["id"]: one["name"] for one in json.loads((tmp_path / "about.json").read_text())["categories"]
+    }
+    assert [*named.values()] == detector.names
+    data = open_split(scenes / "annotations" / "test.json", None)
+    other = replace(
+        data.subset(np.arange(len(data))[::-1]),
+        names=data.names[::-1],
+        labels=len(data.names) - 1 - data.labels,
+    )
+    rows = json.loads(out.read_text())
+    assert rows
+    paths = {one["id"]: one["file_name"] for one in json.loads((tmp_path / "images.json").read_text())}
+    found = read_results(out, other)
+    for row, image, label in zip(rows, found.images, found.labels, strict=True):
+        assert paths[row["image_id"]].endswith(str(other.files[image]))
+        assert other.names[label] == named[row["category_id"]]
 
 
 def test_a_split_of_a_data_set_keeps_its_image_ids(trained, scenes, tmp_path):

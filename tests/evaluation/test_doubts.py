@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import session_of
 
 from retinanet.data.dataset import Columns
 from retinanet.evaluation.coco import coco_metrics
 from retinanet.evaluation.doubts import misread, more_objects, trained_on
 from retinanet.evaluation.results import Results
+from retinanet.training.run import doubts as doubts_of_training
 
 
 def scattered(count=40, classes=3, size=100, width=400):
@@ -98,6 +100,14 @@ def test_images_with_more_objects_than_detections_are_counted():
     assert "--set max_detections=7" in told
     assert more_objects(replace(full, crowd=np.ones(9, dtype=bool)), limit=1) == []
     assert more_objects(data.subset(np.arange(0)), limit=1) == []
+
+
+def test_a_training_begins_with_the_images_that_have_more_objects_than_detections(scenes):
+    told = [
+        [text for text in doubts_of_training(session_of(scenes, **few)) if "max_detections" in text]
+        for few in ({"max_detections": 2}, {})
+    ]
+    assert [len(texts) for texts in told] == [1, 0]
 
 
 def test_the_images_of_the_training_are_known_again(tmp_path):

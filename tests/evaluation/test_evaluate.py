@@ -23,7 +23,7 @@ def test_the_verb_writes_the_numbers_the_answers_and_the_plots(trained, scenes, 
         str(trained), str(scenes), EvalConfig(split="test", out=tmp_path / "out", device="cpu", workers=0)
     )
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    expected = words("AP AP50 AP75 APs APm APl AR100 per_class confusion data_hash versions machine")
+    expected = words("AP AP75 APs AR100 per_class confusion data_hash versions machine categories doubts")
     assert set(expected) <= written.keys()
     assert written["AP"] == metrics["AP"]
     assert written["split"] == "test"
@@ -42,6 +42,33 @@ def test_a_results_file_is_scored_without_any_picture(scenes, tmp_path):
     alone = tmp_path / "alone.json"  # the index without its pictures
     alone.write_text(json.dumps(index))
     assert command.run(str(tmp_path / "results.json"), str(alone), EvalConfig())["AP"] == pytest.approx(1.0)
+
+
+def test_the_training_split_is_told_to_be_one(trained, scenes, caplog):
+    for split, told in (("train", True), ("test", False)):
+        caplog.clear()
+        command.run(str(trained), str(scenes), EvalConfig(split=split, device="cpu", workers=0))
+        assert ("the model was trained on these images" in caplog.text) == told
+
+
+def test_a_results_file_without_names_is_doubted_and_our_own_is_matched(scenes, tmp_path, caplog):
+    index = json.loads((scenes / "annotations" / "test.json").read_text())
+    named = {entry["id"]: entry["name"] for entry in index["categories"]}
+    ids = dict(zip(named, [*reversed(named)], strict=True))  # the other file's
+    rows = [
+        {"image_id": a["image_id"], "category_id": ids[a["category_id"]], "bbox": a["bbox"], "score": 0.9}
+        for a in index["annotations"]
+    ]
+    for file in (tmp_path / "foreign.json", tmp_path / "predictions.json"):
+        file.write_text(json.dumps(rows))
+    names = [{"id": ids[one], "name": name} for one, name in named.items()]
+    (tmp_path / "about.json").write_text(json.dumps({"categories": names}))
+    data = str(scenes / "annotations" / "test.json")
+    assert (command.run(str(tmp_path / "foreign.json"), data, EvalConfig())["AP"] or 0) < 0.5
+    assert "without regard to class: are the category ids those of test.json?" in caplog.text
+    caplog.clear()
+    assert command.run(str(tmp_path / "predictions.json"), data, EvalConfig())["AP"] == pytest.approx(1.0)
+    assert not caplog.text
 
 
 def test_published_coco_detections_give_their_published_figures(shared_data):

@@ -82,6 +82,15 @@ def test_scores_that_are_none_are_counted_with_what_to_do(data, tmp_path, scores
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize("one", [0, 4, "dog"])
+def test_an_unknown_category_is_told_with_those_that_are_known(data, tmp_path, one):
+    (tmp_path / "x.json").write_text(json.dumps([GOOD | {"category_id": one}]))
+    with pytest.raises(
+        DataError, match=rf"category_id {one} \(1 .*\nthe category ids of .*train.json are 3 cat$"
+    ):
+        read_results(tmp_path / "x.json", data)
+
+
 def test_a_score_just_beyond_one_is_rounding(data, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([GOOD | {"score": 1.0000001}]))
     assert len(read_results(tmp_path / "x.json", data)) == 1

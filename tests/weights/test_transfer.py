@@ -1,5 +1,7 @@
 """A model as the start of another: what fits is kept, classes by name, and the log says so."""
 
+import re
+
 import pytest
 import torch
 from helpers import TRAINING, model_config
@@ -109,6 +111,7 @@ def test_a_training_may_start_from_a_run_of_other_classes(trained, tmp_path, cap
     with caplog.at_level("INFO", "retinanet"):
         run = retinanet.train(data, "tiny", init=trained, out=tmp_path / "run", **TRAINING)
     assert "disc" in caplog.text
+    assert re.search(r"validation: AP over \d of 6 classes; no objects of", caplog.text)
     (theirs, card), (mine, own) = (load_model(folder / "model.safetensors") for folder in (trained, run))
     assert own.model == card.model  # the network of the file, not the preset's
     assert torch.equal(mine.pyramid.lateral[0].weight, theirs.pyramid.lateral[0].weight)
