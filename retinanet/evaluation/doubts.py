@@ -59,12 +59,29 @@ def misread(data: Dataset, results: Results, metrics: Metrics) -> list[str]:
             )
             ap, any_class = coco_numbers(data, other)["AP"] or 0.0, better
             break
+    else:
+        texts += _misplaced(data, results)
     if len(data.names) > 1 and _far_better(any_class, ap):
         texts.append(
             f"AP {ap:.3f}, but {any_class:.3f} without regard to class: are the category ids those of "
             f"{data.source.name}?"
         )
     return texts
+
+
+def _misplaced(data: Dataset, results: Results) -> list[str]:
+    """Whether many boxes leave their images, or all lie in the first pixel."""
+    sizes = data.sizes[results.images][:, [1, 0]]
+    over = (results.boxes[:, 2:] > 1.1 * sizes + 1).any(axis=1) & (sizes > 0).all(axis=1)
+    tiny = bool(results.boxes.max() <= 1 + 1e-3 and sizes.min() > 1)
+    if not tiny and over.mean() < 0.25:
+        return []
+    what = (
+        "all boxes lie in the first pixel"
+        if tiny
+        else f"{over.sum():,} of {len(over):,} boxes leave the image"
+    )
+    return [f"{what}: are they [x, y, width, height] in pixels of the image, as COCO has them?"]
 
 
 def _far_better(one: float, other: float) -> bool:

@@ -45,7 +45,7 @@ def cornered(boxes):
 def test_right_results_and_hopeless_ones_are_not_doubted():
     data, found = scattered()
     assert doubts(data, found) == []
-    assert doubts(data, replace(found, boxes=found.boxes[:, [0, 1, 0, 1]] + [500, 500, 510, 510])) == []
+    assert doubts(data, replace(found, boxes=found.boxes[:, [0, 1, 0, 1]] * 0.9 + [0, 0, 9, 9])) == []
     assert doubts(data, found[:0]) == []
 
 
@@ -82,6 +82,25 @@ def test_boxes_of_another_form_are_doubted(rows, told):
     assert f"but 1.000 if the boxes are {told}" in said
     both = doubts(data, replace(wrong, labels=(found.labels + 1) % 3))
     assert told in both[0] and "without regard to class" in both[1]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        (
+            lambda boxes: as_xywh(boxes[:, [2, 3, 2, 3]]),
+            "boxes leave the image: are they [x, y, width, height]",
+        ),
+        (lambda boxes: boxes[:, [0, 1, 0, 1]] % 0.4 + [0, 0, 0.5, 0.5], "all boxes lie in the first pixel"),
+    ],
+    ids=["outside", "first pixel"],
+)
+def test_boxes_that_lie_nowhere_are_doubted_though_no_form_makes_them_right(boxes, told):
+    data, found = scattered()
+    (said,) = doubts(data, replace(found, boxes=boxes(found.boxes)))
+    assert told in said
+    unknown = replace(data, sizes=np.zeros_like(data.sizes))
+    assert doubts(unknown, replace(found, boxes=boxes(found.boxes))) == []
 
 
 def test_images_with_more_objects_than_detections_are_counted():

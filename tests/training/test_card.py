@@ -55,6 +55,12 @@ def rows(text):
     ]
 
 
+def test_what_ap_leaves_out_stands_beside_the_numbers(card, trained):
+    remarks = json.loads((trained / "metrics.json").read_text())["remarks"]
+    assert remarks == ["no detections"]
+    assert "\nNo detections.\n" in section(card, "Results")
+
+
 def test_the_head_is_what_the_hub_reads(card, trained, scenes):
     head = front(card)
     assert (head["library_name"], head["pipeline_tag"]) == ("retinanet", "object-detection")
