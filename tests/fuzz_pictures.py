@@ -8,7 +8,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 MODES = {
     "png": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
@@ -18,8 +18,11 @@ MODES = {
     "webp": ("RGB", "RGBA"),
     "gif": ("P", "L"),
     "ppm": ("RGB", "L", "1", "I;16"),
+    "jp2": ("RGB", "RGBA", "L", "I;16"),
 }
-TURNED = {"png", "jpg", "tif", "webp"}
+if features.check("avif"):
+    MODES["avif"] = ("RGB", "RGBA", "L")
+TURNED = {"png", "jpg", "tif", "webp", "avif"}
 """Formats with an EXIF orientation."""
 
 
@@ -48,8 +51,10 @@ def make_picture(rng: random.Random) -> tuple[str, bytes, np.ndarray]:
         exif[274] = orientation
         options["exif"] = exif
     stream = io.BytesIO()
-    image.save(stream, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options)
-    if suffix == "jpg" or (suffix == "webp" and not options["lossless"]):
+    image.save(
+        stream, {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000"}.get(suffix, suffix.upper()), **options
+    )
+    if suffix in ("jpg", "avif") or (suffix == "webp" and not options["lossless"]):
         with Image.open(stream) as viewed:
             shown = np.array(ImageOps.exif_transpose(viewed).convert("RGB"))
     else:

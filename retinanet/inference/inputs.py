@@ -132,10 +132,11 @@ def _from_tensor(image: Tensor, channels_first: bool) -> Tensor:
     """[C, H, W] or [H, W, C] -> [3, H, W]. Where either end may be the channels, `channels_first` decides if
     the other end is a side of one pixel; else it is for the caller to say."""
     image, shape = image.detach(), list(image.shape)
+    possible = image.ndim == 2 or (image.ndim == 3 and (shape[0] in CHANNELS or shape[2] in CHANNELS))
+    if not possible or 0 in shape:
+        raise DataError(f"an image must be [3, H, W], [H, W, 3] or [H, W] (or with alpha, 4), not {shape}")
     if image.ndim == 2:
         image, channels_first = image[None], True
-    elif image.ndim != 3 or 0 in shape or not (shape[0] in CHANNELS or shape[2] in CHANNELS):
-        raise DataError(f"an image must be [3, H, W], [H, W, 3] or [H, W] (or with alpha, 4), not {shape}")
     elif shape[0] in CHANNELS and shape[2] in CHANNELS:
         if (shape[2] if channels_first else shape[0]) != 1:
             raise DataError(

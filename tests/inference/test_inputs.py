@@ -160,6 +160,8 @@ def test_where_the_channels_are_is_not_guessed(shape):
         (torch.full((3, 9, 9), torch.nan), "0..1, not nan"),
         (np.zeros((5, 7, 2), np.uint8), r"not \[5, 7, 2\]"),
         (np.zeros((0, 7, 3), np.uint8), r"not \[0, 7, 3\]"),
+        (torch.zeros(0, 5), r"not \[0, 5\]"),
+        (torch.zeros(4, 0, 3, dtype=torch.uint16), r"not \[4, 0, 3\]"),
         (np.zeros(7, np.uint8), r"list\(array\)"),
         (np.array(["a.jpg", "b.jpg"]), r"list\(array\)"),
         (np.array([HWC, None], dtype=object), r"list\(array\)"),
