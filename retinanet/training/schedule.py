@@ -44,12 +44,13 @@ def plan(state: TrainState, started: float) -> Pace:
     probed = probe(state, PROBING * amount), probe_files(state), time.perf_counter() - started
     (step, image), files, spent = all_gather(probed)[0]
     once, left = TRAINED * image * len(state.validation) + files, amount - spent - 2 * files
-    validations = max(1, min(config.validations, 8, int(VALIDATING * left / once)))
+    validations = min(config.validations, 8, 1 + max(0, int(VALIDATING * left / once)))
     iterations = int((left - validations * once) / step)
     if iterations < 1:
         raise ConfigError(
             f"a budget of {config.budget} does not hold one step: {spent:.0f} s to start, "
-            f"{once + 2 * files:.0f} s to validate and save, {step:.1f} s a step"
+            f"{once + 2 * files:.0f} s to validate and save, {step:.1f} s a step. Give it more, "
+            f"or wait until the machine has less else to do"
         )
     log.info(
         "budget %s: %.2f s a step and %.1f s a validation make about %d iterations and %d validations",
