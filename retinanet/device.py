@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .distributed import local_rank, world
-from .errors import ConfigError, ProcessError, unknown_name_error
+from .errors import ConfigError, ProcessError
 
 log = logging.getLogger("retinanet")
 
@@ -30,9 +30,10 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 def gpu_number(name: str) -> int:
     """The number of the GPU that auto, cuda or cuda:1 means; each process of several takes its own."""
-    if world() > 1:
-        return local_rank()
-    return int(name[5:]) if name.startswith("cuda:") and name[5:].isdigit() else 0
+    kind, _, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
+    return local_rank() if world() > 1 else int(number or 0)
 
 
 def pick_device(name: str | torch.device) -> torch.device:
@@ -41,19 +42,14 @@ def pick_device(name: str | torch.device) -> torch.device:
     Raises ConfigError for a device that is absent or that the package does not compute on.
     """
     count = torch.cuda.device_count()
-    known = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{number}" for number in range(count))]
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise unknown_name_error("device", str(name), known) from error
-    if device.type == "cuda" and world() > 1:
+    device = None
+    with suppress(RuntimeError, TypeError):  # no name of a device
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if device is not None and device.type == "cuda" and world() > 1:
         device = torch.device("cuda", local_rank())
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
-        raise ConfigError(
-            f"there is no device {str(name)!r} to compute on; choose one of: {', '.join(known)}"
-        )
+    if device is None or (device.index or 0) >= {"cpu": 1, "cuda": count}.get(device.type, 0):
+        known = ["cpu", "auto", *(["cuda"] if count else []), *(f"cuda:{one}" for one in range(count))]
+        raise ConfigError(f"there is no device {str(name)!r} here; use --device {' or '.join(known)}")
     return device
 
 
