@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from .distributed import local_rank, world
 from .errors import ConfigError, ProcessError
@@ -111,6 +113,8 @@ def load_items(dataset: Any, workers: int, size: int, *, pin: bool = False, **or
         **order,
     )
     items = iter(loader)
+    if workers:
+        _raise_once()
     return (_unpacked(item, pin) for item in items) if piped else items
 
 
@@ -122,6 +126,29 @@ def _tell_small(instead: str) -> None:
         SHARED_MEMORY,
         instead,
     )
+
+
+def _raise_once() -> None:
+    """Torch's signal handler raises when a loader process was killed, wherever the main process is.
+
+    For a second process it would raise again, where the first error is told. That process is found later, by
+    whoever waits for it. The next loaders set a new handler.
+    """
+    handler = getattr(signal, "SIGCHLD", None) and signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        return
+    if getattr(handler, "__name__", "") == "raise_once":
+        return
+
+    def raise_once(number: int, frame: Any) -> None:
+        try:
+            handler(number, frame)
+        except RuntimeError:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal_handling._SIGCHLD_handler_set = False
+            raise
+
+    signal.signal(signal.SIGCHLD, raise_once)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -163,14 +190,11 @@ def explain_lost_loaders() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # torch raises from a signal handler, perhaps in the middle of a step, so nothing is saved; for
-        # another loader it would raise again, here or where this error is told
-        text = str(error).partition("\n")[0]
+        # torch raises from a signal handler, perhaps in the middle of a step, so nothing is saved
+        text = str(error).partition("\n")[0].strip()
         lost = "killed by signal" in text or "exited unexpectedly" in text
         if isinstance(error, RuntimeError) and not (lost and "DataLoader worker" in text):
             raise
-        with suppress(AttributeError, ValueError):  # on Windows; in a thread, where no handler raises
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise ProcessError(
             f"a loader process was ended from outside ({text or 'its pipe is closed'}), as a system does "
             f"that is short of memory: lower --workers, or in a container raise --shm-size; a training goes "
