@@ -148,7 +148,7 @@ def test_darknets_file_of_paths_is_read_wherever_they_start(tmp_path: Path, insi
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("classes = 3\ntrain = train.txt\nnames = obj.names", "'nc' is 3, but there are 2"),
+        ("classes = 3\ntrain = train.txt\nnames = obj.names", "'classes' is 3, but there are 2"),
         ("backup = x", "describes no YOLO set"),
         ("train = lost/lost.txt\nnames = obj.names", "the images of train are not there"),
     ],
@@ -208,6 +208,18 @@ def test_of_a_description_without_a_split_that_is_here_the_folders_beside_it_are
     assert found(data) == {"all": ["images/a.jpg", "images/b.jpg"]}
     assert data["all"].names == ("cat", "dog")
     assert kinds(data) == {"descriptions that name no split that is here; the folders beside them are read"}
+
+
+@pytest.mark.parametrize("split", ["/content/x/images", "../valid/images", "D:\\x\\labels\\..\\images"])
+def test_the_end_of_a_path_is_no_folder_that_holds_another_split(tmp_path: Path, split: str) -> None:
+    text = "train: images/train\nnames: [cat, dog]\n"
+    make(tmp_path, {**pairs("images/train", "labels/train"), "data.yaml": f"{text}test: {split}\n"})
+    data = open_dataset(tmp_path)
+    assert found(data) == {"train": ["images/train/a.jpg", "images/train/b.jpg"]}
+    assert data["train"].notes[0].startswith("data.yaml names a test split that is not there")
+    make(tmp_path, {"data.yaml": f"{text}val: {split}\n"})
+    with pytest.raises(DataError, match="the images of val are not there"):
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,13 @@ def test_lists_names_and_prose_are_no_label_files(tmp_path: Path, name: str) -> 
     assert found(open_dataset(root)) == {"train": ["images/train/a.jpg", "images/train/b.jpg"]}
 
 
+@pytest.mark.parametrize("content", ["", "\0" * 20, "1 0.5\n", "\n\n1 0.5 0.5 0.2 0.4\n"])
+def test_a_broken_or_empty_label_file_beside_its_image_is_told_too(tmp_path: Path, content: str) -> None:
+    files = {**pairs("train", "train", "x", "y"), "train/a.jpg": "", "train/img_a.txt": content}
+    data = open_dataset(make(tmp_path, files | {"classes.txt": NAMES}))["train"]
+    assert [problem.image for problem in data.problems] == ["train/a.jpg"]
+
+
 @pytest.mark.parametrize("content, problems", [(LINE, 0), ("0 0.1 0.1 0.1 0.1\n", 1)])
 def test_a_copy_of_a_label_file_beside_the_image_is_none_unless_it_differs(
     tmp_path: Path, content: str, problems: int

@@ -107,7 +107,7 @@ def find_sources(folder: Folder) -> dict[str, list[Path]]:
 def _homes(folder: Folder, anywhere: bool, inside: str = "", depth: int = 3) -> Iterator[str]:
     """Folders of images with labels, below folders called images or named for splits, or anywhere."""
     images, labels = images_in(folder, inside), labels_in(folder, inside)
-    if labels:
+    if images and labels:
         yield from images
     elif _has_pairs(folder, inside):  # as images/train/sub, where images/train is the whole
         parts = inside.split("/")

@@ -147,9 +147,12 @@ def _with_splits(file: Path, content: dict[str, Any], names: tuple[str, ...]) ->
             raise DataError(
                 f"{file}: {split} is {found}, above the data folder {bases[0]}, and not a folder of images"
             )
-        meant = {other for *_, other, there, how in entries if how == "end" and there == found} | {part}
-        if not where or (where == "end" and len(meant) > 1):  # one folder cannot be two splits
-            absent.append((split, f"{part} (others end there too)" if where else str(found)))
+        if not where:
+            absent.append((split, str(found)))
+        elif where == "end" and any(
+            _overlap(found, part, there, other) for *_, other, there, how in entries if how
+        ):
+            absent.append((split, f"{part} (its end is a folder of another split)"))
         elif where == "end":
             detail = f"{key}: {part} is read as {os.path.relpath(found, file.parent)}"
             repairs.append(Problem(FROM_THE_END, file.name, detail))
@@ -164,6 +167,11 @@ def _with_splits(file: Path, content: dict[str, Any], names: tuple[str, ...]) ->
     return YoloFile(
         bases[-1], names, splits, "kpt_shape" in content, absent=words, repairs=repairs, notes=notes
     )
+
+
+def _overlap(found: Path, part: str, there: Path, other: str) -> bool:
+    """Whether another entry means the same folder, or one inside it: one folder cannot be two splits."""
+    return part != other and (found == there or found in there.parents)
 
 
 def _place(bases: list[Path], part: str, file: Path) -> tuple[Path, str]:
@@ -196,7 +204,7 @@ def _words(content: dict[str, Any], key: str, file: Path) -> list[str]:
     return parts
 
 
-def _checked_names(entry: Any, file: Path, count: Any = None) -> tuple[str, ...]:
+def _checked_names(entry: Any, file: Path, count: Any = None, key: str = "nc") -> tuple[str, ...]:
     if isinstance(entry, dict):
         if sorted(entry) != sorted(map(str, range(len(entry)))):
             keys = ", ".join(map(repr, entry))[:200]
@@ -212,7 +220,7 @@ def _checked_names(entry: Any, file: Path, count: Any = None) -> tuple[str, ...]
         raise DataError(f"{file}: 'names' holds a class twice: {', '.join(twice)}")
     if count is not None and count != str(len(entry)):
         number = count[:20] if isinstance(count, str) else "no number"
-        raise DataError(f"{file}: 'nc' is {number}, but there are {len(entry)} names")
+        raise DataError(f"{file}: {key!r} is {number}, but there are {len(entry)} names")
     return tuple(entry)
 
 
@@ -221,7 +229,7 @@ def names_of(file: Path, count: str | None = None) -> tuple[str, ...]:
     names = [line.strip() for line in lines_of(file) if line.strip()]
     if not names:
         raise DataError(f"{file}: holds no class names; give one a line")
-    return _checked_names(names, file, count)
+    return _checked_names(names, file, count, "classes")
 
 
 def is_names_file(folder: Folder, file: str) -> bool:
@@ -263,6 +271,13 @@ def looks_like_labels(file: Path) -> bool:
             with suppress(ValueError):
                 if len(words) > 4 and list(map(float, words[-4:])):
                     return True
+    return False
+
+
+def is_prose(file: Path) -> bool:
+    """Whether a text file has words."""
+    with suppress(DataError):
+        return any(re.search(r"[^\W\d_]{3}", line) for line in lines_of(file)[:MOST_READ])
     return False
 
 

@@ -15,7 +15,7 @@ from ...text import many
 from ..dataset import NO_TEXT, Columns, is_text
 from ..folder import Folder, Pairs, folded, join, pair
 from ..images import is_image
-from .yolo_files import is_list, is_names_file, looks_like_labels
+from .yolo_files import is_list, is_names_file, is_prose, looks_like_labels
 
 IMAGES = re.compile(r"(.*/)?(?:jpeg)?images/(.*)", re.IGNORECASE | re.DOTALL)
 """A path through a folder called images: what is above its last one, and what is below."""
@@ -162,16 +162,10 @@ def _around(
     inside_homes = dict.fromkeys(folder.folders(*homes) if homes else [])
     everywhere = folder.folders() if whole else iter(inside_homes)
     images = [join(one, name) for one in everywhere for name in folder.listed(one).files if is_image(name)]
-    texts = [
-        join(one, name)
-        for one in inside_homes | near
-        for names in folder.listed(one)[
-            :2
-        ]  # a folder in the place of a label file is one that cannot be read
-        for name in names
-        if name.lower().endswith(".txt") and not is_names_file(folder, join(one, name))
-    ]
-    return images, texts
+    # a folder in the place of a label file is one that cannot be read
+    names = ((one, name) for one in inside_homes | near for name in chain(*folder.listed(one)[:2]))
+    texts = [join(one, name) for one, name in names if name.lower().endswith(".txt")]
+    return images, [text for text in texts if not is_names_file(folder, text)]
 
 
 def _orphans(folder: Folder, pairs: Pairs, expected: Callable[[str], str]) -> dict[str, str]:
@@ -180,20 +174,13 @@ def _orphans(folder: Folder, pairs: Pairs, expected: Callable[[str], str]) -> di
     owner = {posixpath.splitext(image)[0] + ".txt": image for image in pairs.label_of if pairs.orphans}
     found = {}
     for label, image in pairs.orphans.items():
-        file = folder.top / label
-        if PROSE.match(file.name) or is_list(file):
-            continue
-        other = pairs.label_of.get(owner.get(label, ""), "")
+        file, other = folder.top / label, pairs.label_of.get(owner.get(label, ""), "")
         with suppress(OSError):
-            if other and filecmp.cmp(file, folder.top / other, shallow=False):
+            if is_list(file) or (other and filecmp.cmp(file, folder.top / other, shallow=False)):
                 continue
-        empty = bool(image) and os.path.isfile(file) and not os.path.getsize(file)
-        if "labels" in label.lower().split("/")[:-1] or empty or looks_like_labels(file):
-            found[label] = (
-                f"it probably belongs to {image}: call it {expected(image)}"
-                if image
-                else f"{owner[label]} has another label file, {other}"
-                if other
-                else "no image has its name"
-            )
+        in_labels = "labels" in label.lower().split("/")[:-1] and not PROSE.match(file.name)
+        if in_labels or looks_like_labels(file) or (image and not is_prose(file)):
+            named = f"it probably belongs to {image}: call it {expected(image)}" if image else ""
+            second = f"{owner[label]} has another label file, {other}" if other else ""
+            found[label] = named or second or "no image has its name"
     return found
