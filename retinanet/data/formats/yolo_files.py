@@ -163,7 +163,8 @@ def _with_splits(file: Path, content: dict[str, Any], names: tuple[str, ...]) ->
     words = [f"the images of {split} are not there: {found}" for split, found in absent]
     splits = {split: found for split, found in splits.items() if split not in lost}
     if splits and lost.keys() - {"test"}:
-        raise DataError(f"{file}: {'; '.join(words)}")
+        needed = "; ".join(text for text, (split, _) in zip(words, absent, strict=True) if split != "test")
+        raise DataError(f"{file}: {needed}; if the set has no such split, take the entry out of the file")
     return YoloFile(
         bases[-1], names, splits, "kpt_shape" in content, absent=words, repairs=repairs, notes=notes
     )
