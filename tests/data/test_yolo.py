@@ -217,6 +217,7 @@ def test_class_names_that_yaml_would_take_for_something_else_stay_words(tmp_path
         ("names: [a]\nnc: 2", "'nc' is 2, but there are 1"),
         ("names: cat", "must be a list"),
         ("names: [a]\ntrain: nowhere", "are not there"),
+        ("names: [a]\ntrain: .\nval: nowhere", "val are not there: .*take the entry out of the file"),
         ("names: [a]", "names no split"),
         ('names: ["\\UFFFFFFFF"]', "not valid YAML"),
         ('names: ["\\ud800"]', "must be a list of class names"),

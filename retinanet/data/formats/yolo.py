@@ -123,8 +123,8 @@ def _homes(folder: Folder, anywhere: bool, inside: str = "", depth: int = 3) -> 
 def _has_pairs(folder: Folder, inside: str) -> bool:
     """Whether label files lie beside images of the same names."""
     files = folder.listed(inside).files
-    stems = {folded(stem_of(name)) for name in files if is_image(name)}
     texts = [name for name in files if name.lower().endswith(".txt")]
+    stems = {folded(stem_of(name)) for name in files if is_image(name)} if texts else set()
     pairs = [folder.top / inside / name for name in texts if folded(stem_of(name)) in stems]
     return any(map(looks_like_labels, pairs[:SAMPLE]))
 
