@@ -119,6 +119,8 @@ def data_case(
         for split in splits.values():
             data, problems = validate(split, invalid, deep=rng.random() < 0.2)
             check_columns(data)
+            lacking = {problem.image for problem in split.problems} & set(data.files.tolist())
+            require(not lacking, f"{lacking} lack objects and are kept, as if they had none")
             check_kept(split, data, problems)
             if not problems:
                 check_rows(data, place, truth)
