@@ -79,7 +79,7 @@ def _misplaced(data: Dataset, results: Results) -> list[str]:
     what = (
         "all boxes lie in the first pixel"
         if tiny
-        else f"{over.sum():,} of {len(over):,} boxes leave the image"
+        else f"{over.sum():,} of {len(results):,} boxes leave the image"
     )
     return [f"{what}: are they [x, y, width, height] in pixels of the image, as COCO has them?"]
 

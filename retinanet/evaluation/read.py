@@ -57,8 +57,8 @@ def read_results(file: Path, dataset: Dataset) -> Results:
     if problems:
         hint = ""
         if any(problem.kind == "unknown category ids" for problem in problems):
-            known = [f"{one} {name}" for one, name in zip(dataset.category_ids, dataset.names, strict=True)]
-            hint = f"\nthe category ids of {dataset.source} are {listed(known)}"
+            ours = [f"{one} {name}" for one, name in zip(dataset.category_ids, dataset.names, strict=True)]
+            hint = f"\nthe category ids of {dataset.source} are {listed(ours)}"
         raise DataError(f"{file} does not go with {dataset.source}:\n{_summary(problems)}{hint}", problems)
     as_text = sum(any(isinstance(value, str) for value in _values(entry)) for entry in content)
     if as_text:
