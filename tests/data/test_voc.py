@@ -94,7 +94,7 @@ def test_what_cannot_be_a_row_is_told_with_its_file(tmp_path: Path, text: str, k
     assert words in problem.detail
 
 
-NO_SIZE = "XML files without the size of the image, which the image has"
+NO_SIZE = "XML files without a size, which is taken from the image"
 IN_ORDER, AS_ZERO = (
     "boxes whose corners were put in order",
     "objects whose difficult is neither 0 nor 1, read as 0",

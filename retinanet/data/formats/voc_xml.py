@@ -67,7 +67,7 @@ def parse(file: Path) -> Record:
     if all(side.is_integer() and side > 0 for side in sides):
         record.height, record.width = map(int, sides)
     else:
-        record.repairs.append(("XML files without the size of the image, which the image has", ""))
+        record.repairs.append(("XML files without a size, which is taken from the image", ""))
     for place, entry in enumerate(tree.iterfind("object"), start=1):
         if (entry.findtext("deleted") or "").strip() != "1":  # of LabelMe
             _object(entry, place, record)
