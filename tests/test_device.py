@@ -1,11 +1,13 @@
 """Devices that are not here, and loader processes where shared memory is small."""
 
 import os
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data._utils import signal_handling
 
 from retinanet import device
 from retinanet.data.augment import Augment
@@ -153,3 +155,19 @@ def test_the_end_of_a_loader_is_one_sentence(error):
 def test_other_errors_are_left_alone():
     with pytest.raises(RuntimeError, match="shapes"), explain_lost_loaders():
         raise RuntimeError("shapes differ")
+
+
+def test_the_handler_of_a_killed_loader_raises_once_and_not_again():
+    def killed(number, frame):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGCHLD, killed)
+    try:
+        device._raise_once()
+        device._raise_once()
+        with pytest.raises(RuntimeError, match="killed by signal"):
+            signal.raise_signal(signal.SIGCHLD)
+        signal.raise_signal(signal.SIGCHLD)
+        assert not signal_handling._SIGCHLD_handler_set  # the next loader sets it
+    finally:
+        signal.signal(signal.SIGCHLD, before)

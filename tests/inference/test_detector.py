@@ -130,6 +130,22 @@ def test_bf16_finds_about_the_same(trained, detector, pictures):
     torch.testing.assert_close(near.scores[:5], exact.scores[:5], rtol=0.1, atol=0.01)
 
 
+@pytest.mark.parametrize(("height", "width"), [(400, 40), (40, 400), (600, 60), (20, 20)])
+def test_a_narrow_image_has_one_answer_in_bf16_whatever_the_memory_held(trained, detector, height, width):
+    low = retinanet.load(trained, device="cpu", precision="bf16")
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    batch, sizes = low.preprocess.stack([low.preprocess.resized(image)])
+    with torch.inference_mode():
+        exact = torch.cat([level.flatten() for level in detector.forward(batch, sizes)[0]])
+        answers = []
+        for _ in range(10):
+            waste = [torch.full((2**power + 17 * power,), torch.nan) for power in range(6, 18)]
+            del waste
+            answers.append(torch.cat([level.flatten() for level in low.forward(batch, sizes)[0]]))
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+    torch.testing.assert_close(answers[0].float(), exact, rtol=0.02, atol=0.05)
+
+
 def test_another_scale_is_obeyed(trained):
     assert retinanet.load(trained, device="cpu", scale=128).preprocess.size(64, 96) == (128, 192)
 
