@@ -116,6 +116,8 @@ def _beside(file: Path, name: str, value: str) -> dict[int | str, str]:
 def _match_categories(file: Path, dataset: Dataset, ids: Collection[int | str]) -> dict[int | str, int]:
     """Category id -> label: by name where the names are known, else by the data set's ids."""
     by_id: dict[int | str, int] = {one: label for label, one in enumerate(dataset.category_ids)}
+    texts = match_names([one for one in ids if isinstance(one, str)], dataset.names)
+    by_id |= {one: dataset.names.index(name) for one, name in texts.items()}
     names = {one: name for one, name in categories_beside(file).items() if one in ids}
     meant = match_names([*names.values()], dataset.names)
     unknown = [name for name in names.values() if name not in meant]

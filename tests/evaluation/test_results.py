@@ -184,6 +184,12 @@ def test_our_own_results_are_matched_by_the_files_of_images_and_this_is_told(tmp
     assert read_results(file, boxes_of(("q/1.jpg", []), ("r/1.jpg", []))).images.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("one", ["cow", "Cow", " cow "])
+def test_category_ids_that_are_names_are_matched_with_the_classes(tmp_path, one):
+    file = written(tmp_path, [], "nothing.json", (1, one), (1, 1))
+    assert read_results(file, boxes_of(("a.jpg", []))).labels.tolist() == [2, 0]
+
+
 @pytest.mark.parametrize("one", ["b", "b.jpg", "deep/b.jpg", "set/deep/b"])
 def test_image_ids_that_are_file_names_are_matched_with_the_files(tmp_path, one):
     file = written(tmp_path, [], "nothing.json", (one, 1), (1, 1))
