@@ -200,7 +200,7 @@ def test_where_nothing_is_recognised_the_error_says_what_was_looked_for(tmp_path
 @pytest.mark.parametrize("name", ["../val/000001.jpg", "/etc/passwd", "..\\x.jpg", "a/../../../x.jpg"])
 def test_a_file_name_that_leaves_the_data_folder_is_refused(data, tmp_path, name):
     change(data, lambda index: index["images"][3].update(file_name=name))
-    with pytest.raises(retinanet.DataError, match=r"1 file names that leave the data folder\n  image 4: "):
+    with pytest.raises(retinanet.DataError, match=r"1 file names that leave the data folder\n  image 4 \("):
         train(data, tmp_path / "run")
 
 

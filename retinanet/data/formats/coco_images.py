@@ -86,6 +86,8 @@ def _strange(folder: Folder, files: list[str]) -> list[int]:
 
 def _meant(folder: Folder, name: str) -> list[str]:
     """The files of a name, or of the longest end of it that is there."""
+    if is_outside(name) and os.path.lexists(folder.top / name):
+        return []  # it is not of another machine, but outside the folder
     parts = name.split("/")
     whole = [] if is_outside(name) else [name]
     ends = whole + ["/".join(parts[start:]) for start in range(1, len(parts)) if parts[start] != ".."]
