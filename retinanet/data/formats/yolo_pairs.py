@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
-from itertools import chain, compress, filterfalse
+from itertools import chain, filterfalse
 
 from ...text import many
 from ..dataset import NO_TEXT, Columns, is_text
@@ -57,10 +57,10 @@ def pair_splits(
     """
     expected = _expected(folder)
     first = columns[next(iter(columns))]
-    listed = {
-        one for one in set(map(posixpath.dirname, chain(*files.values()))) if os.path.isdir(folder.top / one)
-    }
-    images, texts = _around(folder, listed, expected, whole)
+    listed = set(map(posixpath.dirname, chain(*files.values())))
+    images, texts = _around(
+        folder, filter(lambda one: os.path.isdir(folder.top / one), listed), expected, whole
+    )
     images = list(filter(is_text, dict.fromkeys(chain(*files.values(), images))))
     for text in filterfalse(is_text, texts):
         first.problem(NO_TEXT, ".", ascii(text))
@@ -102,10 +102,8 @@ def _sharing(label_of: dict[str, str]) -> tuple[list[str], list[str]]:
     and the others (a.jpg, a.png)."""
     first: dict[str, str] = {}
     later = [image for image, label in label_of.items() if first.setdefault(label, image) != image]
-    same_form = [folded(image) == folded(first[label_of[image]]) for image in later]
-    return list(compress(later, same_form)), [
-        image for image, same in zip(later, same_form, strict=True) if not same
-    ]
+    same_form = [image for image in later if folded(image) == folded(first[label_of[image]])]
+    return same_form, sorted(set(later).difference(same_form))
 
 
 def _tell_lonely(lonely: list[str], count: int, split: str, columns: Columns) -> None:
