@@ -57,10 +57,7 @@ def pair_splits(
     """
     expected = _expected(folder)
     first = columns[next(iter(columns))]
-    listed = set(map(posixpath.dirname, chain(*files.values())))
-    images, texts = _around(
-        folder, filter(lambda one: os.path.isdir(folder.top / one), listed), expected, whole
-    )
+    images, texts = _around(folder, chain(*files.values()), expected, whole)
     images = list(filter(is_text, dict.fromkeys(chain(*files.values(), images))))
     for text in filterfalse(is_text, texts):
         first.problem(NO_TEXT, ".", ascii(text))
@@ -141,12 +138,14 @@ def parents(inside: str) -> list[str]:
 
 
 def _around(
-    folder: Folder, image_folders: Iterable[str], expected: Callable[[str], str], whole: bool
+    folder: Folder, files: Iterable[str], expected: Callable[[str], str], whole: bool
 ) -> tuple[list[str], list[str]]:
     """All images and text files where those of the set may be: in the folders of the images and in all called
     labels beside or above them; of text files also the folder above, where they may lie by mistake."""
     homes, near = dict[str, None](), dict[str, None]()
-    for inside in sorted(image_folders):
+    for inside in sorted(set(map(posixpath.dirname, files))):
+        if not os.path.isdir(folder.top / inside):
+            continue
         match = IMAGES.fullmatch(f"{inside}/")
         home = inside[: len(inside) + 1 - len(match[2])].rstrip("/") if match else inside
         above = parents(home)
