@@ -62,7 +62,14 @@ def _of(source: Path) -> tuple[list[Path], int]:
         )
     if source.is_file():
         return _listed(source) if source.suffix.lower() == ".txt" else [source], 0
-    files = [path for path in map(Path, glob.glob(str(source), recursive=True)) if _counts(path)]
+    found = sorted(
+        map(Path, glob.glob(str(source), recursive=True)), key=lambda path: (len(path.parts), path)
+    )
+    once: dict[tuple[str, str], Path] = {}  # ** goes round and round where a link leads upwards
+    real = {folder: os.path.realpath(folder) for folder in {path.parent for path in found}}
+    for path in found:
+        once.setdefault((real[path.parent], path.name), path)
+    files = list(filter(_counts, once.values()))
     shown = [path for path in files if not any(map(is_hidden, {*path.parts} - {*source.parts}))]
     return sorted(shown), len(files) - len(shown)
 

@@ -87,6 +87,11 @@ def test_what_is_hidden_is_taken_where_it_is_named(messy, caplog):
     assert "2 images skipped" in caplog.text
 
 
+def test_a_glob_goes_no_rounds_through_links(messy):
+    found, _ = find_files([f"{messy}/**/*.*"])
+    assert [str(path.relative_to(messy)) for path in found] == ["linked/two.png", "one.JPG"]
+
+
 def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(messy):
     (messy / "gone.jpg").symlink_to("nowhere")
     assert "gone.jpg" in [path.name for path in find_files([messy])[0]]
