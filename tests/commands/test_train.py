@@ -151,12 +151,12 @@ def test_training_may_look_at_smaller_pictures_than_the_model_answers_for(scenes
     assert session.detector().preprocess.size(96, 128) == (96, 128)
 
 
-def test_without_a_validation_split_a_tenth_is_held_out(tmp_path, caplog):
+def test_without_a_validation_split_a_tenth_is_held_out_or_twice_that_for_rare_classes(tmp_path, caplog):
     data = write_scenes(tmp_path / "data", {"train": 20}, size=(64, 64), seed=1, across=(16, 48))
     config = override(preset("tiny"), SMALL)
     with caplog.at_level("INFO", "retinanet"):
         training, validation = open_training(data, config.seed, **reading(config))
-    assert (len(training), len(validation)) == (18, 2)
+    assert len(training) + len(validation) == 20 and 2 <= len(validation) <= 4
     assert not set(training.files) & set(validation.files)
     assert "held out" in caplog.text
 
