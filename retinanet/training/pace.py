@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from .optim import lr_factor
 
 STRETCH = 0.02
 """Share of a budget of minutes after which the log has its next row, and with it a new look at the clock."""
+
+NEAR = 0.1
+"""Share of a budget of minutes over which `Pace.steady` averages."""
 
 VALIDATING = 0.05
 """Share of a budget of minutes that all validations before the last one may take."""
@@ -31,7 +35,9 @@ class Pace:
     seconds      the budget; None by iterations
     began        the clock when the budget began; the other fields count by the clock only
     validations  how many there are, the last one included, at equal shares
-    step         seconds of a step
+    step         seconds of a step, as it was lately
+    steady, near the same as a mean over the last tenth of the budget, of so many steps: the time that is kept
+                 for the end follows it, so that one slow step does not end the schedule
     cost, ending how many steps a validation takes the time of, and the files that are written after the last
     row, share   the iterations of the last row of the log, and the share that was used then
     trained      seconds of all steps
@@ -45,6 +51,8 @@ class Pace:
     began: float = 0.0
     validations: int = 1
     step: float = 0.0
+    steady: float = 0.0
+    near: float = 4.0
     cost: float = 0.0
     ending: float = 0.0
     row: int = 0
@@ -103,6 +111,9 @@ class Pace:
             return
         self.trained += seconds
         self.step += (seconds / steps - self.step) / 2  # half of it is the newest: noise is damped
+        before = self.near * math.exp(-seconds / (NEAR * self.seconds))
+        self.near = before + steps
+        self.steady = (before * (self.steady or self.step) + seconds) / self.near
         self.share, self.iterations, self.room = broadcast_from_main(lambda: self.measured(done))
         self.row, self.looked, self._settled = done, time.perf_counter(), True
 
@@ -110,8 +121,9 @@ class Pace:
         """The share that is used after iteration `done`, the estimate of all, and the `room`."""
         assert self.seconds is not None
         once, most = self.cost * self.step, VALIDATING * self.seconds - self.validating
-        between = min((self.validations - 1 - self.validated) * once, max(0.0, most))
-        left = max(0.0, self.seconds - self.used() - self.ending * self.step - once - between)
+        step = self.steady or self.step
+        between = min((self.validations - 1 - self.validated) * self.cost * step, max(0.0, most))
+        left = max(0.0, self.seconds - self.used() - (self.ending + self.cost) * step - between)
         share = max(self.share_at(done), self.trained / (self.trained + left)) if left else 1.0
         return share, done + int(left / max(self.step, 1e-9)), once <= most
 
@@ -133,7 +145,7 @@ class Pace:
         """Whether time is left after the last validation, because it took less than was kept for it."""
         if self.seconds is None:
             return False
-        self.step = seconds / max(self.cost, 1e-9)  # the machine is quicker than it was
+        self.step = self.steady = seconds / max(self.cost, 1e-9)  # the machine is quicker than it was
         self.row, self.share = done, 0.0  # it was 1 for the time that was expected
         self.share, iterations, self.room = broadcast_from_main(lambda: self.measured(done))
         worth = (iterations - done) * self.step >= STRETCH * self.seconds

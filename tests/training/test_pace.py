@@ -108,6 +108,17 @@ def test_the_share_is_that_of_the_seconds_which_steps_take(clock, load):
         assert share == pytest.approx((now - record[0][0]) / (end - record[0][0]), abs=0.1)
 
 
+@pytest.mark.parametrize("at", [30, 60, 90])
+def test_one_slow_step_does_not_end_the_schedule(clock, at):
+    """A step of 12 seconds among those of half a second: a tenth of the time is gone, and no more."""
+    load = lambda now: 24.0 if at <= now < at + 0.4 else 1.0  # noqa: E731
+    record = steps(begun(clock, load, validation=3.0), clock, load, validation=3.0)["steps"]
+    shares = [share for now, share, _ in record]
+    assert max(later - earlier for earlier, later in pairwise(shares)) < 0.2
+    end = clock[0] - ENDING
+    assert all(share == pytest.approx((now - 10) / (end - 10), abs=0.12) for now, share, _ in record)
+
+
 @each_load
 def test_validations_are_at_equal_shares(clock, load):
     shares = [share for share, _ in steps(begun(clock, load), clock, load, validation=0.2)["validations"]]
