@@ -302,7 +302,8 @@ def results_case(folder: Path, rng: random.Random, odd: bool) -> None:
     file.write_bytes(json_bytes(content, rng, odd))
     results = read_results(file, data)
     try:
-        expected = [result_truth(entry) for entry in json.loads(file.read_bytes(), object_pairs_hook=unique)]
+        entries = json.loads(file.read_bytes(), object_pairs_hook=unique)
+        expected = [result_truth(entry, data) for entry in entries]
     except Exception as error:
         raise Wrong(f"read without a word what cannot be read: {type(error).__name__} {error}") from error
     numbers = zip(

@@ -349,12 +349,20 @@ def yolo_account(place: Path, splits: dict[str, Dataset]) -> None:
             require(told, f"nobody speaks of {picture}")
 
 
-def result_truth(entry: dict[str, Any]) -> tuple[int, int, list[float], float]:
-    """Image id, category id, xyxy and score of an entry of a COCO results file."""
+def result_truth(entry: dict[str, Any], data: Dataset) -> tuple[int, int, list[float], float]:
+    """Image id, category id, xyxy and score of an entry of a COCO results file. An id may be a name."""
     require(isinstance(entry["bbox"], list), f"{entry}")
     x, y, w, h, score = numbers = [number(value) for value in [*entry["bbox"], entry["score"]]]
     require(all(map(math.isfinite, numbers)) and min(w, h) >= 0 and -1e-4 <= score <= 1 + 1e-4, f"{entry}")
-    image, category = (whole(number(entry[name])) for name in ("image_id", "category_id"))
+    files = {Path(str(file)).stem: int(one) for file, one in zip(data.files, data.image_ids, strict=True)}
+    classes = {folded(name): one for name, one in zip(data.names, data.category_ids, strict=True)}
+    image, category = (
+        known[key] if isinstance(given, str) and (key := form(given)) in known else whole(number(given))
+        for given, known, form in (
+            (entry["image_id"], files, lambda text: Path(text).stem),
+            (entry["category_id"], classes, lambda text: folded(" ".join(text.split()))),
+        )
+    )
     return image, category, [float(x), float(y), float(x + w), float(y + h)], score
 
 
