@@ -47,7 +47,7 @@ def run(path: str, config: CheckConfig) -> bool:
                 need_boxes=name != "test",
             )
         except DataError as error:  # no image or no box at all
-            found = error.problems or [Problem(str(error), data.source.name, "")]
+            found = error.problems or [Problem("splits that cannot be used", name, str(error))]
             clean = None
         problems += found
         if clean is not None:

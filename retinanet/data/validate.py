@@ -144,7 +144,7 @@ def _check_headers(
         (height, width), (said_height, said_width) = found[index].tolist(), dataset.sizes[index].tolist()
         what = f"the annotation says {said_width} x {said_height}, the image is {width} x {height}"
         if (height, width) == (said_width, said_height):
-            what += " (the annotation ignores the EXIF rotation)"
+            what += " (the sides are swapped, as where the EXIF rotation is ignored)"
         kind = "images whose size disagrees with the annotation"
         problems.append(_image_problem(dataset, kind, index, what))
     for index in np.flatnonzero(large).tolist():
@@ -188,8 +188,11 @@ def _check_boxes(
     vanishes = finite & ~flat & ~outside & _flat(cut)  # lies within the pixel of tolerance
     repeated = _repeated(image, dataset.labels, boxes) & finite
 
+    # one box of a pixel in the corner may be meant, all of them are not
+    fractions = finite & ~flat & (boxes.max(initial=0) <= 1) & (known & (border > 4).all(axis=1))
     faults = {
         "boxes that are not finite": ~finite,
+        "boxes in fractions of the image and not in pixels": fractions,
         "boxes without area": flat | vanishes,
         OUTSIDE: outside,
         "duplicate boxes": repeated,
@@ -197,9 +200,13 @@ def _check_boxes(
     for kind, where in faults.items():
         for row in np.flatnonzero(where).tolist():
             problems.append(_box_problem(dataset, kind, row, int(image[row]), sizes))
-    usable = finite & ~repeated & ~_flat(cut)
+    usable = finite & ~repeated & ~_flat(cut) & ~fractions
     inside_out = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)  # and not only flat: an object is there
-    return cut, (usable if clip else usable & ~outside), ~finite | inside_out | (outside & (not clip))
+    return (
+        cut,
+        (usable if clip else usable & ~outside),
+        ~finite | inside_out | fractions | (outside & (not clip)),
+    )
 
 
 def _known(sizes: Integers) -> Flags:

@@ -121,19 +121,54 @@ def test_two_files_of_one_split_are_an_error_that_lists_them(tmp_path: Path) -> 
         open_dataset(tmp_path)
 
 
+def test_splits_with_other_classes_are_an_error_that_names_them(tmp_path: Path) -> None:
+    coco(tmp_path / "train.json")
+    coco(tmp_path / "val.json", ("cat", "fish"))
+    with pytest.raises(DataError, match="only in train.json: 'dog'; only in val.json: 'fish'"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize(
-    "names, words",
-    [
-        (("cat", "fish"), "only in train.json: 'dog'; only in val.json: 'fish'"),
-        (("cat",), "only in train.json: 'dog'"),
-        (("dog", "cat"), "another order"),
-    ],
+    "names, label, ids", [(("cat",), 0, (1, 2)), (("dog", "cat"), 1, (2, 1)), (("dog",), 1, (2, 1))]
 )
-def test_splits_with_other_classes_are_an_error_that_names_them(
-    tmp_path: Path, names: tuple[str, ...], words: str
+def test_a_split_that_numbers_the_classes_otherwise_is_matched_by_name_and_keeps_its_ids(
+    tmp_path: Path, names: tuple[str, ...], label: int, ids: tuple[int, ...]
 ) -> None:
     coco(tmp_path / "train.json")
-    coco(tmp_path / "val.json", names)
+    coco(tmp_path / "val.json", names)  # its only box has the category 1
+    val = open_dataset(tmp_path)["val"]
+    assert val.names == ("cat", "dog") and val.labels.tolist() == [label] and val.category_ids == ids
+    assert [repair.kind.partition(" whose")[0] for repair in val.repairs] == ["files"]
+
+
+def test_data_sets_further_below_are_named(tmp_path: Path) -> None:
+    yolo(tmp_path / "kit" / "one")
+    yolo(tmp_path / "kit" / "two")
+    coco(tmp_path / "third" / "train.json")
+    with pytest.raises(DataError, match="in its folders kit/one, kit/two, third: pass one of them"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.json", '{"version": "5.0", "shapes": []}', "a.json is of labelme"),
+        ("train/_via.json", '{"a.jpg12": {"regions": [{"region_attributes": {}}]}}', "VGG Image Annotator"),
+        ("annotations/default.json", '{"info": {}, "items": []}', "of Datumaro"),
+        ("annotations.xml", "<annotations><version>1.1</version></annotations>", "of CVAT's own format"),
+        ("boxes.csv", "file,xmin,ymin,xmax,ymax,class", "boxes.csv is a table"),
+        ("labels_of_me/a.txt", "0 0.5 0.5 1 0.25\n", "call its folder labels"),
+        ("_annotations.txt", "a.jpg 1,2,3,4,0 5,6,7,8,1\n", "a list of images with boxes"),
+        ("annotations.zip", "PK", "Unpack first: annotations.zip"),
+    ],
+)
+def test_annotations_of_other_formats_are_named_with_what_to_do(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.jpg")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=words):
         open_dataset(tmp_path)
 

@@ -120,8 +120,8 @@ def test_every_fault_of_a_data_set_is_told_in_one_go(tmp_path: Path) -> None:
     ]
     assert sizes == [
         "image 2 (small.png): the annotation says 200 x 50, the image is 100 x 50",
-        "image 3 (turned.jpg): the annotation says 100 x 50, the image is 50 x 100 (the annotation "
-        "ignores the EXIF rotation)",
+        "image 3 (turned.jpg): the annotation says 100 x 50, the image is 50 x 100 (the sides are "
+        "swapped, as where the EXIF rotation is ignored)",
     ]
     assert len(raised.value.problems) == len(EVERY_KIND) + 2
     assert str(raised.value).endswith("and leave out the rest.")
@@ -376,3 +376,12 @@ def test_what_is_sound_is_not_copied(tmp_path: Path) -> None:
     data = boxes(tmp_path, (10, 10, 20, 20))
     clean, _ = validate(data)
     assert clean.boxes is data.boxes and clean.files is data.files
+
+
+def test_boxes_in_fractions_of_the_image_are_problems_if_all_are(tmp_path: Path) -> None:
+    corners = [(0.1, 0.2, 0.5, 0.6), (0.0, 0.0, 1.0, 1.0)]
+    dataset = boxes(tmp_path, *corners)
+    with pytest.raises(DataError, match="2 boxes in fractions of the image and not in pixels"):
+        validate(dataset)
+    _, problems = validate(boxes(tmp_path, *corners, (10, 10, 20, 20)))
+    assert problems == []  # a box of a pixel is not wrong beside others

@@ -266,3 +266,24 @@ def test_of_the_blood_cells_exactly_the_two_boxes_without_area_are_reported() ->
     assert [problem.kind for problem in found] == ["boxes without area"] * 2
     assert sorted("BloodImage_00338" in problem.detail for problem in found) == [False, True]
     assert sorted("BloodImage_00343" in problem.detail for problem in found) == [False, True]
+
+
+def test_lists_of_classes_that_name_the_same_images_are_those_of_splits(tmp_path: Path) -> None:
+    lists = {f"{name}_{split}": "" for name in ("cat", "dog") for split in ("train", "val")}
+    root = tree(tmp_path / "set", {one: xml(thing()) for one in "abc"}, **lists)
+    for name, flag in (("cat", "1"), ("dog", "-1")):
+        for split, images in (("train", "ab"), ("val", "c")):
+            text = "".join(f"{one} {flag}\n" for one in images)
+            (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text(text)
+    splits = open_dataset(root)
+    assert {split: len(data) for split, data in splits.items()} == {"train": 2, "val": 1}
+    # lists of the images of a class alone are none of a split
+    (root / "ImageSets" / "Main" / "dog_train.txt").write_text("a 1\n")
+    assert list(open_dataset(root)) == ["all"]
+
+
+def test_a_test_list_without_annotations_is_left_out_and_told(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", {"a": xml(thing())}, train="a", test="x y")
+    splits = open_dataset(root)
+    assert list(splits) == ["train"] and not splits["train"].problems
+    assert "no image of ImageSets/Main/test.txt has an XML file: left out" in splits["train"].notes

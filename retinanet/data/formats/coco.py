@@ -94,29 +94,45 @@ def _read_splits(root: Path, files: dict[str, list[Path]], images: Path | None) 
                 f"{root}: several annotation files {which}: {listed}; pass one of them instead of the folder"
             )
         datasets[split] = read_coco(file, images, split)
-    _require_same_classes(*datasets.values())
+    datasets = _share_classes(datasets)
     if note := unlisted(datasets.values()):
         first = next(iter(datasets))
         datasets[first] = replace(datasets[first], notes=(note,))
     return datasets
 
 
-def _require_same_classes(first: Dataset, *others: Dataset) -> None:
-    for other in others:
-        if other.names == first.names:
-            continue
+def _share_classes(datasets: dict[str, Dataset]) -> dict[str, Dataset]:
+    """All splits with the classes of train, else of the first, by name: a file may number them otherwise, or
+    list fewer. It keeps its ids."""
+    first = datasets["train" if "train" in datasets else next(iter(datasets))]
+    shared = {}
+    for split, other in datasets.items():
         only = [
-            (one, [name for name in one.names if name not in two.names])
+            (one.source.name, [name for name in one.names if name not in two.names])
             for one, two in ((first, other), (other, first))
         ]
-        differences = [
-            f"only in {one.source.name}: {', '.join(map(repr, names))}" for one, names in only if names
-        ]
-        what = "; ".join(differences) or "the names are the same, but their ids put them in another order"
-        raise DataError(
-            f"{first.source.name} and {other.source.name} do not have the same classes: {what}. All splits "
-            f"must share one list of categories"
-        )
+        if only[1][1]:
+            what = "; ".join(
+                f"only in {file}: {', '.join(map(repr, names))}" for file, names in only if names
+            )
+            raise DataError(
+                f"{only[0][0]} and {only[1][0]} do not have the same classes: {what}. Add the classes that "
+                f"lack to the categories of {only[0][0]}"
+            )
+        if other.names != first.names:
+            id_of = dict(zip(other.names, other.category_ids, strict=True))
+            free = iter(set(range(1, 2 * len(first.names) + 1)).difference(other.category_ids))
+            label_of = np.array([first.names.index(name) for name in other.names], dtype=np.int64)
+            kind = "files whose categories are fewer than those of train or in another order, matched by name"
+            other = replace(
+                other,
+                names=first.names,
+                category_ids=tuple(id_of[name] if name in id_of else next(free) for name in first.names),
+                labels=label_of[other.labels],
+                repairs=(*other.repairs, Problem(kind, other.source.name, "")),
+            )
+        shared[split] = other
+    return shared
 
 
 def read_coco(file: Path, images: Path | None = None, split: str | None = None) -> Dataset:

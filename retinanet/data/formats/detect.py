@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from ...errors import DataError, unknown_name_error
@@ -25,6 +28,30 @@ FORMATS = {
 """In the order of preference. A new format is a file with these functions, and a line here."""
 
 RUN_FILES = ("config.json", "model.safetensors")
+
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+
+EXPORT = "which is not read: export the set as COCO, VOC or YOLO"
+
+OTHERS = tuple(
+    (suffix, re.compile(mark, re.MULTILINE), what)
+    for suffix, mark, what in (
+        (".json", rb'"shapes"\s*:', f"of labelme, {EXPORT}"),
+        (".json", rb'"(region_attributes|_via_\w+)"', f"of the VGG Image Annotator, {EXPORT}"),
+        (".json", rb'"classTitle"', f"of Supervisely, {EXPORT}"),
+        (".json", rb'"coordinates"\s*:', f"of CreateML, {EXPORT}"),
+        (".json", rb'"items"\s*:', f"of Datumaro, {EXPORT}"),
+        (".xml", rb"<annotations>", f"of CVAT's own format, {EXPORT}"),
+        (".csv", rb"(?i)x_?min|width|bbox|\bx1\b", f"a table, {EXPORT}"),
+        (".txt", rb"^\d+( +[01]?\.?\d+){4}\s*$", "a YOLO label file: call its folder labels, beside images"),
+        (".txt", rb"^\S+\.(jpe?g|png)( +\d+(,\d+){4})+\s*$", f"a list of images with boxes, {EXPORT}"),
+    )
+)
+"""Annotations that are not read where they lie, by suffix and mark, and what to do."""
+
+TEXTS = tuple({suffix for suffix, _, _ in OTHERS})
+
+MOST_WALKED, MOST_READ, MOST_BELOW = 10_000, 20, 50
 
 DEPTH = 4  # folders around a data set that are gone through
 
@@ -80,7 +107,7 @@ def open_dataset(
         looked_for = "\n".join(f"  {name.upper():5s} {known.holds}" for name, known in FORMATS.items())
         raise DataError(
             f"{root}: no {kind}data set was recognised here. What was looked for:\n{looked_for}\n"
-            f"It holds: {_contents(root)}"
+            f"It holds: {_contents(root)}{_advice(root, formats.values(), folder)}"
         )
     chosen, read = next(iter(found.items()))
     if len(found) > 1:
@@ -99,6 +126,33 @@ def _only_folders(root: Path) -> Iterator[Path]:
             return
         root = root / listing.folders[0]
         yield root
+
+
+def _advice(root: Path, formats: Iterable[Format], images: Path | None) -> str:
+    """What to do where no data set was recognised: a line each."""
+    lines = []
+    if below := list(_sets_below(root, list(formats), images)):
+        lines.append(f"Data sets are in its folders {', '.join(below)}: pass one of them")
+    if packed := [name for name in Folder(root).listed().files if name.lower().endswith(PACKED)]:
+        lines.append(f"Unpack first: {', '.join(packed[:10])}")
+    files = [name for name in islice(Folder(root).walk(), MOST_WALKED) if name.lower().endswith(TEXTS)]
+    for name in () if lines else files[:MOST_READ]:
+        with suppress(OSError), open(root / name, "rb") as stream:
+            head = stream.read(1 << 16)
+            kinds = [what for end, mark, what in OTHERS if name.lower().endswith(end) and mark.search(head)]
+            if kinds:
+                return f"\n{name} is {kinds[0]}"
+    return "".join(f"\n{line}" for line in lines)
+
+
+def _sets_below(root: Path, formats: list[Format], images: Path | None, depth: int = 2) -> Iterator[str]:
+    """The folders in the folder, and in those, that are data sets."""
+    with suppress(DataError):  # of a folder that may not be listed
+        for name in Folder(root).listed().folders[:MOST_BELOW]:
+            if any(known.recognise(root / name, images) for known in formats):
+                yield name
+            elif depth > 1:
+                yield from (f"{name}/{one}" for one in _sets_below(root / name, formats, images, depth - 1))
 
 
 def _contents(folder: Path) -> str:

@@ -108,6 +108,9 @@ def _splits(folder: Folder, xmls: list[str], image_of: Mapping[str, str]) -> dic
     for split, file in lists.items():
         columns = Columns()
         splits[split] = file, columns, _listed(folder.top / file, index, above, columns)
+    if len(splits) > 1 and "test" in splits and not splits["test"][2]:
+        splits.pop("test")  # as in VOC2012, whose annotations are not published
+        next(iter(splits.values()))[1].notes.append(f"no image of {lists['test']} has an XML file: left out")
     if splits:
         return splits
     groups: dict[str, list[str]] = {}
@@ -150,7 +153,25 @@ def _lists(folder: Folder, index: Index) -> tuple[dict[str, str], list[str]]:
         found["train"] = files["trainval"]
     if not found and "default" in files:  # of CVAT, for images without a split
         found["all"] = files["default"]
+    found = found or _lists_by_class(folder, files)
     return found, [] if found else list(files.values())
+
+
+def _lists_by_class(folder: Folder, files: Mapping[str, str]) -> dict[str, str]:
+    """A list of each split, where there are only those of classes, as car_train.txt of VoTT, and all of a
+    split name the same images, with 1 or -1."""
+    groups: dict[str, dict[str, frozenset[str]]] = {}
+    for stem, file in files.items():
+        split = next((one for one, rule in SPLITS.items() if rule.fullmatch(stem.rpartition("_")[2])), None)
+        if split:
+            lines = [
+                line.rsplit(maxsplit=1) for line in decoded(folder.top / file, str.strip)[0] if line.strip()
+            ]
+            flagged = all(words[1:] in (["-1"], ["0"], ["1"]) for words in lines)
+            images = frozenset(words[0] for words in lines) if flagged else frozenset([file])
+            groups.setdefault(split, {})[file] = images
+    same = all(len(set(lists.values())) == 1 for lists in groups.values())
+    return {split: next(iter(lists)) for split, lists in groups.items()} if same else {}
 
 
 def _is_list(stem: str, file: Path, index: Index) -> bool:

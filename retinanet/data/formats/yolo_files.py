@@ -221,7 +221,10 @@ def _checked_names(entry: Any, file: Path, count: Any = None, key: str = "nc") -
         raise DataError(f"{file}: 'names' holds a class twice: {', '.join(twice)}")
     if count is not None and count != str(len(entry)):
         number = count[:20] if isinstance(count, str) else "no number"
-        raise DataError(f"{file}: {key!r} is {number}, but there are {len(entry)} names")
+        raise DataError(
+            f"{file}: {key!r} is {number}, but there are {len(entry)} names; add those that lack, or write the "
+            f"right number"
+        )
     return tuple(entry)
 
 

@@ -83,6 +83,7 @@ def pair_splits(
         columns[split_of[image]].problem(kind, posixpath.dirname(image) or ".", image, image)
 
     lonely = set(pairs.alone).difference(map(pairs.orphans.get, orphans))
+    lonely = {image for image in lonely if os.path.isfile(folder.top / image)}  # else it is a problem anyway
     for split, names in files.items():
         _tell_lonely([name for name in names if name in lonely], len(names), split, columns[split])
     if sharing:
