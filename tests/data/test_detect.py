@@ -124,7 +124,7 @@ def test_two_files_of_one_split_are_an_error_that_lists_them(tmp_path: Path) -> 
 def test_splits_with_other_classes_are_an_error_that_names_them(tmp_path: Path) -> None:
     coco(tmp_path / "train.json")
     coco(tmp_path / "val.json", ("cat", "fish"))
-    with pytest.raises(DataError, match="only in train.json: 'dog'; only in val.json: 'fish'"):
+    with pytest.raises(DataError, match=r"only in train\.json: 'dog'; only in val\.json: 'fish'"):
         open_dataset(tmp_path)
 
 

@@ -222,8 +222,8 @@ def _checked_names(entry: Any, file: Path, count: Any = None, key: str = "nc") -
     if count is not None and count != str(len(entry)):
         number = count[:20] if isinstance(count, str) else "no number"
         raise DataError(
-            f"{file}: {key!r} is {number}, but there are {len(entry)} names; add those that lack, or write the "
-            f"right number"
+            f"{file}: {key!r} is {number}, but there are {len(entry)} names; add those that "
+            f"lack, or write the right number"
         )
     return tuple(entry)
 
