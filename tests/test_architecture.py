@@ -53,10 +53,10 @@ DOORS = {
 """Where the core opens an annex, or a detector a part above it, in a function that a user asked for."""
 
 CLOSURES = {  # files, lines
-    "training.loop": (43, 7_523),  # to be 6_500
+    "training.loop": (43, 7_535),  # to be 6_500
     "inference.detector": (16, 2_730),
     "evaluation.evaluate": (32, 5_506),
-    "commands.predict": (52, 9_158),
+    "commands.predict": (52, 9_282),
 }
 TO_OPEN = {
     "batch to step": (12, 2_153),  # to be 12, 1_800

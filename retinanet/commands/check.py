@@ -123,6 +123,8 @@ def describe(name: str, data: Dataset, lacking: set[str]) -> str:
         + (f", {many(empty, 'image')} without objects" if empty else "")
         + (f", {many(sum(lack), 'image')} whose objects cannot all be read" if any(lack) else "")
     ]
+    if not data.names:
+        return lines[0]
     shown = sorted(zip(counts.tolist(), data.names, strict=True), reverse=True)
     lines.append(
         "  "

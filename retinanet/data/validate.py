@@ -104,9 +104,10 @@ def _require_some(dataset: Dataset, problems: list[Problem], need_boxes: bool) -
     lacks = "images" if len(dataset) == 0 else "boxes" if need_boxes and len(dataset.labels) == 0 else None
     if lacks is not None:
         reasons = f"\n{report(problems, limit=10)}" if problems else ""
+        advice = "; take the split away, and a tenth of train is held out" if dataset.split == "val" else ""
         raise DataError(
             f"{dataset.source}: there are no {lacks} in {dataset.split}, so there is nothing to learn or to "
-            f"measure{reasons}",
+            f"measure{advice}{reasons}",
             problems,
         )
 

@@ -486,3 +486,9 @@ def test_other_json_files_are_not_taken_for_annotations(tmp_path: Path, content:
     long = {"categories": [{"id": 1, "name": "x" * 100_000}], "images": [image()], "annotations": [box()]}
     (tmp_path / "notes.json").write_text(json.dumps(long))
     assert coco.recognise_coco(tmp_path, None) is not None
+
+
+def test_a_number_is_a_name_of_a_category(tmp_path: Path) -> None:
+    data = read(tmp_path, [image()], [box()], [{"id": 1, "name": 7}])
+    assert data.names == ("7",) and len(data.labels) == 1
+    assert [repair.kind for repair in data.repairs] == ["categories whose name is a number"]

@@ -155,6 +155,7 @@ def test_data_sets_further_below_are_named(tmp_path: Path) -> None:
         ("a.json", '{"version": "5.0", "shapes": []}', "a.json is of labelme"),
         ("train/_via.json", '{"a.jpg12": {"regions": [{"region_attributes": {}}]}}', "VGG Image Annotator"),
         ("annotations/default.json", '{"info": {}, "items": []}', "of Datumaro"),
+        ("person_keypoints.json", '{"images": [{"id": 1}], "annotations": [{}]}', "pass it itself"),
         ("annotations.xml", "<annotations><version>1.1</version></annotations>", "of CVAT's own format"),
         ("boxes.csv", "file,xmin,ymin,xmax,ymax,class", "boxes.csv is a table"),
         ("labels_of_me/a.txt", "0 0.5 0.5 1 0.25\n", "call its folder labels"),
@@ -248,3 +249,14 @@ def test_at_least_one_image_is_held_out_and_one_is_left() -> None:
     assert [len(part) for part in hold_out(images(3), seed=0, fraction=1.0)] == [1, 2]
     with pytest.raises(DataError, match="cannot be split"):
         hold_out(images(1), seed=0)
+
+
+@pytest.mark.parametrize("name", ["annotations", "Annotation", "labels"])
+def test_coco_files_may_lie_in_a_folder_of_annotations_however_it_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    yolo(tmp_path)
+    (tmp_path / "labels" / "train" / "a.txt").unlink()
+    coco(tmp_path / name / "train.json")
+    splits = open_dataset(tmp_path)
+    assert splits["train"].layout == "coco" and len(splits["train"].labels) == 1

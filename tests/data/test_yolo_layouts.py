@@ -380,3 +380,20 @@ def test_a_list_of_names_that_contradicts_the_description_is_told(tmp_path: Path
     assert open_dataset(make(tmp_path, files | {"classes.txt": NAMES}))["train"].notes == ()
     (note,) = open_dataset(make(tmp_path, {"classes.txt": "dog\ncat\n"}))["train"].notes
     assert note.startswith("a list of class names at the top says otherwise")
+
+
+@pytest.mark.parametrize("names", ["classes.txt", "obj.names", "_darknet.labels"])
+def test_a_description_without_names_takes_those_of_a_list_beside_it(tmp_path: Path, names: str) -> None:
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    Image.new("RGB", (10, 10)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnc: 2\n")
+    (tmp_path / names).write_text("cat\ndog\n")
+    data = open_dataset(tmp_path)["train"]
+    assert data.names == ("cat", "dog") and data.labels.tolist() == [1]
+    (repair,) = data.repairs
+    assert repair.kind.startswith("descriptions without class names")
+    (tmp_path / names).write_text("cat\n")
+    with pytest.raises(DataError, match="'nc' is 2, but there are 1 names"):
+        open_dataset(tmp_path)

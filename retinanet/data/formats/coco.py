@@ -21,11 +21,12 @@ import numpy as np
 from ...errors import DataError, Problem
 from ..cache import cached
 from ..dataset import BOX_COLUMNS, Columns, Dataset, Integers, is_text
-from ..folder import Folder
+from ..folder import Folder, folded
 from .coco_images import OUTSIDE, locate, tidy, unlisted
 from .coco_repairs import TEXT_IDS, UNUSABLE, repaired
 from .format import Read, split_of, subfolders
 from .json import NUMBERS, ONLY_INT, as_id, as_int, reject_duplicate_keys, shorten
+from .voc_images import ANNOTATIONS
 
 log = logging.getLogger("retinanet")
 
@@ -45,7 +46,7 @@ ANEW = "annotations numbered by their place, since some ids were absent, no numb
 def recognise_coco(root: Path, images: Path | None) -> Read | None:
     """Its files by split; "all" holds those whose name says none."""
     folders = subfolders(root)
-    annotations = [folder for folder in folders if folder.name.lower() == "annotations"]
+    annotations = [folder for folder in folders if folded(folder.name) in ANNOTATIONS]
     named = [folder for folder in folders if split_of(folder.name)]
     files: dict[str, list[Path]] = {}
     for folder in [root, *annotations, *named]:
@@ -200,6 +201,9 @@ def _categories(
     for position, entry in enumerate(entries):
         number = as_id(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
+        if type(name) is int:
+            columns.repair("categories whose name is a number", source, f"category {number}")
+            name = str(name)
         if number is None or not isinstance(name, str) or not name.strip() or not is_text(name):
             kind = "categories without an id or without a name"
             columns.problem(kind, source, f"entry {position}: {shorten(entry)}")

@@ -41,6 +41,11 @@ OTHERS = tuple(
         (".json", rb'"classTitle"', f"of Supervisely, {EXPORT}"),
         (".json", rb'"coordinates"\s*:', f"of CreateML, {EXPORT}"),
         (".json", rb'"items"\s*:', f"of Datumaro, {EXPORT}"),
+        (
+            ".json",
+            rb'"(images|annotations)"\s*:',
+            "not taken for COCO by its name, folder or form: pass it itself",
+        ),
         (".xml", rb"<annotations>", f"of CVAT's own format, {EXPORT}"),
         (".csv", rb"(?i)x_?min|width|bbox|\bx1\b", f"a table, {EXPORT}"),
         (".txt", rb"^\d+( +[01]?\.?\d+){4}\s*$", "a YOLO label file: call its folder labels, beside images"),
@@ -138,7 +143,7 @@ def _advice(root: Path, formats: Iterable[Format], images: Path | None) -> str:
     files = [name for name in islice(Folder(root).walk(), MOST_WALKED) if name.lower().endswith(TEXTS)]
     for name in () if lines else files[:MOST_READ]:
         with suppress(OSError), open(root / name, "rb") as stream:
-            head = stream.read(1 << 16)
+            head = stream.read(1 << 16).replace(b"\0", b"")  # of UTF-16
             kinds = [what for end, mark, what in OTHERS if name.lower().endswith(end) and mark.search(head)]
             if kinds:
                 return f"\n{name} is {kinds[0]}"

@@ -107,10 +107,17 @@ def read_yaml(file: Path) -> YoloFile:
     except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         advice = "; save it as UTF-8" if isinstance(error, yaml.reader.ReaderError) else ""
         raise DataError(f"{file}: is not valid YAML: {error}{advice}") from None
+    beside: tuple[str, ...] = ()
     if not isinstance(content, dict) or "names" not in content:
-        raise DataError(f"{file}: has no entry 'names', the list of classes")
-    names = _checked_names(content["names"], file, content.get("nc"))
-    return _with_splits(file, content, names)
+        beside = find_names(Folder(file.parent), [""], Columns()) if isinstance(content, dict) else ()
+        if not beside:
+            raise DataError(f"{file}: has no entry 'names', the list of classes")
+    names = _checked_names(list(beside) or content["names"], file, content.get("nc"))
+    about = _with_splits(file, content, names)
+    if beside:
+        kind = "descriptions without class names, which are those of a list beside them"
+        about.repairs.append(Problem(kind, file.name, ", ".join(names[:10])))
+    return about
 
 
 def read_darknet(file: Path) -> YoloFile:
