@@ -101,7 +101,8 @@ def validate(
 
 
 def _require_some(dataset: Dataset, problems: list[Problem], need_boxes: bool) -> None:
-    lacks = "images" if len(dataset) == 0 else "boxes" if need_boxes and len(dataset.labels) == 0 else None
+    boxes = "boxes but crowds (iscrowd, difficult)" if len(dataset.labels) else "boxes"
+    lacks = "images" if len(dataset) == 0 else boxes if need_boxes and dataset.crowd.all() else None
     if lacks is not None:
         reasons = f"\n{report(problems, limit=10)}" if problems else ""
         advice = "; take the split away, and a tenth of train is held out" if dataset.split == "val" else ""

@@ -155,6 +155,7 @@ def test_data_sets_further_below_are_named(tmp_path: Path) -> None:
         ("a.json", '{"version": "5.0", "shapes": []}', "a.json is of labelme"),
         ("train/_via.json", '{"a.jpg12": {"regions": [{"region_attributes": {}}]}}', "VGG Image Annotator"),
         ("annotations/default.json", '{"info": {}, "items": []}', "of Datumaro"),
+        ("project-1.json", '[{"annotations": [{"result": [{"from_name": "x"}]}]}]', "of Label Studio"),
         ("person_keypoints.json", '{"images": [{"id": 1}], "annotations": [{}]}', "pass it itself"),
         ("annotations.xml", "<annotations><version>1.1</version></annotations>", "of CVAT's own format"),
         ("boxes.csv", "file,xmin,ymin,xmax,ymax,class", "boxes.csv is a table"),

@@ -385,3 +385,12 @@ def test_boxes_in_fractions_of_the_image_are_problems_if_all_are(tmp_path: Path)
         validate(dataset)
     _, problems = validate(boxes(tmp_path, *corners, (10, 10, 20, 20)))
     assert problems == []  # a box of a pixel is not wrong beside others
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_of_crowds_alone_cannot_be_used(tmp_path: Path, split: str) -> None:
+    dataset = boxes(tmp_path, (10, 10, 20, 20))
+    crowds = replace(dataset, split=split, crowd=np.array([True]))
+    with pytest.raises(DataError, match=f"no boxes but crowds .* in {split}"):
+        validate(crowds)
+    assert len(validate(crowds, need_boxes=False)[0]) == 1

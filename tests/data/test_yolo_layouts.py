@@ -397,3 +397,9 @@ def test_a_description_without_names_takes_those_of_a_list_beside_it(tmp_path: P
     (tmp_path / names).write_text("cat\n")
     with pytest.raises(DataError, match="'nc' is 2, but there are 1 names"):
         open_dataset(tmp_path)
+
+
+def test_a_comment_in_a_list_of_names_is_no_class(tmp_path: Path) -> None:
+    files = {"images/a.png": "", "labels/a.txt": LINE, "classes.txt": f"# of May\n{NAMES}#3\n"}
+    data = open_dataset(make(tmp_path, files))["all"]
+    assert data.names == ("cat", "dog", "#3")

@@ -38,6 +38,7 @@ OTHERS = tuple(
     for suffix, mark, what in (
         (".json", rb'"shapes"\s*:', f"of labelme, {EXPORT}"),
         (".json", rb'"(region_attributes|_via_\w+)"', f"of the VGG Image Annotator, {EXPORT}"),
+        (".json", rb'"(from_name|\w+labels)"\s*:', f"of Label Studio, {EXPORT}"),
         (".json", rb'"classTitle"', f"of Supervisely, {EXPORT}"),
         (".json", rb'"coordinates"\s*:', f"of CreateML, {EXPORT}"),
         (".json", rb'"items"\s*:', f"of Datumaro, {EXPORT}"),

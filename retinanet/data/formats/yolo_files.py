@@ -236,8 +236,9 @@ def _checked_names(entry: Any, file: Path, count: Any = None, key: str = "nc") -
 
 
 def names_of(file: Path, count: str | None = None) -> tuple[str, ...]:
-    """The class names of a text file, one a line."""
-    names = [line.strip() for line in lines_of(file) if line.strip()]
+    """The class names of a text file, one a line. A line that begins with a number sign and a blank is a
+    comment."""
+    names = [name for line in lines_of(file) if (name := line.strip()) and not name.startswith("# ")]
     if not names:
         raise DataError(f"{file}: holds no class names; give one a line")
     return _checked_names(names, file, count, "classes")
