@@ -98,4 +98,4 @@ def test_the_real_cells_without_area_are_named(shared_data, caplog):
         assert not engine.run(str(shared_data / "bccd"), CheckConfig(layout="voc"))
     assert "BloodImage_00338" in caplog.text
     assert "BloodImage_00343" in caplog.text
-    assert "\n2 problems" in caplog.text
+    assert "2 problems. Fix them" in caplog.text
