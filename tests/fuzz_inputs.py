@@ -161,7 +161,8 @@ def write_coco(root: Path, rng: random.Random, odd: bool) -> Path:
             x1, y1, x2, y2 = random_box((width, height), rng)
             entry = {"id": len(annotations) + 1, "image_id": number, "category_id": rng.choice((3, 18))}
             entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1]}
-            annotations.append(entry | rng.choice(({}, {"iscrowd": 0, "area": 12.5}, {"iscrowd": True})))
+            crowd = {"iscrowd": bool(annotations)}  # crowds alone are nothing to learn
+            annotations.append(entry | rng.choice(({}, {"iscrowd": 0, "area": 12.5}, crowd)))
     categories = [{"id": 3, "name": rng.choice(NAMES[:2])}, {"id": 18, "name": rng.choice(NAMES[2:])}]
     content: Any = {"images": images, "annotations": annotations, "categories": categories}
     if rng.random() < 0.5:

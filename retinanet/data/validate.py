@@ -202,6 +202,9 @@ def _check_boxes(
     for kind, where in faults.items():
         for row in np.flatnonzero(where).tolist():
             problems.append(_box_problem(dataset, kind, row, int(image[row]), sizes))
+    if dataset.layout == "coco" and known.all() and outside.any() and _fit_as_corners(boxes, border):
+        what = "all boxes fit if they are [x1, y1, x2, y2]; COCO's are [x, y, width, height]"
+        problems.append(Problem("files whose boxes seem to be corners", dataset.source.name, what))
     usable = finite & ~repeated & ~_flat(cut) & ~fractions
     inside_out = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)  # and not only flat: an object is there
     return (
@@ -209,6 +212,13 @@ def _check_boxes(
         (usable if clip else usable & ~outside),
         ~finite | inside_out | fractions | (outside & (not clip)),
     )
+
+
+def _fit_as_corners(boxes: Floats, border: Floats) -> bool:
+    """Whether width and height of all [M, 4] boxes can be their second corner."""
+    with np.errstate(over="ignore"):
+        second = boxes[:, 2:] - boxes[:, :2]
+    return bool(((boxes[:, :2] < second) & (second <= border[:, 2:])).all())
 
 
 def _known(sizes: Integers) -> Flags:

@@ -394,3 +394,13 @@ def test_a_split_of_crowds_alone_cannot_be_used(tmp_path: Path, split: str) -> N
     with pytest.raises(DataError, match=f"no boxes but crowds .* in {split}"):
         validate(crowds)
     assert len(validate(crowds, need_boxes=False)[0]) == 1
+
+
+def test_boxes_that_all_fit_as_corners_are_told_to_be_corners(tmp_path: Path) -> None:
+    kind = "files whose boxes seem to be corners"
+    wrong = [(x1, y1, x1 + x2, y1 + y2) for x1, y1, x2, y2 in [(40, 10, 90, 40), (5, 5, 30, 20)]]
+    dataset = replace(boxes(tmp_path, *wrong), layout="coco")
+    assert kinds(validate(dataset, "clip")[1]) == ["boxes outside the image", kind]
+    # a box that leaves the image and is no pair of corners
+    one = replace(boxes(tmp_path, (40, 10, 50, 70)), layout="coco")
+    assert kinds(validate(one, "clip")[1]) == ["boxes outside the image"]
