@@ -403,3 +403,14 @@ def test_a_comment_in_a_list_of_names_is_no_class(tmp_path: Path) -> None:
     files = {"images/a.png": "", "labels/a.txt": LINE, "classes.txt": f"# of May\n{NAMES}#3\n"}
     data = open_dataset(make(tmp_path, files))["all"]
     assert data.names == ("cat", "dog", "#3")
+
+
+@pytest.mark.parametrize("name", ["labels/a.txt", "classes.txt"])
+def test_a_text_file_in_another_encoding_is_to_be_saved_as_utf_8(tmp_path: Path, name: str) -> None:
+    make(tmp_path, {"images/a.png": "", "labels/a.txt": LINE, "classes.txt": NAMES})
+    (tmp_path / name).write_bytes("0.5 Käfer\n".encode("cp1252"))
+    try:
+        words = " ".join(problem.detail for problem in open_dataset(tmp_path)["all"].problems)
+    except DataError as error:
+        words = str(error)
+    assert name in words and words.endswith("; save it as UTF-8")

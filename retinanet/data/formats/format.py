@@ -59,7 +59,8 @@ def lines_of(file: Path) -> list[str]:
     try:
         return file.read_text(encoding=UTF_8).splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
+        advice = "; save it as UTF-8" if isinstance(error, ValueError) else ""
+        raise DataError(f"{file}: cannot be read: {error}{advice}") from None
 
 
 def decoded(file: Path, known: Callable[[str], object]) -> tuple[list[str], str]:
