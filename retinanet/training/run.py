@@ -145,8 +145,6 @@ def run_metadata(
     boxes, machine = int((~training.crowd).sum()), describe(state.device)
     sizes = len(training), len(training.names), boxes, len(validation)
     log.info("%d images of %d classes, %d boxes to train on; %d images to validate on", *sizes)
-    for text in doubts(state):
-        log.warning("%s", text)
     several = f" and {world() - 1} more processes" if world() > 1 else ""
     network, scale = config.model.network.backbone, config.model.preprocess.scale
     log.info("%s, %d px, %s, on %s%s", network, scale, config.precision, machine, several)
@@ -154,6 +152,8 @@ def run_metadata(
     log.info("learning rate %.3g (%.3g for %d images, scaled to %d)", *rates)
     epochs = pace.iterations / state.sampler.steps_per_epoch
     log.info("%s iterations (%.1f epochs), validation every %d", pace, epochs, pace.every)
+    for text in doubts(state):
+        log.warning("%s", text)
     return {
         "data": str(source),
         "data_hash": training.fingerprint(),
