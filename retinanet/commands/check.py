@@ -21,7 +21,7 @@ from ..data.reach import anchor_reach, reach_table, too_narrow
 from ..data.splits import IN_BOTH, account, in_both
 from ..data.validate import validate
 from ..errors import DataError, Problem, report
-from ..files import next_free, write_atomically
+from ..files import write_atomically
 from ..model.criterion import Criterion
 from ..ops.anchors import STRIDES
 from ..text import many
@@ -56,7 +56,7 @@ def run(path: str, config: CheckConfig) -> bool:
     problems += [problem for one, other in pairs for problem in in_both(one, other, content=True)]
     if problems:
         log.info(
-            "%s", listed(problems, config.out or next_free(Path("runs") / f"{Path(path).name}-check.txt"))
+            "%s", listed(problems, config.out or Path("runs") / f"{Path(path).resolve().name}-check.txt")
         )
     log.info("%s", summary(splits, problems, config.strict))
     if hidden := hidden_files(Path(path)):
