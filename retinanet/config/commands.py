@@ -171,7 +171,7 @@ class CheckConfig(SourceOptions):
     deep: bool = False
     """Also decode every image."""
     out: Path | None = None
-    """Text file of all problems, if there are too many to print. None: runs/<data>-check.txt, written anew."""
+    """Text file of all problems, if there are more than ten of a kind. None: runs/<data>-check.txt."""
     preset: str | None = None
     """Preset of the anchors and scale for the boxes. None: the one that `train` would choose here."""
     scale: int | None = setting(None, 32, 1 << 16)
