@@ -48,7 +48,7 @@ def stacked(*images):
         HWC.astype(np.longdouble) / 255,
         Image.fromarray(HWC),
     ],
-    ids=str,
+    ids=lambda form: type(form).__name__,
 )
 def test_what_has_one_meaning_gives_the_same_pixels(form):
     several, (image,) = as_images(form)
