@@ -98,7 +98,7 @@ def _read_splits(root: Path, files: dict[str, list[Path]], images: Path | None) 
     datasets = _share_classes(datasets)
     if note := unlisted(datasets.values()):
         first = next(iter(datasets))
-        datasets[first] = replace(datasets[first], notes=(note,))
+        datasets[first] = replace(datasets[first], notes=(*datasets[first].notes, note))
     return datasets
 
 
